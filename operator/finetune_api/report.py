@@ -1,0 +1,213 @@
+"""What a run tells the world: exit codes, progress while it runs, the report when it is done.
+
+Read by the command line, the trainer and the operator alike; written by the trainer alone.
+"""
+
+from enum import IntEnum, StrEnum
+
+from pydantic import Field
+
+from finetune_api.model import ApiModel
+
+CONTRACT_VERSION = 1
+"""Raised whenever a field of Report or Progress changes its meaning; operator and trainer refuse a skew."""
+
+
+class ExitCode(IntEnum):
+    """How a stage ended. Never 1 (Python's own crash) and never 128 or more (signals); values follow sysexits.h."""
+
+    OK = 0
+    BAD_SPEC = 64
+    BAD_DATA = 65
+    STORAGE = 69
+    INTERNAL = 70
+    OUT_OF_MEMORY = 71
+    DIVERGED = 72
+    PREEMPTED = 75
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same job may succeed when it is simply run again."""
+        return self in (ExitCode.STORAGE, ExitCode.INTERNAL, ExitCode.OUT_OF_MEMORY, ExitCode.PREEMPTED)
+
+
+class Stage(StrEnum):
+    """The stages of one job, in order."""
+
+    CHECK = "check"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    PUBLISH = "publish"
+
+
+class Progress(ApiModel):
+    """One moment of a running stage."""
+
+    stage: Stage
+    message: str = ""
+    """What is being done, for people: ``reading rows``, ``scoring base model``."""
+    percent: float | None = None
+    """0 to 100 of this stage; absent while unknown."""
+    step: int | None = None
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    """Mean loss per completion token since the previous report, in nats."""
+    validation_loss: float | None = None
+    learning_rate: float | None = None
+    rows_per_second: float | None = None
+    tokens_per_second: float | None = None
+    eta_seconds: float | None = None
+
+
+class SplitRows(ApiModel):
+    """Rows per split."""
+
+    train: int
+    validation: int
+    test: int
+
+
+class DataReport(ApiModel):
+    """What the data looked like once read, rendered and split."""
+
+    rows: SplitRows
+    tokens: int | None = None
+    """Tokens of the training split, prompts included."""
+    completion_tokens: int | None = None
+    longest_tokens: int | None = None
+    truncated_percent: float = 0.0
+    duplicates: int = 0
+    """Rows whose normalised input equals or nearly equals another row's; such rows share a split."""
+    hash: str
+    """sha256 over the rendered rows in order: equal data, equal hash."""
+    format: str
+    """``raw`` or ``chat``: how prompts are wrapped."""
+    sample_prompt: str = ""
+    """The first training prompt as the model sees it, special tokens included."""
+    sample_completion: str = ""
+    """The part of it that is learnt."""
+
+
+class LossPoint(ApiModel):
+    """One point of the training curve."""
+
+    step: int
+    loss: float | None = None
+    validation_loss: float | None = None
+    learning_rate: float | None = None
+
+
+class TrainingReport(ApiModel):
+    """How training went."""
+
+    method: str
+    parameters: int
+    trainable_parameters: int
+    steps: int
+    epochs: float
+    final_loss: float | None = None
+    """Mean loss per completion token over the last tenth of the steps, in nats."""
+    best_step: int | None = None
+    curve: tuple[LossPoint, ...] = ()
+    seconds: float = 0.0
+    rows_per_second: float = 0.0
+    tokens_per_second: float = 0.0
+    peak_memory_bytes: int = 0
+    precision: str = ""
+    """Chosen precision and why, for people."""
+    layout: str = ""
+    """``packed`` or ``padded`` and why, for people."""
+    resumed_from_step: int | None = None
+
+
+class MetricComparison(ApiModel):
+    """One metric of one task on the test split: the base model against the tuned one."""
+
+    task: str
+    metric: str
+    """``accuracy``, ``exact_match``, ``rouge1``, ``rouge2``, ``rougeL``, ``perplexity``."""
+    base: float | None = None
+    tuned: float
+    delta: float | None = None
+    """tuned - base."""
+    low: float | None = None
+    """Lower bound of the 95 % confidence interval of ``delta`` (paired bootstrap over rows)."""
+    high: float | None = None
+    rows: int
+    higher_is_better: bool = True
+    note: str = ""
+
+
+class PromptChoice(ApiModel):
+    """How the base model was given its best chance: choices made on the validation split alone."""
+
+    task: str
+    template: int
+    """Index of the template in ``spec.data.tasks[].templates``."""
+    normaliser: str
+    """How label likelihoods are compared: ``sum``, ``mean``, ``calibrated``."""
+    validation_accuracy: float
+    candidates: dict[str, float] = Field(default_factory=dict)
+    """Validation accuracy of every template and normaliser tried."""
+
+
+class SideBySide(ApiModel):
+    """One test row: what was asked, what was expected, what both models said."""
+
+    task: str
+    row: int
+    prompt: str
+    reference: str
+    base: str
+    tuned: str
+
+
+class EvaluationReport(ApiModel):
+    """The untouched test split, scored."""
+
+    metrics: tuple[MetricComparison, ...] = ()
+    prompt_choices: tuple[PromptChoice, ...] = ()
+    examples: tuple[SideBySide, ...] = ()
+    seconds: float = 0.0
+
+
+class ArtifactKind(StrEnum):
+    """What was published."""
+
+    ADAPTER = "adapter"
+    WEIGHTS = "weights"
+    MERGED = "merged"
+    REPORT = "report"
+
+
+class Artifact(ApiModel):
+    """One published folder."""
+
+    kind: ArtifactKind
+    uri: str
+    sha256: str
+    """sha256 of the folder's MANIFEST.json, which holds the sha256 of every file."""
+    bytes: int
+
+
+class Report(ApiModel):
+    """The whole outcome of a job; written as report.json beside report.html."""
+
+    contract_version: int = CONTRACT_VERSION
+    name: str
+    namespace: str
+    spec_hash: str
+    base_model: str
+    base_revision: str | None = None
+    """Commit of a hub model, or sha256 over the files of a local one."""
+    data: DataReport
+    training: TrainingReport
+    evaluation: EvaluationReport | None = None
+    artifacts: tuple[Artifact, ...] = ()
+    published: bool = False
+    seed: int
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Package versions that the numbers depend on."""
+    resolved: dict[str, object] = Field(default_factory=dict)
+    """The spec with every default filled in, as JSON."""

@@ -1,0 +1,1 @@
+"""Tune, evaluate and publish one language model: the stages of a FineTuneJob, on a laptop or in a pod."""

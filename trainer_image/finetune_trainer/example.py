@@ -1,0 +1,35 @@
+"""The two forms a row takes on its way to the model: text, then tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of one task after its template, before the chat format and the tokenizer."""
+
+    task: str
+    row: int
+    """0-based number of the row in its source, for messages and reports."""
+    prompt: str
+    completion: str
+    template: int
+    """Index of the template that rendered it, in ``spec.data.tasks[].templates``."""
+    key: str
+    """Hash of the normalised input (no label, task or template in it): decides the split."""
+    values: Mapping[str, object]
+    """The row itself: what a template renders; needed to render it another way or shortened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of one example; the model learns and is scored on ``ids[prompt_length:]`` alone."""
+
+    ids: tuple[int, ...]
+    prompt_length: int
+    truncated: bool = False
+
+    @property
+    def completion_ids(self) -> tuple[int, ...]:
+        """The tokens to be learnt, the end token included."""
+        return self.ids[self.prompt_length :]
