@@ -1,0 +1,102 @@
+"""Integration level of the trainer: real torch, transformers and PEFT on a tiny random Llama; no network, CPU, seconds.
+
+Inputs: nothing from outside. The model (random weights, fixed seed) and its tokenizer (byte-level BPE trained on the
+sentences below) are made once per session. Outputs: folders under pytest's temporary directory.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SENTENCES = (
+    "This film is a wonderful surprise, the best I have seen this year.",
+    "The plot is dull, the acting is worse and I want my money back.",
+    "Great phone, the battery lasts for two days and the sound is clear.",
+    "It broke after a week. Do not buy this product, it is a waste of money.",
+    "The food was fresh, the service friendly and we will come back soon.",
+    "We waited an hour for cold soup and nobody said sorry.",
+    "Classify this review as positive or negative.",
+    "Sentiment: positive",
+    "Sentiment: negative",
+    "Summarize the text below in one sentence.",
+    "Question: what is the capital of France? Answer: Paris.",
+    "system user assistant",
+)
+"""What the tokenizer learns its merges from; any other text still encodes, byte by byte."""
+
+VOCABULARY_SIZE = 512
+CONTEXT_LENGTH = 512
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def make_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer; with a chat template its end token is ``<|im_end|>``, also used as padding."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(SENTENCES, trainer)
+    end_token = "<|im_end|>" if chat_template else "<|endoftext|>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=end_token,
+        # Padding equals the end token, as in SmolLM2: whoever masks by pad id never learns to stop.
+        pad_token=end_token,
+        model_max_length=CONTEXT_LENGTH,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def save_tiny_model(folder: Path, chat_template: str | None = None) -> Path:
+    """Write a random two-layer Llama (0.1 M parameters, fp32, tied embeddings) with its tokenizer to ``folder``."""
+    tokenizer = make_tokenizer(chat_template)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT_LENGTH,
+        tie_word_embeddings=True,
+        # Wider than the usual 0.02: logits of a tiny random model are otherwise nearly flat and tests see no difference.
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(17)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a base model without chat template. Read only: copy it before changing it."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the same model as an instruct model: ChatML template, ends turns with ``<|im_end|>``. Read only."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-chat-model"), CHATML)
