@@ -1,0 +1,68 @@
+# `make demo` and `make test` are the two commands; both set up what they need. Python 3.11 is all that must be there.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+PINS := $(wildcard requirements/*.txt)
+# A new stamp whenever a pin changes, whatever the files' times say; no stamp is written before all is installed.
+STAMP := $(VENV)/.installed-$(shell cat $(PINS) pyproject.toml | cksum | cut -d ' ' -f 1)
+DEMO := examples/01-sentiment-lora
+
+export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format generate prepare requirements clean
+
+help:  ## Show this list.
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
+
+setup: $(STAMP)  ## Install the pinned packages and the project into .venv; nothing to do when they are there.
+
+$(STAMP):
+	@test -n "$(PYTHON)" && "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	  || { echo 'Python 3.11 is needed and not on PATH; make PYTHON=/path/to/python3.11 says where it is.' >&2; exit 2; }
+	@rm -f $(VENV)/.installed-*
+	test -x $(BIN)/pip || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	VIRTUAL_ENV=$(VENV) $(UV) pip sync --quiet --require-hashes requirements/dev.txt
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+prepare: setup  ## Fetch and convert the demo's model and rows; nothing to do when they are there.
+	$(BIN)/python $(DEMO)/prepare.py
+
+demo: prepare  ## Tune, evaluate and publish a real model (example 01).
+	$(BIN)/finetune run $(DEMO)/finetunejob.yaml
+
+check: setup  ## Format, lint, types, import contracts, unit tests: under a minute.
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	@for script in examples/*/prepare.py; do $(BIN)/mypy $$script || exit; done
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest -q tests/unit
+
+test: check prepare  ## Everything: check, then integration tests and examples.
+	$(BIN)/pytest -q tests/integration tests/examples
+
+format:  ## Rewrite the sources in the project's format.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: setup  ## Rewrite what is generated from the contract.
+	mkdir -p crds
+	$(BIN)/finetune crd > crds/finetunejobs.yaml
+
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-annotate --custom-compile-command 'make requirements'
+
+requirements: setup  ## Pin again after a change in requirements/*.in; what is pinned stays unless it must move.
+	$(COMPILE) -o requirements/dev.txt requirements/operator.in requirements/trainer.in requirements/dev.in
+	for set in operator trainer; do \
+	  $(COMPILE) -c requirements/dev.txt -o requirements/$$set.txt requirements/$$set.in || exit; done
+	for set in uv smollm2 npm; do $(COMPILE) --no-deps -o requirements/$$set.txt requirements/$$set.in || exit; done
+
+clean:  ## Remove what was built, installed and prepared here.
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf examples/*/prepared examples/*/output
