@@ -75,7 +75,7 @@ def save_tiny_model(folder: Path, chat_template: str | None = None) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT_LENGTH,
         tie_word_embeddings=True,
-        # Wider than the usual 0.02: logits of a tiny random model are otherwise nearly flat and tests see no difference.
+        # Wider than the usual 0.02: the logits of a tiny random model are otherwise nearly flat and tests see nothing.
         initializer_range=0.1,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
