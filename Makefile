@@ -9,8 +9,6 @@ PINS := $(wildcard requirements/*.txt)
 STAMP := $(VENV)/.installed-$(shell cat $(PINS) pyproject.toml | cksum | cut -d ' ' -f 1)
 DEMO := examples/01-sentiment-lora
 
-export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format generate prepare requirements clean
 
