@@ -1,0 +1,324 @@
+"""The one way from an example to tokens, shared by training, scoring, generation and publication.
+
+Where the prompt ends and the completion begins is decided here, once: generation sees exactly the tokens before that
+boundary, and the completion is tokenised on its own so that every candidate label meets the same boundary. Knows no
+model and no padding; what is learnt follows from positions, never from token ids.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from jinja2 import TemplateError
+
+from finetune_trainer.dataset import Dataset
+from finetune_trainer.errors import DataError, SpecError
+from finetune_trainer.example import Encoded, Example
+from finetune_trainer.labels import with_label
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_TRUNCATED_SHARE = 0.25
+"""Above this share of shortened examples a model learns from fragments: an error, not a warning."""
+
+_ANCHOR = "\n"
+_SHOWN_CHARACTERS = 80
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _ChatFrame:
+    """What the chat template puts around the assistant's text."""
+
+    header: str
+    """What follows the template's own generation prompt; empty for most templates."""
+    lead: str
+    """Spaces before the assistant's text: they belong to the completion, or its first token would be another one."""
+    tail: str
+    """All that follows the assistant's text."""
+    ending: str
+    """The part of ``tail`` that is learnt: up to the end token, without the line end behind it."""
+    end_ids: Ids
+    """Appended when the template ends the turn without a special token."""
+    end_token_id: int
+
+
+class Renderer:
+    """Examples to tokens for one tokenizer, one format and one system prompt."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", format: str, system: str | None, max_length: int) -> None:
+        """Settle the format and find out how the chat template frames the assistant's turn.
+
+        Args:
+            tokenizer: its chat template decides what ``auto`` means.
+            format: ``auto``, ``raw`` or ``chat``.
+            system: system prompt for format chat; None leaves it to the template.
+            max_length: tokens of prompt, completion and end token together.
+
+        Raises:
+            SpecError: the tokenizer lacks a chat template or an end token, or the template takes no system prompt.
+            DataError: the chat template does not allow the assistant's text to be told from what surrounds it.
+        """
+        self._tokenizer = tokenizer
+        self.system = system
+        self.max_length = max_length
+        self.format: Literal["raw", "chat"] = _resolve_format(tokenizer, format, system)
+        self._leading_ids = self._find_leading_ids()
+        self._anchor_ids = self._find_anchor_ids()
+        self._frame = self._find_frame() if self.format == "chat" else None
+        self._reserved: dict[tuple[str, str, str], int] = {}
+
+    @property
+    def end_token_ids(self) -> Ids:
+        """Tokens that end an answer; the one that is learnt comes first."""
+        ends = [self._frame.end_token_id] if self._frame is not None else []
+        if self._tokenizer.eos_token_id is not None:
+            ends.append(self._tokenizer.eos_token_id)
+        return tuple(dict.fromkeys(ends))
+
+    @property
+    def assistant_header(self) -> str:
+        """What to append to the chat template's own generation prompt to get the prompt that was trained on."""
+        return self._frame.header if self._frame is not None else ""
+
+    def prompt_text(self, example: Example) -> str:
+        """Return the prompt as the model sees it, special tokens and the system prompt included; not shortened."""
+        prompt, _ = self._texts(example)
+        if self._frame is not None:
+            return prompt
+        return str(self._tokenizer.decode(list(self._leading_ids))) + prompt
+
+    def encode(self, example: Example, dataset: Dataset) -> Encoded:
+        """Return the tokens of prompt, completion and end token, the prompt's long column cut when they are too many.
+
+        Raises:
+            DataError: the example does not fit even so.
+        """
+        prompt, completion = self._texts(example)
+        return self._fitted(example, dataset, self._prompt_ids([prompt])[0], self._completion_ids([completion])[0])
+
+    def encode_prompt(self, example: Example, dataset: Dataset) -> Ids:
+        """Return what generation sees: exactly the tokens of `encode` before the completion."""
+        encoded = self.encode(example, dataset)
+        return encoded.ids[: encoded.prompt_length]
+
+    def encode_completion(self, prompt_ids: Ids, example: Example, completion_text: str) -> Ids:
+        """Return the tokens, end token included, of ``completion_text`` in the place of the example's completion.
+
+        They are what `encode` gives when the text is the example's own; ``prompt_ids`` from `encode_prompt` go before.
+        """
+        if not prompt_ids:
+            raise ValueError("a completion needs a prompt before it")
+        return self._completion_ids([self._completion_text(example, completion_text)])[0]
+
+    def encode_many(self, examples: Sequence[Example], dataset: Dataset) -> list[Encoded]:
+        """Return what `encode` gives for every example, tokenised in two calls."""
+        texts = [self._texts(example) for example in examples]
+        prompts = self._prompt_ids([prompt for prompt, _ in texts])
+        completions = self._completion_ids([completion for _, completion in texts])
+        return [
+            self._fitted(example, dataset, prompt, completion)
+            for example, prompt, completion in zip(examples, prompts, completions, strict=True)
+        ]
+
+    def _fitted(self, example: Example, dataset: Dataset, prompt: Ids, completion: Ids) -> Encoded:
+        # Room for the longest label, not only for the right one: the prompt must not tell how long the answer is.
+        reserved = max(len(completion), self._longest_label(example, dataset))
+        shortened = example
+        while (excess := len(prompt) + reserved - self.max_length) > 0:
+            characters = dataset.cuttable(shortened)
+            if characters == 0:
+                raise DataError(
+                    f"spec.data.maxLength: row {example.row} (counted from 0) of task {example.task!r} needs "
+                    f"{len(prompt)} prompt and {reserved} completion tokens, {self.max_length} are allowed, and it has "
+                    f"no text column left to shorten. Raise spec.data.maxLength or drop the row."
+                )
+            text, _ = self._texts(shortened)
+            cut = -(-excess * len(text) // max(1, len(prompt)))  # as many characters as so many tokens have on average
+            shortened = dataset.shortened(shortened, characters - max(1, cut))
+            prompt = self._prompt_ids([self._texts(shortened)[0]])[0]
+        if not prompt:
+            raise DataError(
+                f"spec.data.tasks: the prompt of row {example.row} (counted from 0) of task {example.task!r} is blank; "
+                f"the model needs at least one token to go on from. Put words into the prompt template."
+            )
+        return Encoded(prompt + completion, len(prompt), truncated=shortened is not example)
+
+    def _longest_label(self, example: Example, dataset: Dataset) -> int:
+        labels = dataset.labels(example.task)
+        if not labels:
+            return 0
+        before, _, after = example.completion.partition(example.completion.strip())
+        key = (example.task, before, after)
+        if key not in self._reserved:
+            texts = [self._completion_text(example, with_label(example.completion, label)) for label in labels]
+            self._reserved[key] = max(map(len, self._completion_ids(texts)))
+        return self._reserved[key]
+
+    def _texts(self, example: Example) -> tuple[str, str]:
+        """Return the texts before and behind the boundary."""
+        completion = self._completion_text(example, example.completion)
+        if self._frame is None:
+            return example.prompt.rstrip(), completion
+        question = self._messages(example.prompt.strip())
+        answer = {"role": "assistant", "content": example.completion.strip()}
+        prompt = self._chat(question, generation_prompt=True) + self._frame.header
+        whole = self._chat([*question, answer], generation_prompt=False)
+        if whole != prompt + self._frame.lead + answer["content"] + self._frame.tail:
+            raise _template_error(
+                f"row {example.row} (counted from 0) of task {example.task!r} is framed otherwise than other rows: "
+                f"{_shown(whole[-_SHOWN_CHARACTERS:])}"
+            )
+        return prompt, completion
+
+    def _completion_text(self, example: Example, completion: str) -> str:
+        if self._frame is not None:
+            return self._frame.lead + completion.strip() + self._frame.ending
+        # White space belongs to the word behind it, as tokenizers see it: "a: |b" would meet tokens never trained on.
+        return example.prompt[len(example.prompt.rstrip()) :] + completion
+
+    def _prompt_ids(self, texts: Sequence[str]) -> list[Ids]:
+        tokenised = self._tokenise(texts)
+        if self.format == "chat":  # chat templates write their special tokens themselves
+            return tokenised
+        leading = self._leading_ids
+        return [ids if leading and ids[: len(leading)] == leading else leading + ids for ids in tokenised]
+
+    def _completion_ids(self, texts: Sequence[str]) -> list[Ids]:
+        ends = self._frame.end_ids if self._frame is not None else (self._tokenizer.eos_token_id,)
+        if self._anchor_ids is None:
+            return [ids + ends for ids in self._tokenise(texts)]
+        anchor = self._anchor_ids
+        anchored = self._tokenise([_ANCHOR + text for text in texts])
+        return [
+            (ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._tokenise([text])[0]) + ends
+            for ids, text in zip(anchored, texts, strict=True)
+        ]
+
+    def _tokenise(self, texts: Sequence[str]) -> list[Ids]:
+        if not texts:
+            return []
+        encoded = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [tuple(ids) for ids in encoded["input_ids"]]
+
+    def _find_leading_ids(self) -> Ids:
+        """Return the special tokens that the tokenizer puts before a text, such as BOS."""
+        (plain,) = self._tokenise(["a"])
+        whole = tuple(self._tokenizer("a")["input_ids"])
+        starts = [start for start in range(len(whole)) if whole[start : start + len(plain)] == plain]
+        return whole[: starts[0]] if starts else ()
+
+    def _find_anchor_ids(self) -> Ids | None:
+        """Return the tokens of _ANCHOR when the tokenizer puts a space before every text, which a completion is not."""
+        anchor, alone, behind = self._tokenise([_ANCHOR, "a", _ANCHOR + "a"])
+        return anchor if behind[: len(anchor)] == anchor and behind[len(anchor) :] != alone else None
+
+    def _find_frame(self) -> _ChatFrame:
+        """Compare renderings with two different answers: what they share is the frame."""
+        asked, first, second = "Qv7rq", "Xk3wa", "Zj9ub"
+        question = self._messages(asked)
+        generation = self._chat(question, generation_prompt=True)
+        answered = [
+            self._chat([*question, {"role": "assistant", "content": text}], generation_prompt=False)
+            for text in (first, second)
+        ]
+        if asked not in generation:
+            raise _template_error(f"it leaves the user's message out: {_shown(generation)}")
+        if self.system is not None and self.system.strip() not in generation:
+            raise SpecError(
+                "spec.data.system: the model's chat template leaves the system prompt out. Put its text into the "
+                "prompt template, or set spec.data.format: raw."
+            )
+        head, found, tail = answered[0].partition(first)
+        if not found or answered[1] != head + second + tail:
+            raise _template_error(f"it changes the assistant's text or prints it twice: {_shown(answered[0])}")
+        if not head.startswith(generation):
+            raise _template_error(
+                f"a generation prompt ends in {_shown(generation[-_SHOWN_CHARACTERS:])}, but an assistant's turn "
+                f"begins with {_shown(head[-_SHOWN_CHARACTERS:])}"
+            )
+        header = head[len(generation) :].rstrip(" ")
+        return self._frame_with_end(header, head[len(generation) + len(header) :], tail)
+
+    def _frame_with_end(self, header: str, lead: str, tail: str) -> _ChatFrame:
+        special = set(self._tokenizer.all_special_ids)
+        special |= {id for id, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        end = next((id for id in self._tokenise([tail])[0] if id in special), None)
+        if end is None:  # the template ends a turn without a special token: end it ourselves
+            eos = self._tokenizer.eos_token_id
+            return _ChatFrame(header, lead, tail, tail.rstrip(), (eos,), eos)
+        token = str(self._tokenizer.convert_ids_to_tokens(end))
+        return _ChatFrame(header, lead, tail, tail[: tail.index(token) + len(token)], (), end)
+
+    def _messages(self, prompt: str) -> list[dict[str, str]]:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": prompt}]
+
+    def _chat(self, messages: Sequence[Mapping[str, str]], generation_prompt: bool) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
+                )
+            )
+        except (TemplateError, TypeError) as error:
+            if self.system is not None:
+                raise SpecError(
+                    f"spec.data.system: the model's chat template refuses a conversation with a system prompt: "
+                    f"{_shown(str(error))}. Put its text into the prompt template instead."
+                ) from error
+            raise _template_error(_shown(str(error))) from error
+
+
+def encode_all(
+    renderer: Renderer, dataset: Dataset, examples: Sequence[Example], learn_prompt: bool = False
+) -> tuple[list[Encoded], float]:
+    """Return the tokens of every example and the share that had to be shortened.
+
+    With ``learn_prompt`` (``spec.data.lossOn: all``) every token but the first is learnt: the prompt's length is 0.
+
+    Raises:
+        DataError: more than MAX_TRUNCATED_SHARE were shortened, or one does not fit at all.
+    """
+    encoded = renderer.encode_many(examples, dataset)
+    truncated = sum(example.truncated for example in encoded)
+    share = truncated / len(encoded) if encoded else 0.0
+    if share > MAX_TRUNCATED_SHARE:
+        raise DataError(
+            f"spec.data.maxLength: {truncated} of {len(encoded)} examples ({share:.0%}) are longer than "
+            f"{renderer.max_length} tokens; at most {MAX_TRUNCATED_SHARE:.0%} may be cut. Raise spec.data.maxLength or "
+            f"shorten the rows."
+        )
+    if learn_prompt:
+        encoded = [Encoded(example.ids, 0, example.truncated) for example in encoded]
+    return encoded, share
+
+
+def _resolve_format(tokenizer: "PreTrainedTokenizerBase", format: str, system: str | None) -> Literal["raw", "chat"]:
+    if tokenizer.eos_token_id is None:
+        raise SpecError("spec.model.source: the tokenizer names no end token (eos_token); set it in its configuration.")
+    if format == "chat" and not tokenizer.chat_template:
+        raise SpecError(
+            "spec.data.format: chat needs a chat template and the model's tokenizer has none; set format: raw, or take "
+            "an instruct model."
+        )
+    resolved: Literal["raw", "chat"] = "raw" if format == "raw" or not tokenizer.chat_template else "chat"
+    if resolved == "raw" and system is not None:
+        raise SpecError(
+            f"spec.data.system: format {format} means raw for this tokenizer, and raw prompts have no system prompt; "
+            f"put its text into the prompt template."
+        )
+    return resolved
+
+
+def _template_error(problem: str) -> DataError:
+    return DataError(
+        f"spec.data.format: the model's chat template cannot be trained on: {problem}. Set spec.data.format: raw, or "
+        f"correct chat_template in the model's folder."
+    )
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")

@@ -1,0 +1,218 @@
+"""Turn a row into a prompt and a completion. Pure: same template, same row, same text; no files, clock or randomness.
+
+Templates are Jinja in its immutable sandbox. What a template prints must exist: an undefined name, ``null`` and NaN are
+errors, not the words "None" and "nan". The sandbox keeps templates from Python's internals; work and output are
+bounded where Jinja lets us, so that a slip (a loop over a huge range) ends in a message and not in a dead machine.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta, nodes
+from jinja2 import Template as CompiledTemplate
+from jinja2.defaults import DEFAULT_FILTERS
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.utils import Namespace
+
+from finetune_trainer.errors import DataError, SpecError
+
+MAX_OUTPUT_CHARACTERS = 1 << 20
+"""Longest prompt or completion of one row: far beyond any model's context."""
+MAX_RANGE = 100_000
+"""Numbers that all ``range()`` calls of one rendering may give together."""
+
+_SHOWN_CHARACTERS = 80
+
+# Left out: what multiplies text by a number (center, indent, format, batch, slice), HTML, and random.
+_FILTERS = (
+    "abs",
+    "capitalize",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "first",
+    "float",
+    "groupby",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "select",
+    "selectattr",
+    "sort",
+    "string",
+    "striptags",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "wordcount",
+)
+_PADDING_METHODS = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"})
+
+# What an expression on a row's values can raise; jinja lets Python's own errors through.
+_RENDER_ERRORS = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+class Template:
+    """One phrasing of a task; ``field`` is its path in the spec, for messages."""
+
+    def __init__(self, prompt: str, completion: str, field: str) -> None:
+        self.field = field
+        environment = _Environment()
+        self._prompt, self.prompt_columns = _compile(environment, prompt, f"{field}.prompt")
+        self._completion, self.completion_columns = _compile(environment, completion, f"{field}.completion")
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The columns a row must have."""
+        return self.prompt_columns | self.completion_columns
+
+    def render(self, row: Mapping[str, object], number: int) -> tuple[str, str]:
+        """Return (prompt, completion) of ``row``, the ``number``-th of its source counted from 0.
+
+        Raises:
+            DataError: the row lacks a value the template prints, or the completion is blank.
+        """
+        prompt = _render(self._prompt, self.prompt_columns, row, number, f"{self.field}.prompt")
+        completion = _render(self._completion, self.completion_columns, row, number, f"{self.field}.completion")
+        if not completion.strip():
+            raise DataError(
+                f"{self.field}.completion is blank for {_row(row, self.completion_columns, number)}: there is nothing "
+                f"to learn. Fill the value in or drop the row."
+            )
+        return prompt, completion
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            undefined=StrictUndefined,
+            autoescape=False,
+            finalize=_refuse_unprintable,
+            keep_trailing_newline=True,
+        )
+        self.filters = {name: DEFAULT_FILTERS[name] for name in _FILTERS}
+        self.globals = {"range": range, "namespace": Namespace}
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if not (_is_small_number(left) and _is_small_number(right)) or (operator == "**" and abs(right) > 64):
+            raise SecurityError(f"{operator!r} works on numbers up to a billion only (powers to 64), and not on text")
+        return super().call_binop(context, operator, left, right)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, str) and attr in _PADDING_METHODS:
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+
+def _is_small_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= 1e9
+
+
+def _refuse_unprintable(value: object) -> object:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise ValueError("a printed value is missing (null or NaN)")
+    if isinstance(value, bytes) or (callable(value) and not isinstance(value, StrictUndefined)):
+        raise TypeError(f"a printed value is no text but {type(value).__name__}")
+    return value
+
+
+def _compile(environment: _Environment, text: str, field: str) -> tuple[CompiledTemplate, frozenset[str]]:
+    try:
+        tree = environment.parse(text)
+        loading = next(tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)), None)
+        if loading is not None:
+            raise SpecError(
+                f"{field}, line {loading.lineno}: {type(loading).__name__.lower()} is not available in templates; "
+                f"write the text out."
+            )
+        columns = frozenset(meta.find_undeclared_variables(tree) - environment.globals.keys())
+        return environment.from_string(text), columns
+    except TemplateSyntaxError as error:
+        shown = text.splitlines()[error.lineno - 1 : error.lineno]
+        raise SpecError(
+            f"{field}, line {error.lineno}: {error.message}: {_shown(shown[0] if shown else text)}. "
+            f"See https://jinja.palletsprojects.com/templates/ for the syntax."
+        ) from error
+    except (RecursionError, SyntaxError, MemoryError) as error:
+        raise SpecError(f"{field}: nested too deeply ({type(error).__name__}); simplify the template.") from error
+
+
+def _render(
+    template: CompiledTemplate, columns: frozenset[str], row: Mapping[str, object], number: int, field: str
+) -> str:
+    context = {name: row[name] for name in columns if name in row} | {"range": _budgeted_range()}
+    pieces: list[str] = []
+    length = 0
+    try:
+        for piece in template.generate(context):
+            pieces.append(piece)
+            length += len(piece)
+            if length > MAX_OUTPUT_CHARACTERS:
+                raise DataError(
+                    f"{field} gives more than {MAX_OUTPUT_CHARACTERS:,} characters for {_row(row, columns, number)}; "
+                    f"shorten the template or the row."
+                )
+    except _RENDER_ERRORS as error:
+        raise DataError(
+            f"{field} does not render for {_row(row, columns, number)}: {_shown(str(error) or type(error).__name__)}. "
+            f"Correct the template, or fill the value in or drop the row."
+        ) from error
+    return "".join(pieces)
+
+
+def _budgeted_range() -> Callable[..., range]:
+    left = MAX_RANGE
+
+    def budgeted(*arguments: int) -> range:
+        nonlocal left
+        numbers = range(*arguments)
+        try:
+            left -= len(numbers)
+        except OverflowError:
+            left = -1
+        if left < 0:
+            raise OverflowError(f"range() gives more than {MAX_RANGE:,} numbers")
+        return numbers
+
+    return budgeted
+
+
+def _row(row: Mapping[str, object], columns: frozenset[str], number: int) -> str:
+    values = ", ".join(f"{name}={_shown(row[name])}" if name in row else f"no {name}" for name in sorted(columns)[:8])
+    return f"row {number} (counted from 0; {values})"
+
+
+def _shown(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    if len(text) > _SHOWN_CHARACTERS:
+        text = text[:_SHOWN_CHARACTERS] + "…"
+    return repr(text) if isinstance(value, str) else text
