@@ -108,7 +108,6 @@ class TrainingReport(ApiModel):
     epochs: float
     final_loss: float | None = None
     """Mean loss per completion token over the last tenth of the steps, in nats."""
-    best_step: int | None = None
     curve: tuple[LossPoint, ...] = ()
     seconds: float = 0.0
     rows_per_second: float = 0.0
@@ -161,6 +160,11 @@ class SideBySide(ApiModel):
     reference: str
     base: str
     tuned: str
+    metric: str = ""
+    """The metric that chose this row: ``accuracy``, ``rougeL``, ``exact_match``."""
+    base_score: float | None = None
+    """The base model's ``metric`` on this row alone, 0 to 1."""
+    tuned_score: float | None = None
 
 
 class EvaluationReport(ApiModel):

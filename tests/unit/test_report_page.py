@@ -1,0 +1,337 @@
+"""The report page: what it says, that it loads nothing and that no text can break out of it."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from finetune_api.report import (
+    Artifact,
+    ArtifactKind,
+    DataReport,
+    EvaluationReport,
+    LossPoint,
+    MetricComparison,
+    PromptChoice,
+    Report,
+    SideBySide,
+    SplitRows,
+    TrainingReport,
+)
+from finetune_trainer.loss_chart import lay_out_loss
+from finetune_trainer.report_page import mark_differences, render_page, visible
+
+HOSTILE = (
+    "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(2)>\u202eright to left\u0000 {{ 7*7 }}"
+)
+
+
+def make_accuracy(**changes: object) -> MetricComparison:
+    fields: dict[str, object] = {
+        "task": "sentiment",
+        "metric": "accuracy",
+        "base": 0.875,
+        "tuned": 0.95,
+        "delta": 0.075,
+        "low": 0.035,
+        "high": 0.115,
+        "rows": 297,
+        "note": "by label likelihood",
+    }
+    return MetricComparison.model_validate(fields | changes)
+
+
+def make_report(**changes: object) -> Report:
+    fields: dict[str, object] = {
+        "name": "reviews-lora",
+        "namespace": "default",
+        "spec_hash": "a" * 64,
+        "base_model": "file:///models/SmolLM2-135M-Instruct",
+        "base_revision": "b" * 64,
+        "data": DataReport(
+            rows=SplitRows(train=2402, validation=301, test=297),
+            tokens=181_442,
+            completion_tokens=4804,
+            longest_tokens=143,
+            truncated_percent=0.2,
+            duplicates=49,
+            hash="c" * 64,
+            format="chat",
+            sample_prompt="<|im_start|>user\nClassify this review.\n\nWow... Loved this place.<|im_end|>\n",
+            sample_completion="positive<|im_end|>",
+        ),
+        "training": TrainingReport(
+            method="lora",
+            parameters=135_436_608,
+            trainable_parameters=921_600,
+            steps=300,
+            epochs=1.0,
+            final_loss=0.0812,
+            curve=tuple(
+                LossPoint(
+                    step=step,
+                    loss=0.1 + math.exp(-step / 40) + 0.05 * math.sin(step),
+                    validation_loss=0.12 + math.exp(-step / 45) if step % 60 == 0 else None,
+                )
+                for step in range(5, 301, 5)
+            ),
+            seconds=118.4,
+            rows_per_second=20.3,
+            tokens_per_second=1533.0,
+            peak_memory_bytes=1_890_000_000,
+            precision="frozen weights bf16, trained weights fp32: this CPU multiplies bf16 in hardware",
+            layout="packed: the isolation probe passed",
+        ),
+        "evaluation": EvaluationReport(
+            metrics=(
+                make_accuracy(),
+                make_accuracy(
+                    metric="perplexity",
+                    base=18.4,
+                    tuned=1.09,
+                    delta=-17.31,
+                    low=-19.4,
+                    high=-15.2,
+                    higher_is_better=False,
+                    note="over completion tokens",
+                ),
+            ),
+            prompt_choices=(
+                PromptChoice(
+                    task="sentiment",
+                    template=1,
+                    normaliser="calibrated",
+                    validation_accuracy=0.88,
+                    candidates={
+                        "template 0, sum": 0.61,
+                        "template 0, mean": 0.61,
+                        "template 0, calibrated": 0.82,
+                        "template 1, sum": 0.7,
+                        "template 1, mean": 0.72,
+                        "template 1, calibrated": 0.88,
+                    },
+                ),
+            ),
+            examples=(
+                SideBySide(
+                    task="sentiment",
+                    row=411,
+                    prompt="The battery lasts for two days.",
+                    reference="positive",
+                    base="negative",
+                    tuned="positive",
+                    metric="accuracy",
+                    base_score=0,
+                    tuned_score=1,
+                ),
+                SideBySide(
+                    task="sentiment",
+                    row=17,
+                    prompt="Not bad at all!",
+                    reference="positive",
+                    base="positive",
+                    tuned="negative",
+                    metric="accuracy",
+                    base_score=1,
+                    tuned_score=0,
+                ),
+            ),
+            seconds=34.0,
+        ),
+        "artifacts": (
+            Artifact(
+                kind=ArtifactKind.ADAPTER,
+                uri="file:///out/default/reviews-lora-12345678/model",
+                sha256="d" * 64,
+                bytes=3_702_144,
+            ),
+        ),
+        "published": True,
+        "seed": 17,
+        "versions": {"torch": "2.15.0", "transformers": "5.23.0"},
+        "resolved": {
+            "data": {
+                "tasks": [
+                    {
+                        "name": "sentiment",
+                        "templates": [{"prompt": "Classify {{ text }}"}, {"prompt": "Is it good? {{ text }}"}],
+                    }
+                ]
+            }
+        },
+    }
+    return Report.model_validate(fields | changes)
+
+
+def test_the_page_says_what_was_found():
+    page = render_page(make_report())
+    assert "The tuned model is better: accuracy on sentiment went from 0.875 to 0.950" in page
+    assert "0.68 %" in page  # trained weights
+    assert "1 min 58 s" in page
+    assert "1.9 GB" in page
+    assert "2,402" in page
+    assert "finetune run reviews-lora.yaml" in page
+    assert "<mark>positive&lt;|im_end|&gt;</mark>" in page
+    assert "<mark>0.880</mark>" in page
+    assert "d" * 64 in page
+    assert "\N{MINUS SIGN}17.31" in page
+
+
+def test_the_improved_row_comes_before_the_worsened_one():
+    page = render_page(make_report())
+    assert (
+        page.index("Most improved") < page.index("battery lasts") < page.index("Most worsened") < page.index("Not bad")
+    )
+
+
+def test_a_run_without_evaluation_still_has_a_page():
+    page = render_page(make_report(evaluation=None, artifacts=(), published=False))
+    assert "not evaluated" in page
+    assert "Nothing was published" in page
+
+
+def test_a_run_with_hardly_any_numbers_still_has_a_page():
+    training = TrainingReport(method="full", parameters=0, trainable_parameters=0, steps=0, epochs=0.0)
+    data = DataReport(rows=SplitRows(train=1, validation=1, test=1), hash="", format="raw")
+    page = render_page(make_report(training=training, data=data, evaluation=EvaluationReport(), resolved={}))
+    assert "Nothing was measured" in page
+    assert "polyline class" not in page
+
+
+def hostile_report() -> Report:
+    """Return a report whose every free text is hostile."""
+    example = SideBySide(
+        task=HOSTILE,
+        row=1,
+        prompt=HOSTILE,
+        reference=HOSTILE,
+        base=HOSTILE * 2,
+        tuned=HOSTILE,
+        metric=HOSTILE,
+        base_score=0.5,
+        tuned_score=0.7,
+    )
+    report = make_report(
+        name=HOSTILE,
+        namespace=HOSTILE,
+        spec_hash=HOSTILE,
+        base_model=HOSTILE,
+        base_revision=HOSTILE,
+        versions={HOSTILE: HOSTILE, "finetune": HOSTILE},
+        resolved={"data": {"tasks": [{"name": HOSTILE, "templates": [{"prompt": HOSTILE}]}]}, HOSTILE: HOSTILE},
+        evaluation=EvaluationReport(
+            metrics=(make_accuracy(task=HOSTILE, note=HOSTILE, metric="accuracy"), make_accuracy(metric=HOSTILE)),
+            prompt_choices=(
+                PromptChoice(
+                    task=HOSTILE, template=0, normaliser="sum", validation_accuracy=1, candidates={"template 0, sum": 1}
+                ),
+            ),
+            examples=(example,),
+        ),
+        artifacts=(Artifact(kind=ArtifactKind.ADAPTER, uri=HOSTILE, sha256=HOSTILE, bytes=1),),
+    )
+    return report.model_copy(
+        update={
+            "data": report.data.model_copy(
+                update={"hash": HOSTILE, "format": HOSTILE, "sample_prompt": HOSTILE, "sample_completion": HOSTILE}
+            ),
+            "training": report.training.model_copy(update={"method": HOSTILE, "precision": HOSTILE, "layout": HOSTILE}),
+        }
+    )
+
+
+class Tags(HTMLParser):
+    """Collects the tags and attributes of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.mark.parametrize("report", [make_report(), hostile_report()], ids=["an ordinary report", "a hostile report"])
+def test_the_page_has_no_scripts_and_refers_to_nothing_outside(report: Report):
+    page = render_page(report)
+    tags = Tags()
+    tags.feed(page)
+    assert len(tags.found) > 100
+    names = {tag for tag, _ in tags.found}
+    assert not names & {"script", "img", "iframe", "object", "embed", "form", "base", "a"}
+    for _, attributes in tags.found:
+        assert not [name for name in attributes if name.startswith("on") or name in ("src", "style", "xlink:href")]
+        assert (attributes.get("href") or "data:,") == "data:,"
+    assert not re.search(r"url\(|@import", page)
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in page
+
+
+def test_hostile_text_is_shown_and_not_obeyed():
+    page = render_page(hostile_report())
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "&lt;script&gt;" in page
+    assert "{{ 7*7 }}" in page
+    assert "⟨U+202E⟩" in page
+    assert not {"\u202e", "\u0000"} & set(page)
+
+
+def test_half_a_surrogate_pair_can_be_written_to_a_file():
+    assert visible("\ud800 half") == "⟨U+D800⟩ half"
+    render_page(make_report(base_model="\ud800")).encode("utf-8")
+
+
+def test_a_huge_text_is_cut_and_says_by_how_much():
+    example = SideBySide(task="t", row=0, prompt="w" * 1_000_000, reference="r", base="b " * 300_000, tuned="")
+    page = render_page(make_report(evaluation=EvaluationReport(examples=(example,))))
+    assert "(999,300 more characters)" in page
+    assert "<i>nothing</i>" in page
+    assert len(page) < 60_000
+
+
+def test_words_that_the_expected_answer_lacks_are_marked():
+    pieces = mark_differences("It is very cold inside", "It is cold outside")
+    assert [(piece.text, piece.differs) for piece in pieces] == [
+        ("It is ", False),
+        ("very", True),
+        (" cold ", False),
+        ("inside", True),
+    ]
+
+
+def test_an_answer_that_is_right_has_no_marks():
+    assert [piece.differs for piece in mark_differences("It is  cold\noutside", "It is cold outside")] == [False]
+
+
+def test_the_chart_spans_the_whole_curve():
+    chart = lay_out_loss([LossPoint(step=1, loss=2.0), LossPoint(step=100, loss=0.5, validation_loss=0.6)])
+    assert chart is not None
+    assert chart.training.startswith(f"{chart.left},")
+    assert chart.training.split()[-1].startswith(f"{chart.right},")
+    assert [tick.label for tick in chart.losses] == ["0.5", "1.0", "1.5", "2.0"]
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [
+        [],
+        [LossPoint(step=1, loss=1.0)],
+        [LossPoint(step=1, loss=math.nan), LossPoint(step=2, loss=math.inf), LossPoint(step=3, loss=1.0)],
+    ],
+    ids=["no points", "one point", "one finite point"],
+)
+def test_there_is_no_chart_without_two_finite_points(curve: list[LossPoint]):
+    assert lay_out_loss(curve) is None
+
+
+def test_a_flat_loss_has_a_chart():
+    chart = lay_out_loss([LossPoint(step=step, loss=0.0) for step in range(3)])
+    assert chart is not None
+    assert len(chart.losses) >= 2
+
+
+def test_a_long_curve_is_thinned():
+    chart = lay_out_loss([LossPoint(step=step, loss=1 / (step + 1)) for step in range(100_000)])
+    assert chart is not None
+    assert len(chart.training.split()) <= 400

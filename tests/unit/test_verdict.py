@@ -1,0 +1,76 @@
+"""The headline: better, not better, cannot tell, and the reason in one sentence."""
+
+import pytest
+
+from finetune_api.report import EvaluationReport, MetricComparison
+from finetune_trainer.verdict import Outcome, judge, leading_comparisons
+
+
+def make_comparison(**changes: object) -> MetricComparison:
+    fields: dict[str, object] = {
+        "task": "sentiment",
+        "metric": "accuracy",
+        "base": 0.8,
+        "tuned": 0.9,
+        "delta": 0.1,
+        "low": 0.05,
+        "high": 0.15,
+        "rows": 300,
+    }
+    return MetricComparison.model_validate(fields | changes)
+
+
+def judged(*comparisons: MetricComparison) -> tuple[Outcome, str]:
+    verdict = judge(EvaluationReport(metrics=comparisons))
+    return verdict.outcome, verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        pytest.param({}, Outcome.BETTER, id="an interval above zero is better"),
+        pytest.param({"low": -0.01}, Outcome.CANNOT_TELL, id="an interval around zero tells nothing"),
+        pytest.param({"low": -0.2, "high": -0.1}, Outcome.NOT_BETTER, id="an interval below zero is not better"),
+        pytest.param({"low": 0.0, "high": 0.0, "delta": 0.0}, Outcome.NOT_BETTER, id="no difference is not better"),
+        pytest.param({"rows": 29}, Outcome.CANNOT_TELL, id="few rows tell nothing"),
+        pytest.param({"base": None, "delta": None, "low": None, "high": None}, Outcome.CANNOT_TELL, id="no base"),
+        pytest.param(
+            {"metric": "perplexity", "higher_is_better": False, "low": -3.0, "high": -1.0},
+            Outcome.BETTER,
+            id="less perplexity is better",
+        ),
+        pytest.param(
+            {"metric": "perplexity", "higher_is_better": False, "low": 1.0, "high": 3.0},
+            Outcome.NOT_BETTER,
+            id="more perplexity is not better",
+        ),
+    ],
+)
+def test_the_interval_decides(changes: dict[str, object], outcome: Outcome):
+    assert judged(make_comparison(**changes))[0] is outcome
+
+
+def test_the_sentence_gives_the_numbers():
+    assert judged(make_comparison())[1] == (
+        "The tuned model is better: accuracy on sentiment went from 0.800 to 0.900 "
+        "(+0.100, 95 % interval +0.050 to +0.150, 300 test rows)."
+    )
+
+
+def test_accuracy_decides_before_perplexity():
+    perplexity = make_comparison(metric="perplexity")
+    accuracy = make_comparison()
+    assert leading_comparisons([perplexity, accuracy]) == [accuracy]
+
+
+def test_several_tasks_are_better_only_together():
+    worse = make_comparison(task="qa", low=-0.2, high=-0.1)
+    assert judged(make_comparison(), make_comparison(task="nli"))[0] is Outcome.BETTER
+    assert judged(make_comparison(), worse) == (
+        Outcome.NOT_BETTER,
+        "The tuned model is better on 1 of 2 tasks: better on sentiment; not better on qa.",
+    )
+
+
+def test_nothing_measured_says_so():
+    assert judged()[0] is Outcome.CANNOT_TELL

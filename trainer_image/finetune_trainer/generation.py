@@ -1,0 +1,89 @@
+"""Let a model answer prompts: greedy, in batches of similar length, the same answers every time.
+
+Knows nothing of tasks or metrics; prompts come as tokens, answers leave as text.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedTokenizerBase
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    end_token_ids: Sequence[int],
+    batch_size: int,
+    on_progress: Callable[[int, int], None],
+) -> list[str]:
+    """Return what the model says after each prompt, in the order given, without special tokens.
+
+    An answer ends before the first of ``end_token_ids``, or after ``max_new_tokens``.
+
+    Args:
+        model: any causal language model with or without PEFT methods, soft prompts included; put into eval mode.
+        tokenizer: decodes the answers; its padding settings are neither used nor changed.
+        prompts: token ids with every special token already in place.
+        max_new_tokens: upper bound of an answer's length.
+        end_token_ids: what ends an answer; the first one also fills up shorter rows of a batch.
+        batch_size: prompts per batch.
+        on_progress: called after every batch with the answers done and the answers to do.
+    """
+    model.eval()
+    answers: dict[int, str] = {}
+    longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    for start in range(0, len(longest_first), batch_size):
+        batch = longest_first[start : start + batch_size]
+        generated = _generate_batch(model, [prompts[index] for index in batch], max_new_tokens, end_token_ids)
+        for index, ids in zip(batch, generated, strict=True):
+            answers[index] = cast(str, tokenizer.decode(ids, skip_special_tokens=True))
+        on_progress(len(answers), len(prompts))
+    return [answers[index] for index in range(len(prompts))]
+
+
+def _generate_batch(
+    model: nn.Module, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, end_token_ids: Sequence[int]
+) -> list[list[int]]:
+    input_ids, attention_mask = _pad_left(prompts, end_token_ids[0])
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        output = cast(GenerationMixin, model).generate(
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(end_token_ids),
+            pad_token_id=end_token_ids[0],
+            use_cache=True,
+            # Said in full: whatever is left open comes from the model's generation_config.json.
+            do_sample=False,
+            num_beams=1,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=50,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            min_new_tokens=0,
+            min_length=0,
+        )
+    answers = cast(Tensor, output)[:, input_ids.shape[1] :].tolist()
+    return [_before_end(answer, end_token_ids) for answer in answers]
+
+
+def _pad_left(prompts: Sequence[tuple[int, ...]], filler: int) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, both ``[batch, longest]``; the mask goes by position, as a prompt may contain the filler."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), filler)
+    mask = torch.zeros((len(prompts), longest), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask
+
+
+def _before_end(ids: list[int], end_token_ids: Sequence[int]) -> list[int]:
+    ends = [position for position, token in enumerate(ids) if token in end_token_ids]
+    return ids[: ends[0]] if ends else ids

@@ -1,0 +1,105 @@
+"""Say in one sentence whether tuning made the model better, and how sure that is. Pure; needs the report alone."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from finetune_api.report import EvaluationReport, MetricComparison
+from finetune_trainer.statistics import FEW_ROWS
+
+LEADING_METRICS = ("accuracy", "rougeL", "exact_match", "perplexity")
+"""A task is judged by the first of these that it has."""
+
+
+class Outcome(StrEnum):
+    """What the interval of a difference allows to be said."""
+
+    BETTER = "better"
+    NOT_BETTER = "not better"
+    CANNOT_TELL = "cannot tell"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The judgement and the sentence that gives its reason."""
+
+    outcome: Outcome
+    sentence: str
+
+
+def judge(evaluation: EvaluationReport) -> Verdict:
+    """Return the verdict over all tasks: better only when it is better on each of them."""
+    leading = leading_comparisons(evaluation.metrics)
+    outcomes = [outcome_of(comparison) for comparison in leading]
+    if not leading:
+        return Verdict(Outcome.CANNOT_TELL, "Nothing was measured, so nothing can be said about the tuned model.")
+    if len(leading) == 1:
+        return Verdict(outcomes[0], _sentence(outcomes[0], leading[0]))
+    overall = _overall(outcomes)
+    tasks = "; ".join(
+        f"{outcome} on {', '.join(c.task for c, o in zip(leading, outcomes, strict=True) if o is outcome)}"
+        for outcome in Outcome
+        if outcome in outcomes
+    )
+    better = sum(outcome is Outcome.BETTER for outcome in outcomes)
+    return Verdict(overall, f"The tuned model is better on {better} of {len(leading)} tasks: {tasks}.")
+
+
+def leading_comparisons(metrics: Iterable[MetricComparison]) -> list[MetricComparison]:
+    """Return each task's most telling metric, tasks in the order given."""
+    best: dict[str, MetricComparison] = {}
+    for comparison in metrics:
+        rival = best.get(comparison.task)
+        if comparison.metric in LEADING_METRICS and (rival is None or _rank(comparison) < _rank(rival)):
+            best[comparison.task] = comparison
+    return list(best.values())
+
+
+def outcome_of(comparison: MetricComparison) -> Outcome:
+    """Return what one comparison shows; nothing is shown by few rows or by an interval on both sides of zero."""
+    if comparison.low is None or comparison.high is None or comparison.rows < FEW_ROWS:
+        return Outcome.CANNOT_TELL
+    worst, best = (
+        (comparison.low, comparison.high) if comparison.higher_is_better else (-comparison.high, -comparison.low)
+    )
+    if worst > 0:
+        return Outcome.BETTER
+    return Outcome.NOT_BETTER if best <= 0 else Outcome.CANNOT_TELL
+
+
+def format_value(comparison: MetricComparison, value: float) -> str:
+    """Return a metric's value as people read it: shares with three digits, perplexity with as many as tell."""
+    if comparison.metric != "perplexity" or abs(value) < 1:
+        return f"{value:.3f}"
+    return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _rank(comparison: MetricComparison) -> int:
+    return LEADING_METRICS.index(comparison.metric)
+
+
+def _overall(outcomes: list[Outcome]) -> Outcome:
+    if all(outcome is Outcome.BETTER for outcome in outcomes):
+        return Outcome.BETTER
+    return Outcome.NOT_BETTER if Outcome.NOT_BETTER in outcomes else Outcome.CANNOT_TELL
+
+
+def _sentence(outcome: Outcome, comparison: MetricComparison) -> str:
+    what = f"{comparison.metric} on {comparison.task}"
+    tuned = format_value(comparison, comparison.tuned)
+    if comparison.base is None or comparison.delta is None or comparison.low is None or comparison.high is None:
+        return f"Whether the tuned model is better cannot be told: its {what} is {tuned}, the base was not measured."
+    base = format_value(comparison, comparison.base)
+    change = f"stayed at {tuned}" if comparison.delta == 0 else f"went from {base} to {tuned}"
+    reason = (
+        f"{what} {change} ({comparison.delta:+.3f}, 95 % interval {comparison.low:+.3f} to {comparison.high:+.3f}, "
+        f"{comparison.rows:,} test rows)."
+    )
+    match outcome:
+        case Outcome.BETTER:
+            return f"The tuned model is better: {reason}"
+        case Outcome.NOT_BETTER:
+            return f"The tuned model is not better: {reason}"
+        case Outcome.CANNOT_TELL:
+            few = f" Fewer than {FEW_ROWS} rows decide nothing." if comparison.rows < FEW_ROWS else ""
+            return f"Whether the tuned model is better cannot be told: {reason}{few}"
