@@ -1,0 +1,118 @@
+"""Packed, padded and one by one: the same numbers, for every model that the probe lets through."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from finetune_trainer import attention
+from finetune_trainer.example import Encoded
+from finetune_trainer.layout import Layout, build_batch, choose_layout, forward, token_losses
+from finetune_trainer.scoring import Scorer
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
+
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+PACKABLE = {
+    "llama": LlamaConfig(**SHAPE),
+    "mistral with a window shorter than the rows": MistralConfig(**SHAPE, sliding_window=4),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=16),
+    "gpt2": GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=64, bos_token_id=1, eos_token_id=1),
+}
+
+# float32 rounding over two layers, sums in another order: 1e-7 a product, measured 4e-7 of the largest logit.
+ROUNDING = 1e-5
+
+
+def random_model(config: PretrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(3)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention.register()).eval()
+
+
+def some_items() -> list[Encoded]:
+    generator = torch.Generator().manual_seed(5)
+    instruction = torch.randint(64, (6,), generator=generator).tolist()
+    lengths = [9, 3, 14, 3, 7]
+    tails = [torch.randint(64, (length,), generator=generator).tolist() for length in lengths]
+    prompts = [[*instruction, *tail] for tail in tails]
+    return [Encoded((*prompt, 2, 1), len(prompt)) for prompt in prompts] + [Encoded((5, 6, 7), 0)]
+
+
+def direct_logprobs(model: nn.Module, item: Encoded) -> np.ndarray:
+    """One row at a time, full softmax over full logits."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([item.ids]), use_cache=False).logits[0].double()
+    logprobs = logits.log_softmax(-1)
+    first = max(item.prompt_length, 1)
+    return np.array([logprobs[place - 1, item.ids[place]].item() for place in range(first, len(item.ids))])
+
+
+@pytest.mark.parametrize("config", PACKABLE.values(), ids=PACKABLE.keys())
+@pytest.mark.parametrize("layout", Layout)
+def test_scores_equal_a_direct_computation(config: PretrainedConfig, layout: Layout):
+    model = random_model(config)
+    items = some_items()
+    for scored, item in zip(Scorer(model, layout, batch_tokens=40).token_logprobs(items), items, strict=True):
+        np.testing.assert_allclose(scored, direct_logprobs(model, item), atol=ROUNDING)
+
+
+@pytest.mark.parametrize("config", PACKABLE.values(), ids=PACKABLE.keys())
+def test_packed_equals_padded_in_loss_and_gradients(config: PretrainedConfig):
+    model = random_model(config)
+    gradients = {}
+    for layout in Layout:
+        model.zero_grad()
+        batch = build_batch(some_items(), layout)
+        token_losses(forward(model, batch), batch["labels"]).mean().backward()
+        gradients[layout] = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    for name, padded in gradients[Layout.PADDED].items():
+        packed = gradients[Layout.PACKED][name]
+        assert (packed - padded).abs().max() <= 1e-4 * padded.abs().max() + 1e-7, name
+
+
+@pytest.mark.parametrize("config", PACKABLE.values(), ids=PACKABLE.keys())
+def test_the_probe_lets_attention_models_pack(config: PretrainedConfig):
+    assert choose_layout(random_model(config), 64, wanted=True).layout is Layout.PACKED
+
+
+def test_the_probe_refuses_a_state_space_model():
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64))
+    assert choose_layout(model, 64, wanted=True).layout is Layout.PADDED
+
+
+def test_the_probe_refuses_a_model_whose_attention_does_not_listen():
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), attn_implementation="sdpa").eval()
+    choice = choose_layout(model, 64, wanted=True)
+    assert choice.layout is Layout.PADDED
+
+
+def test_packing_can_be_declined():
+    choice = choose_layout(random_model(LlamaConfig(**SHAPE)), 64, wanted=False)
+    assert (choice.layout, choice.reason) == (Layout.PADDED, "spec.data.packing is false")
+
+
+def test_batches_do_not_change_the_mean_loss(tiny_model_dir: Path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, attn_implementation=attention.register())
+    losses = [Scorer(model, Layout.PACKED, batch_tokens=size).mean_loss(some_items()) for size in (1, 30, 4096)]
+    assert max(losses) - min(losses) <= ROUNDING

@@ -1,0 +1,144 @@
+"""Turn encoded examples into one forward pass: packed where the model keeps packed examples apart, else padded.
+
+Which of the two is decided by an experiment on the model itself, never by its name: `choose_layout`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from finetune_trainer.example import Encoded
+from finetune_trainer.packing import pack
+
+IGNORED = -100
+"""The label of a token that is neither learnt nor scored, as torch's cross entropy has it."""
+
+Batch = dict[str, Tensor]
+"""Keyword arguments of the model's forward, and ``labels``."""
+
+
+class Layout(StrEnum):
+    """How several examples share one forward pass."""
+
+    PACKED = "packed"
+    PADDED = "padded"
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutChoice:
+    """The layout and, for people, why."""
+
+    layout: Layout
+    reason: str
+
+
+def build_batch(items: Sequence[Encoded], layout: Layout) -> Batch:
+    """Return model inputs and labels for ``items``.
+
+    The model returns logits where some item has a completion token to predict, ``[rows, kept, vocabulary]``.
+    ``labels`` is ``[rows, 1 + kept]``: the tokens to predict, in the items' order, behind one ignored column, because
+    transformers counts the labels of a causal model from the second column on.
+    """
+    return _packed(items) if layout is Layout.PACKED else _padded(items)
+
+
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the negative log-likelihood of every learnt token, in nats and float32, item after item: ``[learnt]``."""
+    targets = labels[:, 1:].to(logits.device)
+    learnt = targets != IGNORED
+    return functional.cross_entropy(logits[learnt].float(), targets[learnt], reduction="none")
+
+
+def split_by_item(items: Sequence[Encoded], values: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+    """Cut ``values``, one per learnt token, into one array per item."""
+    ends = list(accumulate(len(item.ids) - _first_learnt(item) for item in items))
+    return np.split(values, ends[:-1])
+
+
+def _first_learnt(item: Encoded) -> int:
+    # Nothing predicts a sequence's first token.
+    return max(item.prompt_length, 1)
+
+
+def _packed(items: Sequence[Encoded]) -> Batch:
+    row = pack([item.ids for item in items])
+    keep = [place[_first_learnt(item) - 1 : -1] for item, place in zip(items, row.places, strict=True)]
+    labels = [token for item in items for token in item.ids[_first_learnt(item) :]]
+    return {
+        "input_ids": torch.from_numpy(row.tokens)[None],
+        "position_ids": torch.from_numpy(row.positions)[None],
+        # Four dimensions tell transformers that the mask is made already; packed attention needs none.
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        "pack_gather": torch.from_numpy(row.gather()),
+        "pack_scatter": torch.from_numpy(row.scatter()),
+        "logits_to_keep": torch.from_numpy(np.concatenate(keep)),
+        "labels": torch.tensor([[IGNORED, *labels]]),
+    }
+
+
+def _padded(items: Sequence[Encoded]) -> Batch:
+    longest = max(len(item.ids) for item in items)
+    kept = sorted({place - 1 for item in items for place in range(_first_learnt(item), len(item.ids))})
+    column = {position: number for number, position in enumerate(kept)}
+    # What stands in the padding is never looked at: the mask hides it, and labels are masked by position.
+    ids = torch.zeros(len(items), longest, dtype=torch.long)
+    mask = torch.zeros(len(items), longest, dtype=torch.long)
+    labels = torch.full((len(items), 1 + len(kept)), IGNORED)
+    for number, item in enumerate(items):
+        ids[number, : len(item.ids)] = torch.tensor(item.ids)
+        mask[number, : len(item.ids)] = 1
+        for place in range(_first_learnt(item), len(item.ids)):
+            labels[number, 1 + column[place - 1]] = item.ids[place]
+    return {"input_ids": ids, "attention_mask": mask, "logits_to_keep": torch.tensor(kept), "labels": labels}
+
+
+def forward(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the logits ``[rows, kept, vocabulary]`` for ``batch``."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    # With a cache some models let packed examples see each other.
+    logits: Tensor = model(**inputs, use_cache=False).logits
+    return logits
+
+
+def choose_layout(model: nn.Module, vocabulary: int, wanted: bool) -> LayoutChoice:
+    """Decide by experiment whether ``model`` gives packed examples the logits it gives them alone.
+
+    Two short sequences with a common beginning are packed with a third one; every logit must be what it is when the
+    sequence runs alone. State-space layers, attention that does not go through the interface and models that ignore
+    positions all fail here.
+    """
+    if not wanted:
+        return LayoutChoice(Layout.PADDED, "spec.data.packing is false")
+    generator = torch.Generator().manual_seed(0)
+    first, second, third = torch.randint(vocabulary, (3, 12), generator=generator).tolist()
+    items = [Encoded(tuple(ids), 1) for ids in (first, first[:5] + second, third)]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            alone = [forward(model, build_batch([item], Layout.PADDED))[0] for item in items]
+            together = forward(model, build_batch(items, Layout.PACKED))[0]
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        return LayoutChoice(Layout.PADDED, f"the model refuses packed rows ({type(error).__name__}: {error})"[:300])
+    finally:
+        model.train(was_training)
+    expected = torch.cat(alone).float()
+    if expected.shape != together.shape:
+        return LayoutChoice(Layout.PADDED, "the model does not return logits for chosen positions alone")
+    error = float((together.float() - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+    limit = _ROUNDING[expected.dtype if together.dtype == torch.float32 else together.dtype]
+    if not error <= limit:
+        return LayoutChoice(Layout.PADDED, f"packed examples influence each other (relative logit error {error:.1e})")
+    return LayoutChoice(Layout.PACKED, f"packed examples stay apart (relative logit error {error:.1e})")
+
+
+_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest relative logit error that rounding explains, by the type the model computes in; contamination gives 0.3 and
+more."""

@@ -1,0 +1,152 @@
+"""What is trained: all weights, low-rank updates of some, or a soft prompt. One small function a method."""
+
+from typing import Any
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftModelForCausalLM,
+    PromptTuningConfig,
+    PromptTuningInit,
+    TaskType,
+    get_peft_model,
+)
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from finetune_api.spec import LoraSpec, LoraTargets, MethodSpec, MethodType, PromptInit, PromptTuningSpec
+from finetune_trainer.errors import SpecError
+
+
+def prepare_model(model: PreTrainedModel, method: MethodSpec, tokenizer_path: str) -> nn.Module:
+    """Return ``model`` ready to be trained by ``method``: what shall not change is frozen, what shall is float32.
+
+    Args:
+        model: the base model.
+        method: the resolved ``spec.method``.
+        tokenizer_path: folder of the base model's tokenizer, which turns a soft prompt's first text into tokens.
+
+    Raises:
+        SpecError: the model has no layer that the method can act on.
+    """
+    match method.type:
+        case MethodType.FULL:
+            return model.requires_grad_(True)
+        case MethodType.LORA:
+            return get_peft_model(model, _lora_config(model, method.lora or LoraSpec()))
+        case MethodType.PROMPT_TUNING:
+            config = _prompt_tuning_config(method.prompt_tuning or PromptTuningSpec(), tokenizer_path)
+            return SoftPromptModel(model, config)
+    raise SpecError(f"spec.method.type: {method.type.value!r} is not supported yet; use full, lora or promptTuning.")
+
+
+class SoftPromptModel(PeftModelForCausalLM):
+    """PEFT's prompt tuning that packed rows and chosen logits work with.
+
+    PEFT puts the virtual tokens before the input but leaves positions, pack indices and ``logits_to_keep`` as they
+    were. Here the virtual tokens are the root of the pack's prefix tree: computed once, seen by every sequence.
+    """
+
+    def forward(
+        self,
+        *args: Any,
+        logits_to_keep: Tensor | None = None,
+        pack_gather: Tensor | None = None,
+        pack_scatter: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the base model behind the soft prompt; arguments as `finetune_trainer.layout.build_batch` makes them."""
+        virtual = self.active_peft_config.num_virtual_tokens
+        if logits_to_keep is not None:
+            kwargs["logits_to_keep"] = logits_to_keep + virtual
+        if pack_gather is None or pack_scatter is None:
+            return super().forward(*args, **kwargs)
+        return self._forward_packed(pack_gather, pack_scatter, virtual, **kwargs)
+
+    def _forward_packed(
+        self, gather: Tensor, scatter: Tensor, virtual: int, input_ids: Tensor, position_ids: Tensor, **kwargs: Any
+    ) -> Any:
+        embedded = self.word_embeddings(input_ids)
+        prompt = self.get_prompt(batch_size=1).to(embedded.dtype)
+        root = torch.arange(virtual, device=gather.device)
+        rows, longest = gather.shape
+        # Every sequence grows by the virtual tokens at its front, so its cells in the flattened gather move along.
+        sequence, place = scatter // longest, scatter % longest
+        return self.base_model(
+            inputs_embeds=torch.cat([prompt, embedded], dim=1),
+            position_ids=torch.cat([root[None], position_ids + virtual], dim=1),
+            pack_gather=torch.cat([root.expand(rows, -1), gather + virtual], dim=1),
+            pack_scatter=torch.cat([root, sequence * (longest + virtual) + place + virtual]),
+            **kwargs,
+        )
+
+
+def _lora_config(model: PreTrainedModel, lora: LoraSpec) -> LoraConfig:
+    return LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+        target_modules=_lora_targets(model, lora),
+    )
+
+
+def _lora_targets(model: PreTrainedModel, lora: LoraSpec) -> str | list[str]:
+    match lora.targets:
+        case LoraTargets.ALL_LINEAR:
+            return "all-linear"
+        case LoraTargets.ATTENTION:
+            return attention_layer_names(model)
+        case LoraTargets.NAMED:
+            return _existing_names(model, list(lora.target_names))
+
+
+def attention_layer_names(model: nn.Module) -> list[str]:
+    """Return the names, without their path, of the linear layers inside attention blocks.
+
+    Raises:
+        SpecError: there is none.
+    """
+    names = {
+        child_name
+        for module in model.modules()
+        if "attention" in type(module).__name__.lower()
+        for child_name, child in module.named_children()
+        if isinstance(child, nn.Linear | Conv1D)
+    }
+    if not names:
+        raise SpecError(
+            f"spec.method.lora.targets: no linear layers found in attention blocks of {type(model).__name__}; "
+            "set targets: named and targetNames."
+        )
+    return sorted(names)
+
+
+def _existing_names(model: nn.Module, wanted: list[str]) -> list[str]:
+    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    missing = sorted(set(wanted) - linear)
+    if missing:
+        raise SpecError(
+            f"spec.method.lora.targetNames: {missing} are no linear layers of this model; it has {sorted(linear)}."
+        )
+    return wanted
+
+
+def _prompt_tuning_config(prompt: PromptTuningSpec, tokenizer_path: str) -> PromptTuningConfig:
+    from_text = prompt.init is PromptInit.TEXT
+    return PromptTuningConfig(
+        task_type=TaskType.CAUSAL_LM,
+        num_virtual_tokens=prompt.virtual_tokens,
+        prompt_tuning_init=PromptTuningInit.TEXT if from_text else PromptTuningInit.RANDOM,
+        prompt_tuning_init_text=prompt.init_text if from_text else None,
+        tokenizer_name_or_path=tokenizer_path if from_text else None,
+    )
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return (all, trainable) parameters; shared ones count once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)

@@ -1,0 +1,90 @@
+"""The base and the tuned model, side by side without paying for both where one load can be both."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from peft import PeftConfig, PeftModel, PeftType
+from transformers import PreTrainedModel
+
+from finetune_api.job import FineTuneJob
+from finetune_api.spec import MethodType
+from finetune_trainer import attention
+from finetune_trainer.layout import Layout, choose_layout
+from finetune_trainer.methods import SoftPromptModel
+from finetune_trainer.model import ModelFiles, load_model
+from finetune_trainer.precision import choose_precision
+
+
+class ModelPair(Protocol):
+    """Two models of which one is lent at a time."""
+
+    layout: Layout
+    """How both want their rows."""
+
+    def base(self) -> AbstractContextManager[PreTrainedModel]:
+        """Lend the model as it was before tuning."""
+
+    def tuned(self) -> AbstractContextManager[PreTrainedModel]:
+        """Lend the model as it is after tuning."""
+
+
+def open_pair(job: FineTuneJob, files: ModelFiles, tuned: Path) -> ModelPair:
+    """Load what is needed to compare the base model in ``files`` with what training left in ``tuned``."""
+    spec = job.spec
+    dtype = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype).weights
+    if spec.method.type is MethodType.FULL:
+        return _TwoLoads(files, ModelFiles(tuned, files.revision), dtype, wanted=spec.data.packing)
+    base = load_model(files, dtype, attention.register())
+    layout = choose_layout(base, base.config.vocab_size, wanted=spec.data.packing).layout
+    return _OneLoad(load_adapter(base, tuned), layout)
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """Return ``base`` with the adapter in ``folder`` switched on, for inference."""
+    config = PeftConfig.from_pretrained(str(folder))
+    kind = SoftPromptModel if config.peft_type == PeftType.PROMPT_TUNING else PeftModel
+    return cast(PeftModel, kind.from_pretrained(base, str(folder)).eval())
+
+
+@dataclass(slots=True)
+class _OneLoad:
+    model: PeftModel
+    layout: Layout
+
+    @contextmanager
+    def base(self) -> Iterator[PreTrainedModel]:
+        with self.model.disable_adapter():
+            yield cast(PreTrainedModel, self.model)
+
+    @contextmanager
+    def tuned(self) -> Iterator[PreTrainedModel]:
+        yield cast(PreTrainedModel, self.model)
+
+
+class _TwoLoads:
+    """Full weights: the two models are in memory one after the other."""
+
+    def __init__(self, base: ModelFiles, tuned: ModelFiles, dtype: torch.dtype, wanted: bool) -> None:
+        self._base, self._tuned, self._dtype = base, tuned, dtype
+        with self.tuned() as model:
+            self.layout = choose_layout(model, model.config.vocab_size, wanted).layout
+
+    def base(self) -> AbstractContextManager[PreTrainedModel]:
+        return self._lend(self._base)
+
+    def tuned(self) -> AbstractContextManager[PreTrainedModel]:
+        return self._lend(self._tuned)
+
+    @contextmanager
+    def _lend(self, files: ModelFiles) -> Iterator[PreTrainedModel]:
+        model = load_model(files, self._dtype, attention.register()).eval()
+        try:
+            yield model
+        finally:
+            del model
+            gc.collect()

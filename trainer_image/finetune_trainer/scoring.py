@@ -1,0 +1,68 @@
+"""Log-probabilities of completions under a model, the one number that loss, accuracy and perplexity come from."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from finetune_trainer.example import Encoded
+from finetune_trainer.layout import Batch, Layout, build_batch, forward, split_by_item, token_losses
+
+LogProbs = npt.NDArray[np.float64]
+
+
+class Scorer:
+    """Scores completions with one model; switch an adapter on or off between calls as you like, nothing is cached."""
+
+    def __init__(self, model: nn.Module, layout: Layout, batch_tokens: int = 2048) -> None:
+        self._model = model
+        self._layout = layout
+        self._batch_tokens = batch_tokens
+
+    def token_logprobs(
+        self, items: Sequence[Encoded], on_progress: Callable[[float], None] = lambda share: None
+    ) -> list[LogProbs]:
+        """Return for every item the log-probabilities, in nats, of its completion tokens, the end token included."""
+        scores: list[LogProbs] = [np.empty(0)] * len(items)
+        device = next(self._model.parameters()).device
+        was_training = self._model.training
+        self._model.eval()
+        done = 0
+        try:
+            for numbers in self._batches(items):
+                chosen = [items[number] for number in numbers]
+                batch = {name: value.to(device) for name, value in build_batch(chosen, self._layout).items()}
+                for number, values in zip(numbers, split_by_item(chosen, self._score(batch)), strict=True):
+                    scores[number] = values
+                done += len(numbers)
+                on_progress(done / len(items))
+        finally:
+            self._model.train(was_training)
+        return scores
+
+    def mean_loss(self, items: Sequence[Encoded]) -> float:
+        """Return the negative log-likelihood per completion token, in nats; it does not depend on the batching."""
+        values = np.concatenate(self.token_logprobs(items))
+        return float(-values.mean())
+
+    @torch.inference_mode()
+    def _score(self, batch: Batch) -> LogProbs:
+        losses = token_losses(forward(self._model, batch), batch["labels"])
+        return -losses.double().cpu().numpy()
+
+    def _batches(self, items: Sequence[Encoded]) -> Iterator[list[int]]:
+        """Yield item numbers whose tokens fit the budget together; sorted, so that common beginnings meet."""
+        key = (lambda n: items[n].ids) if self._layout is Layout.PACKED else (lambda n: (len(items[n].ids),))
+        numbers: list[int] = []
+        tokens = 0
+        for number in sorted(range(len(items)), key=key):
+            length = len(items[number].ids)
+            if numbers and tokens + length > self._batch_tokens:
+                yield numbers
+                numbers, tokens = [], 0
+            numbers.append(number)
+            tokens += length
+        if numbers:
+            yield numbers

@@ -1,0 +1,83 @@
+"""Translate the spec into the keyword arguments of the libraries that do the work. Pure; one row a setting."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_api.spec import Schedule, TrainingSpec
+
+# Tokens that one forward pass may hold when the spec leaves the micro-batch open: enough to keep a processor busy,
+# little enough that activations of a 1 B model stay under a few GB.
+MICRO_BATCH_TOKENS = 2048
+
+_SCHEDULES = {Schedule.COSINE: "cosine", Schedule.LINEAR: "linear", Schedule.CONSTANT: "constant_with_warmup"}
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How rows become optimiser steps."""
+
+    micro_batch: int
+    """Rows in one forward pass of one worker."""
+    accumulation: int
+    """Forward passes behind one optimiser step."""
+    total: int
+    """Optimiser steps of the whole run."""
+    per_epoch: int
+
+
+def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: int = 1) -> Steps:
+    """Derive micro-batch, accumulation and steps so that ``globalBatchSize`` holds whatever the hardware.
+
+    An absent ``microBatchSize`` becomes the largest divisor of a worker's share of the global batch whose rows, were
+    they all as long as the longest, hold at most `MICRO_BATCH_TOKENS` tokens.
+    """
+    share = min(training.global_batch_size, rows) // workers
+    if training.micro_batch_size is not None:
+        micro = min(training.micro_batch_size, share)
+    else:
+        fitting = max(1, MICRO_BATCH_TOKENS // max(1, longest_tokens))
+        micro = max(size for size in range(1, share + 1) if share % size == 0 and size <= fitting)
+    per_epoch = math.ceil(rows / (share * workers))
+    total = training.max_steps or math.ceil(per_epoch * training.epochs)
+    return Steps(micro_batch=micro, accumulation=max(1, share // micro), total=total, per_epoch=per_epoch)
+
+
+def training_arguments(
+    training: TrainingSpec, steps: Steps, folder: Path, checkpoint_every: int, keep: int, autocast: bool, use_cpu: bool
+) -> dict[str, Any]:
+    """Return the arguments of ``transformers.TrainingArguments``."""
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps.total,
+        "per_device_train_batch_size": steps.micro_batch,
+        "gradient_accumulation_steps": steps.accumulation,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": _SCHEDULES[training.schedule],
+        # transformers 5 has no warmup_ratio.
+        "warmup_steps": math.ceil(training.warmup_ratio * steps.total),
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": "adamw_torch_fused",
+        "seed": training.seed,
+        "data_seed": training.seed,
+        "bf16": autocast,
+        "use_cpu": use_cpu,
+        "gradient_checkpointing": training.gradient_checkpointing == "on",
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "logging_strategy": "steps",
+        "logging_steps": max(1, steps.total // 200),
+        "logging_nan_inf_filter": False,
+        "save_strategy": "steps",
+        "save_steps": checkpoint_every,
+        # The newest checkpoint is not complete while it is written: one more must stay.
+        "save_total_limit": max(2, keep),
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": False,
+        "prediction_loss_only": True,
+    }

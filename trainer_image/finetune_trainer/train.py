@@ -1,0 +1,298 @@
+"""The training stage: Ray Train around transformers' Trainer, one path for every method and number of workers.
+
+Ray Train in local mode (``num_workers=0``) runs the worker function in this process: no cluster, no start-up time.
+"""
+
+import math
+import os
+import resource
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+
+from finetune_api.job import FineTuneJob
+from finetune_api.report import LossPoint, Progress, Stage, TrainingReport
+from finetune_trainer import attention
+from finetune_trainer.checkpoint import newest_complete, seal, step_of
+from finetune_trainer.errors import FineTuneError, OutOfMemoryError, Preempted, TrainingDivergedError
+from finetune_trainer.example import Encoded
+from finetune_trainer.layout import Layout, LayoutChoice, build_batch, choose_layout, token_losses
+from finetune_trainer.manifest import write_manifest
+from finetune_trainer.methods import count_parameters, prepare_model
+from finetune_trainer.model import ModelFiles, load_model
+from finetune_trainer.precision import PrecisionChoice, choose_precision
+from finetune_trainer.progress import Reporter, Sink
+from finetune_trainer.scoring import Scorer
+from finetune_trainer.settings_map import Steps, plan_steps, training_arguments
+from finetune_trainer.workspace import Workspace
+
+# The validation loss during training guides the eye; the numbers that count come from evaluation.
+VALIDATION_ROWS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingInput:
+    """Everything one worker needs."""
+
+    job: FineTuneJob
+    files: ModelFiles
+    train: Sequence[Encoded]
+    validation: Sequence[Encoded]
+    workspace: Workspace
+    sink: Sink
+    stop: threading.Event
+    """Set from outside: save a checkpoint behind the current step and end."""
+
+
+def train(given: TrainingInput) -> TrainingReport:
+    """Tune the model, leave it in the workspace's ``tuned`` folder and return how it went.
+
+    Raises:
+        Preempted: the stop flag was set; a checkpoint is saved.
+        TrainingDivergedError: the loss is not a number any more.
+        OutOfMemoryError: a step did not fit.
+    """
+    outcome: list[TrainingReport | FineTuneError] = []
+
+    def worker() -> None:
+        try:
+            outcome.append(_train_here(given))
+        except FineTuneError as error:
+            # Ray wraps what a worker raises; the user's message and exit code would be lost.
+            outcome.append(error)
+
+    _quiet_ray()
+    TorchTrainer(worker, scaling_config=ray.train.ScalingConfig(num_workers=0)).fit()
+    result = outcome[0]
+    if isinstance(result, FineTuneError):
+        raise result
+    return result
+
+
+def _quiet_ray() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray sets OMP_NUM_THREADS=1 for its workers; a training process wants every core it was given.
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+
+def _train_here(given: TrainingInput) -> TrainingReport:
+    spec = given.job.spec
+    set_seed(spec.training.seed)
+    reporter = Reporter(given.sink, Stage.TRAIN)
+    reporter.say("loading the base model")
+    precision = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype)
+    base = load_model(given.files, precision.weights, attention.register())
+    layout = choose_layout(base, base.config.vocab_size, wanted=spec.data.packing)
+    model = prepare_model(base, spec.method, str(given.files.path))
+    steps = plan_steps(spec.training, len(given.train), max(len(item.ids) for item in given.train))
+    trainer, recorder = _build_trainer(given, model, layout, precision, steps)
+    resume = newest_complete(given.workspace.checkpoints)
+    reporter.say(f"resuming at step {step_of(resume)}" if resume else "training")
+    try:
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemoryError(
+            f"a training step with {steps.micro_batch} rows did not fit into memory; lower "
+            "spec.training.microBatchSize or spec.data.maxLength."
+        ) from error
+    if trainer.state.global_step < steps.total:
+        raise Preempted(f"stopped at step {trainer.state.global_step} of {steps.total}; the checkpoint is saved.")
+    _save_tuned(model, given.workspace.tuned)
+    return _summarise(given, model, trainer, recorder, layout, precision, resume)
+
+
+def loss_per_token(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Return the summed loss of a micro-batch over the completion tokens of the whole global batch.
+
+    Trainer hands the count over all micro-batches and workers, so gradients do not depend on how rows are split.
+    """
+    losses = token_losses(outputs.logits, labels)
+    return losses.sum() / (num_items_in_batch if num_items_in_batch is not None else losses.numel())
+
+
+def _build_trainer(
+    given: TrainingInput, model: nn.Module, layout: LayoutChoice, precision: PrecisionChoice, steps: Steps
+) -> tuple[Trainer, "_Recorder"]:
+    spec = given.job.spec
+    arguments = training_arguments(
+        spec.training,
+        steps,
+        given.workspace.checkpoints,
+        checkpoint_every=spec.checkpoint.every_steps,
+        keep=spec.checkpoint.keep,
+        autocast=precision.autocast,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    every = spec.training.eval_every_steps or max(1, steps.total // 5)
+    recorder = _Recorder(given, Scorer(model, layout.layout), every, rows_per_step=steps.micro_batch * steps.accumulation)
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(**arguments),
+        data_collator=partial(build_batch, layout=layout.layout),
+        train_dataset=list(given.train),
+        compute_loss_func=loss_per_token,
+        callbacks=[recorder, _Guard(given.stop)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, recorder
+
+
+class _Guard(TrainerCallback):
+    """Ends training when it should end: on a stop request, and as soon as the loss is not a number."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._stop.is_set() and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        seal(Path(str(args.output_dir)), state.global_step)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        loss = kwargs["logs"].get("loss")
+        if loss is not None and not math.isfinite(loss):
+            raise TrainingDivergedError(
+                f"the loss became {loss} at step {state.global_step}; lower spec.training.learningRate "
+                f"(now {args.learning_rate:g}) or set spec.training.precision: fp32."
+            )
+
+
+class _Recorder(TrainerCallback):
+    """Keeps the curve, measures speed, scores the validation rows and tells the sink."""
+
+    def __init__(self, given: TrainingInput, scorer: Scorer, every: int, rows_per_step: int) -> None:
+        self._reporter = Reporter(given.sink, Stage.TRAIN)
+        self._scorer = scorer
+        self._validation = given.validation[:VALIDATION_ROWS]
+        self._every = every
+        self._rows_per_step = rows_per_step
+        self._tokens_per_row = sum(len(item.ids) for item in given.train) / len(given.train)
+        self._curve: dict[int, LossPoint] = {}
+        self._loss: float | None = None
+        self._started = 0.0
+        self._first_step = 0
+        self._aside = 0.0  # seconds spent on anything but training steps
+        self.rows_per_second = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.rows_per_second * self._tokens_per_row
+
+    def curve(self, state: TrainerState) -> tuple[LossPoint, ...]:
+        """Return the whole curve, what a resumed run had logged before included."""
+        for entry in state.log_history:
+            step = int(entry["step"])
+            point = self._curve.get(step, LossPoint(step=step))
+            fields = {
+                "loss": entry.get("loss", point.loss),
+                "learning_rate": entry.get("learning_rate", point.learning_rate),
+                "validation_loss": entry.get("validation_loss", point.validation_loss),
+            }
+            self._curve[step] = point.model_copy(update=fields)
+        return tuple(point for _, point in sorted(self._curve.items()) if point.loss or point.validation_loss)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._started, self._first_step = time.monotonic(), state.global_step
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._loss = kwargs["logs"].get("loss", self._loss)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        seconds = time.monotonic() - self._started - self._aside
+        done = state.global_step - self._first_step
+        self.rows_per_second = done * self._rows_per_step / seconds
+        validation_loss = self._validate(state)
+        self._reporter.tell(
+            Progress(
+                stage=Stage.TRAIN,
+                message="training",
+                percent=100 * state.global_step / state.max_steps,
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=state.epoch,
+                loss=self._loss,
+                validation_loss=validation_loss,
+                rows_per_second=self.rows_per_second,
+                tokens_per_second=self.tokens_per_second,
+                eta_seconds=seconds / done * (state.max_steps - state.global_step),
+            ),
+            always=validation_loss is not None or state.global_step == state.max_steps,
+        )
+
+    def _validate(self, state: TrainerState) -> float | None:
+        if not self._validation or (state.global_step % self._every and state.global_step != state.max_steps):
+            return None
+        started = time.monotonic()
+        loss = self._scorer.mean_loss(self._validation)
+        self._aside += time.monotonic() - started
+        # In the trainer's own history, so that a resumed run knows it.
+        state.log_history.append({"step": state.global_step, "validation_loss": loss})
+        return loss
+
+
+def _save_tuned(model: nn.Module, folder: Path) -> None:
+    assert isinstance(model, PreTrainedModel) or hasattr(model, "save_pretrained")
+    model.save_pretrained(folder)
+    write_manifest(folder)
+
+
+def _summarise(
+    given: TrainingInput,
+    model: nn.Module,
+    trainer: Trainer,
+    recorder: _Recorder,
+    layout: LayoutChoice,
+    precision: PrecisionChoice,
+    resume: Path | None,
+) -> TrainingReport:
+    curve = recorder.curve(trainer.state)
+    losses = [point.loss for point in curve if point.loss is not None]
+    last = losses[-max(1, len(losses) // 10) :]
+    parameters, trainable = count_parameters(model)
+    return TrainingReport(
+        method=given.job.spec.method.type.value,
+        parameters=parameters,
+        trainable_parameters=trainable,
+        steps=trainer.state.global_step,
+        epochs=float(trainer.state.epoch or 0),
+        final_loss=sum(last) / len(last) if last else None,
+        curve=curve,
+        seconds=time.monotonic() - recorder._started,
+        rows_per_second=recorder.rows_per_second,
+        tokens_per_second=recorder.tokens_per_second,
+        peak_memory_bytes=peak_memory_bytes(),
+        precision=precision.reason,
+        layout=f"{layout.layout.value}: {layout.reason}",
+        resumed_from_step=step_of(resume) if resume else None,
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Return the highest memory use so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

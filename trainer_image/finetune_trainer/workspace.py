@@ -1,0 +1,81 @@
+"""What a run keeps on its own disk between stages and attempts. Running again on a used workspace goes on from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from finetune_api.model import ApiModel
+from finetune_trainer.durable import disk_errors, write_file
+from finetune_trainer.errors import DataError, SpecError
+
+M = TypeVar("M", bound=ApiModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The folders and files of one run."""
+
+    root: Path
+
+    @property
+    def models(self) -> Path:
+        """Downloads of base models."""
+        return self.root / "models"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints of the training in progress."""
+        return self.root / "checkpoints"
+
+    @property
+    def tuned(self) -> Path:
+        """What training made: an adapter or full weights, with a COMPLETE marker."""
+        return self.root / "tuned"
+
+    @property
+    def export(self) -> Path:
+        """What will be published."""
+        return self.root / "export"
+
+    @property
+    def report(self) -> Path:
+        """report.json, report.html and what belongs to them."""
+        return self.root / "report"
+
+    def claim(self, spec_hash: str) -> None:
+        """Make the workspace belong to one spec.
+
+        Raises:
+            SpecError: another spec's run is in it.
+            StorageError: it cannot be written.
+        """
+        owner = self.root / "spec-hash"
+        with disk_errors("create", self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        if not owner.exists():
+            write_file(owner, spec_hash.encode())
+        elif owner.read_text() != spec_hash:
+            raise SpecError(
+                f"workspace {self.root} belongs to another version of this job (spec {owner.read_text()[:8]}, now "
+                f"{spec_hash[:8]}); give another folder with --workspace, or delete that one."
+            )
+
+    def remember(self, name: str, model: ApiModel) -> None:
+        """Keep a stage's result under ``name``."""
+        write_file(self.root / f"{name}.json", model.model_dump_json(by_alias=True, indent=1).encode())
+
+    def recall(self, name: str, kind: type[M]) -> M | None:
+        """Return what `remember` kept under ``name``; absent when the stage has not ended yet.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        path = self.root / f"{name}.json"
+        if not path.exists():
+            return None
+        try:
+            return kind.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise DataError(f"{path} is damaged or of another version; delete it and run again.") from error
