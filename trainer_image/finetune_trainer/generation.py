@@ -3,12 +3,20 @@
 Knows nothing of tasks or metrics; prompts come as tokens, answers leave as text.
 """
 
-from collections.abc import Callable, Sequence
-from typing import cast
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+
+
+class _Generates(Protocol):
+    """What a transformers model and a PEFT model have in common beyond being modules."""
+
+    def generate(self, **arguments: object) -> Tensor: ...
 
 
 def generate(
@@ -35,9 +43,7 @@ def generate(
     """
     model.eval()
     answers: dict[int, str] = {}
-    longest_first = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
-    for start in range(0, len(longest_first), batch_size):
-        batch = longest_first[start : start + batch_size]
+    for batch in _batches([len(prompt) for prompt in prompts], batch_size, _has_soft_prompt(model)):
         generated = _generate_batch(model, [prompts[index] for index in batch], max_new_tokens, end_token_ids)
         for index, ids in zip(batch, generated, strict=True):
             answers[index] = cast(str, tokenizer.decode(ids, skip_special_tokens=True))
@@ -45,13 +51,34 @@ def generate(
     return [answers[index] for index in range(len(prompts))]
 
 
+def _batches(lengths: Sequence[int], batch_size: int, equal_lengths: bool) -> Iterator[list[int]]:
+    """Yield prompt numbers, longest first; with ``equal_lengths`` no batch holds prompts of two lengths."""
+    longest_first = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    groups = groupby(longest_first, key=lambda number: lengths[number] if equal_lengths else 0)
+    for _, group in groups:
+        numbers = list(group)
+        yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+
+
+def _has_soft_prompt(model: nn.Module) -> bool:
+    """Return whether PEFT puts learnt vectors before the text.
+
+    It puts them before the padding, too, and drops the position ids that would make up for it: a padded prompt would
+    be read at another distance from its soft prompt than in training.
+    """
+    config = getattr(model, "active_peft_config", None)
+    return bool(config is not None and config.is_prompt_learning)
+
+
 def _generate_batch(
     model: nn.Module, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, end_token_ids: Sequence[int]
 ) -> list[list[int]]:
     input_ids, attention_mask = _pad_left(prompts, end_token_ids[0])
     device = next(model.parameters()).device
-    with torch.inference_mode():
-        output = cast(GenerationMixin, model).generate(
+    with torch.inference_mode(), warnings.catch_warnings():
+        # Without padding, which `_has_soft_prompt` sees to, position ids say nothing that PEFT could lose.
+        warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
+        output = cast(_Generates, model).generate(
             input_ids=input_ids.to(device),
             attention_mask=attention_mask.to(device),
             max_new_tokens=max_new_tokens,
@@ -67,9 +94,8 @@ def _generate_batch(
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
             min_new_tokens=0,
-            min_length=0,
         )
-    answers = cast(Tensor, output)[:, input_ids.shape[1] :].tolist()
+    answers = output[:, input_ids.shape[1] :].tolist()
     return [_before_end(answer, end_token_ids) for answer in answers]
 
 
