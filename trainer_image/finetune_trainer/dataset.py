@@ -58,10 +58,10 @@ class Dataset:
         """Return the same row through another template of its task."""
         return self._render(example, template_index, example.values)
 
-    def cuttable(self, example: Example) -> int:
-        """Return the length in characters of the value that `shortened` would cut, 0 when there is none."""
+    def cuttable(self, example: Example) -> str:
+        """Return the text that `shortened` would cut, empty when there is none."""
         column = self._longest_column(example)
-        return len(str(example.values[column])) if column is not None else 0
+        return str(example.values[column]) if column is not None else ""
 
     def shortened(self, example: Example, keep_characters: int) -> Example:
         """Return ``example`` with the end of its longest text column cut; columns of the completion stay whole."""

@@ -128,16 +128,16 @@ class Renderer:
         reserved = max(len(completion), self._longest_label(example, dataset))
         shortened = example
         while (excess := len(prompt) + reserved - self.max_length) > 0:
-            characters = dataset.cuttable(shortened)
-            if characters == 0:
+            value = dataset.cuttable(shortened)
+            if not value:
                 raise DataError(
                     f"spec.data.maxLength: row {example.row} (counted from 0) of task {example.task!r} needs "
                     f"{len(prompt)} prompt and {reserved} completion tokens, {self.max_length} are allowed, and it has "
                     f"no text column left to shorten. Raise spec.data.maxLength or drop the row."
                 )
-            text, _ = self._texts(shortened)
-            cut = -(-excess * len(text) // max(1, len(prompt)))  # as many characters as so many tokens have on average
-            shortened = dataset.shortened(shortened, characters - max(1, cut))
+            tokens = len(self._tokenise([value])[0])
+            keep = len(value) * (tokens - excess) // tokens if tokens > excess else 0
+            shortened = dataset.shortened(shortened, min(keep, len(value) - 1))
             prompt = self._prompt_ids([self._texts(shortened)[0]])[0]
         if not prompt:
             raise DataError(

@@ -11,8 +11,9 @@ from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2 import Template as CompiledTemplate
-from jinja2.defaults import DEFAULT_FILTERS
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.exceptions import SecurityError
+from jinja2.filters import FILTERS
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from finetune_trainer.errors import DataError, SpecError
@@ -119,13 +120,16 @@ class _Environment(ImmutableSandboxedEnvironment):
             finalize=_refuse_unprintable,
             keep_trailing_newline=True,
         )
-        self.filters = {name: DEFAULT_FILTERS[name] for name in _FILTERS}
+        self.filters = {name: FILTERS[name] for name in _FILTERS}
         self.globals = {"range": range, "namespace": Namespace}
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if not (_is_small_number(left) and _is_small_number(right)) or (operator == "**" and abs(right) > 64):
             raise SecurityError(f"{operator!r} works on numbers up to a billion only (powers to 64), and not on text")
         return super().call_binop(context, operator, left, right)
+
+    def wrap_str_format(self, value: Any) -> None:
+        """Give way to `is_safe_attribute`: the sandbox's own str.format pads to any width."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str) and attr in _PADDING_METHODS:

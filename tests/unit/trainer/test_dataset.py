@@ -1,0 +1,244 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from finetune_api.spec import DataSpec
+
+from finetune_trainer.dataset import Dataset, load_dataset
+from finetune_trainer.errors import DataError, SpecError
+from finetune_trainer.example import Example
+from finetune_trainer.split import Split
+
+REVIEW = {"prompt": "Review: {{ text }}\nSentiment:", "completion": " {{ label }}"}
+
+
+def make_rows(count: int = 60, prefix: str = "review number") -> list[dict[str, object]]:
+    return [
+        {"text": f"{prefix} {n}", "label": ("negative", "positive")[n % 2], "film": f"film {n % 15}"}
+        for n in range(count)
+    ]
+
+
+def make_task(
+    folder: Path, rows: list[dict[str, object]], name: str = "sentiment", **settings: object
+) -> dict[str, object]:
+    source = folder / f"{name}.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"name": name, "source": f"file://{source}", "templates": [REVIEW], **settings}
+
+
+def make_data(*tasks: dict[str, object], **splits: object) -> DataSpec:
+    return DataSpec.model_validate(
+        {"tasks": list(tasks), "splits": {"validation": 0.2, "test": 0.2, "seed": 17, **splits}}
+    )
+
+
+def load(folder: Path, rows: list[dict[str, object]] | None = None, **settings: object) -> Dataset:
+    return load_dataset(make_data(make_task(folder, make_rows() if rows is None else rows, **settings)))
+
+
+def everything(dataset: Dataset) -> list[Example]:
+    return [example for split in Split for example in dataset.examples(split)]
+
+
+def test_every_row_is_rendered_and_in_one_split(tmp_path):
+    dataset = load(tmp_path)
+    examples = everything(dataset)
+    assert sorted(example.row for example in examples) == list(range(60))
+    assert dataset.sizes == Counter({split: len(dataset.examples(split)) for split in Split})
+    example = next(example for example in examples if example.row == 7)
+    assert example.prompt == "Review: review number 7\nSentiment:"
+    assert example.completion == " positive"
+    assert example.values == {"text": "review number 7", "label": "positive"}
+
+
+def test_tasks_and_labels_are_known_by_name(tmp_path):
+    dataset = load(tmp_path, labels=["negative", "positive"])
+    assert dataset.tasks == ("sentiment",)
+    assert dataset.labels("sentiment") == ("negative", "positive")
+    assert dataset.task("sentiment").name == "sentiment"
+
+
+def test_an_open_task_has_no_labels(tmp_path):
+    assert load(tmp_path).labels("sentiment") == ()
+
+
+def test_test_rows_are_not_reachable_when_the_split_was_not_opened(tmp_path):
+    data = make_data(make_task(tmp_path, make_rows()))
+    full, opened = load_dataset(data), load_dataset(data, splits=(Split.TRAIN, Split.VALIDATION))
+    secret = full.examples(Split.TEST)[0].values["text"]
+    assert repr(secret) in repr(full)
+    assert repr(secret) not in repr(opened)
+    with pytest.raises(LookupError, match="test split was not opened"):
+        opened.examples(Split.TEST)
+    assert opened.sizes == full.sizes
+    assert opened.hash == full.hash
+    assert opened.examples(Split.TRAIN) == full.examples(Split.TRAIN)
+
+
+def test_splits_do_not_depend_on_label_template_or_task(tmp_path):
+    rows = make_rows()
+    other = [{**row, "label": "x"} for row in rows]
+    template = {"prompt": "{{ text }} in other words?", "completion": "{{ label }}"}
+    left = load(tmp_path, rows)
+    right = load(tmp_path, other, name="another", templates=[template])
+    assert {e.row: e.key for e in left.examples(Split.TEST)} == {e.row: e.key for e in right.examples(Split.TEST)}
+
+
+def test_the_same_text_in_two_tasks_shares_a_split(tmp_path):
+    first = make_task(tmp_path, make_rows(), name="first")
+    second = make_task(tmp_path, [{"body": r["text"].upper(), "label": r["label"]} for r in make_rows()], name="second")
+    second["templates"] = [{"prompt": "{{ body }}", "completion": "{{ label }}"}]
+    dataset = load_dataset(make_data(first, second))
+    for split in Split:
+        examples = dataset.examples(split)
+        rows = [[example.row for example in examples if example.task == task] for task in ("first", "second")]
+        assert rows[0] == rows[1]
+    assert dataset.duplicates.rows == 120
+
+
+def test_rows_of_a_group_stay_together(tmp_path):
+    data = make_data(make_task(tmp_path, make_rows(300)), groupBy="film")
+    dataset = load_dataset(data)
+    films = [{example.values["film"] for example in dataset.examples(split)} for split in Split]
+    assert not films[0] & films[1] and not films[0] & films[2] and not films[1] & films[2]
+
+
+def test_without_columns_in_the_prompt_the_completion_tells_rows_apart(tmp_path):
+    template = {"prompt": "Say something:", "completion": "{{ text }}"}
+    assert set(load(tmp_path, templates=[template]).sizes.values()) != {0}
+
+
+def test_several_templates_are_each_used_and_fixed_per_row(tmp_path):
+    templates = [REVIEW, {"prompt": "{{ text }}?", "completion": "{{ label }}"}]
+    dataset, again = (load(tmp_path, make_rows(200), templates=templates) for _ in range(2))
+    used = Counter(example.template for example in everything(dataset))
+    assert 60 < used[0] < 140
+    assert everything(dataset) == everything(again)
+
+
+def test_a_row_can_be_rendered_through_another_template(tmp_path):
+    templates = [REVIEW, {"prompt": "{{ text }}?", "completion": "{{ label }}"}]
+    dataset = load(tmp_path, templates=templates)
+    example = next(example for example in everything(dataset) if example.template == 0)
+    other = dataset.rendered(example, 1)
+    assert (other.prompt, other.completion) == (f"{example.values['text']}?", example.completion.strip())
+    assert (other.template, other.row, other.key) == (1, example.row, example.key)
+    assert dataset.rendered(other, 0) == example
+
+
+def test_shortening_cuts_the_longest_column_and_never_the_completion(tmp_path):
+    rows = [{**row, "text": row["text"] + " x" * 50, "label": "y" * 500} for row in make_rows()]
+    dataset = load(tmp_path, rows)
+    example = everything(dataset)[0]
+    short = dataset.shortened(example, 6)
+    assert dataset.cuttable(example) == example.values["text"]
+    assert short.prompt == "Review: review\nSentiment:"
+    assert short.completion == example.completion
+    assert short.key == example.key
+    assert dataset.cuttable(dataset.shortened(example, 0)) == ""
+
+
+def test_a_column_that_the_completion_repeats_is_not_cut(tmp_path):
+    template = {"prompt": "Fix: {{ text }} {{ label }}", "completion": "{{ text }}"}
+    dataset = load(tmp_path, templates=[template])
+    example = everything(dataset)[0]
+    assert dataset.shortened(example, 0).completion == example.completion
+    assert dataset.cuttable(example) == example.values["label"]
+
+
+def test_max_examples_keeps_the_same_rows_in_any_order(tmp_path):
+    rows = make_rows(100)
+    kept = everything(load(tmp_path, rows, maxExamples=40))
+    kept_reversed = everything(load(tmp_path, rows[::-1], maxExamples=40))
+    assert len(kept) == 40
+    assert {e.prompt for e in kept} == {e.prompt for e in kept_reversed}
+
+
+def test_equal_data_has_an_equal_hash_and_other_data_another(tmp_path):
+    rows = make_rows()
+    changed = [*rows[:-1], {**rows[-1], "label": "neutral"}]
+    assert load(tmp_path, rows).hash == load(tmp_path, rows).hash != load(tmp_path, changed).hash
+
+
+def test_csv_rows_load_alike(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\n" + "".join(f"review {n},positive\n" for n in range(60)))
+    task = {"name": "sentiment", "source": str(path), "templates": [REVIEW]}
+    assert sum(load_dataset(make_data(task)).sizes.values()) == 60
+
+
+def test_missing_columns_are_listed_with_those_found(tmp_path):
+    template = {"prompt": "{{ txt }}", "completion": "{{ class }}"}
+    with pytest.raises(DataError, match=r"tasks\[0\]\.templates: 'txt', 'class' not among .*are text, label, film"):
+        load(tmp_path, templates=[template])
+
+
+def test_a_missing_group_column_is_named_by_its_setting(tmp_path):
+    with pytest.raises(DataError, match=r"spec\.data\.splits\.groupBy: 'director' not among .*film"):
+        load_dataset(make_data(make_task(tmp_path, make_rows()), groupBy="director"))
+
+
+def test_a_row_without_its_column_is_named(tmp_path):
+    rows = make_rows()
+    del rows[13]["text"]
+    with pytest.raises(DataError, match=r"templates\[0\]\.prompt does not render for row 13 .*no text"):
+        load(tmp_path, rows)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_row_without_label_is_named_with_a_remedy(tmp_path, value):
+    rows = make_rows()
+    rows[5]["label"] = rows[9]["label"] = value
+    with pytest.raises(
+        DataError, match=r"tasks\[0\]\.source: column 'label' .*no value in 2 of 60 .*row 5.*Drop these"
+    ):
+        load(tmp_path, rows)
+
+
+def test_a_row_without_group_is_named(tmp_path):
+    rows = make_rows()
+    rows[5]["film"] = None
+    with pytest.raises(DataError, match=r"column 'film' \(used by spec\.data\.splits\.groupBy\).*row 5"):
+        load_dataset(make_data(make_task(tmp_path, rows), groupBy="film"))
+
+
+def test_completions_outside_the_labels_are_counted_and_placed(tmp_path):
+    rows = make_rows()
+    rows[4]["label"] = rows[8]["label"] = "Negative"
+    rows[6]["label"] = "mixed"
+    with pytest.raises(
+        DataError, match=r"tasks\[0\]\.labels.*'Negative' \(2, first in row 4\), 'mixed' \(1, first in row 6\)"
+    ):
+        load(tmp_path, rows, labels=["negative", "positive"])
+
+
+def test_hundreds_of_other_labels_make_a_short_message(tmp_path):
+    rows = [{**row, "label": f"label {number} " + "x" * 500} for number, row in enumerate(make_rows(300))]
+    with pytest.raises(DataError, match="and 290 more") as caught:
+        load(tmp_path, rows, labels=["negative", "positive"])
+    assert len(str(caught.value)) < 2000
+
+
+def test_errors_name_the_task_they_are_in(tmp_path):
+    tasks = [make_task(tmp_path, make_rows(prefix=name), name=name) for name in ("first", "second")]
+    tasks[1]["source"] = str(tmp_path / "gone.jsonl")
+    with pytest.raises(DataError, match=r"spec\.data\.tasks\[1\]\.source: there is no file"):
+        load_dataset(make_data(*tasks))
+
+
+def test_a_bad_template_is_named_by_its_path(tmp_path):
+    with pytest.raises(SpecError, match=r"spec\.data\.tasks\[0\]\.templates\[1\]\.completion, line 1"):
+        load(tmp_path, templates=[REVIEW, {"prompt": "x", "completion": "{{ label"}])
+
+
+def test_too_few_rows_for_every_split_are_a_data_error(tmp_path):
+    with pytest.raises(DataError, match=r"spec\.data\.splits: no rows for"):
+        load(tmp_path, make_rows(2))
+
+
+def test_a_task_without_rows_in_a_split_is_named(tmp_path):
+    tasks = make_task(tmp_path, make_rows(100), name="large"), make_task(tmp_path, make_rows(1, "other"), name="small")
+    with pytest.raises(DataError, match=r"spec\.data\.tasks\[1\] \(small\): no rows for"):
+        load_dataset(make_data(*tasks))
