@@ -88,7 +88,11 @@ class Renderer:
         prompt, _ = self._texts(example)
         if self._frame is not None:
             return prompt
-        return str(self._tokenizer.decode(list(self._leading_ids))) + prompt
+        return self.decode(self._leading_ids) + prompt
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ``ids``, special tokens included, for people."""
+        return str(self._tokenizer.decode(list(ids)))
 
     def encode(self, example: Example, dataset: Dataset) -> Encoded:
         """Return the tokens of prompt, completion and end token, the prompt's long column cut when they are too many.

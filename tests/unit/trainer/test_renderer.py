@@ -224,9 +224,8 @@ COMPLETIONS = {
 @pytest.mark.parametrize("chat_template", TEMPLATES.values(), ids=TEMPLATES.keys())
 def test_a_chat_completion_stops_at_its_end_token(tmp_path, chat_template):
     renderer, dataset = make_renderer("chat", chat_template), make_dataset(tmp_path, labels=("negative",))
-    tokenizer = renderer._tokenizer
     encoded = renderer.encode(first(dataset), dataset)
-    assert tokenizer.decode(encoded.completion_ids) == COMPLETIONS[chat_template]
+    assert renderer.decode(encoded.completion_ids) == COMPLETIONS[chat_template]
 
 
 @pytest.mark.parametrize("chat_template", TEMPLATES.values(), ids=TEMPLATES.keys())
@@ -284,8 +283,7 @@ def test_a_given_system_prompt_takes_its_place(tmp_path):
 
 def test_an_end_token_inside_a_completion_does_not_cut_it(tmp_path):
     renderer, dataset = make_renderer("chat", CHATML), make_dataset(tmp_path, completion="say <|im_end|> {{ label }}")
-    tokenizer = renderer._tokenizer
-    decoded = tokenizer.decode(renderer.encode(first(dataset), dataset).completion_ids)
+    decoded = renderer.decode(renderer.encode(first(dataset), dataset).completion_ids)
     assert decoded == first(dataset).completion + "<|im_end|>"
 
 
@@ -294,7 +292,7 @@ def test_a_long_row_loses_the_end_of_its_text_and_nothing_else(tmp_path, format,
     dataset = make_dataset(tmp_path, labels=("negative",), words=300)
     renderer = make_renderer(format, chat_template, max_length=120)
     encoded = renderer.encode(first(dataset), dataset)
-    text = renderer._tokenizer.decode(encoded.ids)
+    text = renderer.decode(encoded.ids)
     assert encoded.truncated
     assert 100 <= len(encoded.ids) <= 120
     assert "Review: a wonderful film " in text
