@@ -33,8 +33,8 @@ class Dataset:
     duplicates: DuplicateStats
     hash: str
     """sha256 over every example's task, prompt and completion in order, opened or not: equal data, equal hash."""
-    _examples: Mapping[Split, tuple[Example, ...]]
-    _templates: Mapping[str, tuple[Template, ...]]
+    _examples: Mapping[Split, tuple[Example, ...]] = dataclasses.field(repr=False)
+    _templates: Mapping[str, tuple[Template, ...]] = dataclasses.field(repr=False)
 
     def examples(self, split: Split) -> list[Example]:
         """Return the examples of ``split``, task after task, each in its source's order.
@@ -115,7 +115,7 @@ def load_dataset(data: DataSpec, splits: Collection[Split] = tuple(Split)) -> Da
             for number, template in enumerate(task.templates)
         )
         rows = _candidates(task, templates[task.name], data.splits.group_by, seed, field)
-        rendered = [_first_rendering(row, task, templates[task.name], seed) for row in rows]
+        rendered = _render_all(rows, task, templates[task.name], seed, field)
         _refuse_other_labels(task, rendered, field)
         candidates += rows
         examples += rendered
@@ -154,9 +154,8 @@ def _candidates(
         text = "\n".join(str(values.get(column, "")) for column in inputs or completions)
         candidates.append(_Candidate(number, values, text, input_key(text)))
     _refuse_missing_columns(task, list(needed), list(found), group_by, field)
-    _refuse_missing_values(task, candidates, completions, "completion", field)
-    if group_by is not None:
-        _refuse_missing_values(task, candidates, [group_by], "spec.data.splits.groupBy", field)
+    if group_by is not None and any(_is_missing(row.values.get(group_by)) for row in candidates):
+        raise _missing_value(task, candidates, group_by, "spec.data.splits.groupBy", field)
     return _sample(candidates, task.max_examples, seed)
 
 
@@ -166,6 +165,23 @@ def _sample(candidates: list[_Candidate], limit: int | None, seed: int) -> list[
         return candidates
     drawn = sorted(candidates, key=lambda row: (draw(seed, "sample", row.key), row.number))[:limit]
     return sorted(drawn, key=lambda row: row.number)
+
+
+def _render_all(
+    rows: Sequence[_Candidate], task: TaskSpec, templates: Sequence[Template], seed: int, field: str
+) -> list[Example]:
+    rendered = []
+    for row in rows:
+        try:
+            rendered.append(_first_rendering(row, task, templates, seed))
+        except DataError as error:
+            columns = sorted(frozenset[str]().union(*(template.completion_columns for template in templates)))
+            missing = next((column for column in columns if _is_missing(row.values.get(column))), None)
+            if missing is None:
+                raise
+            # Rows without an answer are rarely alone: count them, so that they are dropped at once.
+            raise _missing_value(task, rows, missing, "the completion", field) from error
+    return rendered
 
 
 def _first_rendering(row: _Candidate, task: TaskSpec, templates: Sequence[Template], seed: int) -> Example:
@@ -194,17 +210,13 @@ def _refuse_missing_columns(
         )
 
 
-def _refuse_missing_values(
-    task: TaskSpec, candidates: Sequence[_Candidate], columns: Sequence[str], use: str, field: str
-) -> None:
-    for column in columns:
-        without = [row for row in candidates if _is_missing(row.values.get(column))]
-        if without:
-            raise DataError(
-                f"{field}.source: column {column!r} (used by {use}) has no value in {len(without)} of "
-                f"{len(candidates)} rows of {task.source}, first in row {without[0].number} (counted from "
-                f"0; {_clipped(repr(without[0].values))}). Drop these rows or fill the value in."
-            )
+def _missing_value(task: TaskSpec, rows: Sequence[_Candidate], column: str, use: str, field: str) -> DataError:
+    without = [row for row in rows if _is_missing(row.values.get(column))]
+    return DataError(
+        f"{field}.source: column {column!r}, used by {use}, has no value in {len(without)} of {len(rows)} rows of "
+        f"{task.source}, first in row {without[0].number} (counted from 0; {_clipped(repr(without[0].values))}). Drop "
+        f"these rows or fill the value in."
+    )
 
 
 def _is_missing(value: object) -> bool:

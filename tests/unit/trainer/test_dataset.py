@@ -68,13 +68,17 @@ def test_test_rows_are_not_reachable_when_the_split_was_not_opened(tmp_path):
     data = make_data(make_task(tmp_path, make_rows()))
     full, opened = load_dataset(data), load_dataset(data, splits=(Split.TRAIN, Split.VALIDATION))
     secret = full.examples(Split.TEST)[0].values["text"]
-    assert repr(secret) in repr(full)
-    assert repr(secret) not in repr(opened)
+    assert repr(secret) in repr(vars(full))
+    assert repr(secret) not in repr(vars(opened))
     with pytest.raises(LookupError, match="test split was not opened"):
         opened.examples(Split.TEST)
     assert opened.sizes == full.sizes
     assert opened.hash == full.hash
     assert opened.examples(Split.TRAIN) == full.examples(Split.TRAIN)
+
+
+def test_rows_do_not_end_up_in_logs(tmp_path):
+    assert "review number" not in repr(load(tmp_path))
 
 
 def test_splits_do_not_depend_on_label_template_or_task(tmp_path):
@@ -192,15 +196,22 @@ def test_a_row_without_label_is_named_with_a_remedy(tmp_path, value):
     rows = make_rows()
     rows[5]["label"] = rows[9]["label"] = value
     with pytest.raises(
-        DataError, match=r"tasks\[0\]\.source: column 'label' .*no value in 2 of 60 .*row 5.*Drop these"
+        DataError, match=r"tasks\[0\]\.source: column 'label',.*no value in 2 of 60 .*row 5.*Drop these"
     ):
         load(tmp_path, rows)
+
+
+def test_a_column_that_the_completion_can_do_without_may_be_empty(tmp_path):
+    rows = [{**row, "note": None if number % 2 else "sure"} for number, row in enumerate(make_rows())]
+    template = {"prompt": "{{ text }}:", "completion": "{{ label }}{% if note %}, {{ note }}{% endif %}"}
+    completions = {example.completion for example in everything(load(tmp_path, rows, templates=[template]))}
+    assert completions == {"negative, sure", "positive"}
 
 
 def test_a_row_without_group_is_named(tmp_path):
     rows = make_rows()
     rows[5]["film"] = None
-    with pytest.raises(DataError, match=r"column 'film' \(used by spec\.data\.splits\.groupBy\).*row 5"):
+    with pytest.raises(DataError, match=r"column 'film', used by spec\.data\.splits\.groupBy.*row 5"):
         load_dataset(make_data(make_task(tmp_path, rows), groupBy="film"))
 
 
