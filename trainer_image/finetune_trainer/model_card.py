@@ -1,0 +1,175 @@
+"""README.md of a published model: what it is, how good it is, how to use it. Pure: same report, same page."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from finetune_api.report import ArtifactKind, Report
+from finetune_trainer.prompt_file import PromptFile
+from finetune_trainer.template import Template
+
+
+@dataclass(frozen=True, slots=True)
+class BaseReference:
+    """How to name the base model to whoever loads the result."""
+
+    name: str
+    """Hub id, or absolute path of a local folder."""
+    revision: str | None
+    """Commit for the hub; None for a local folder, whose files have no revisions."""
+    on_hub: bool
+
+    @property
+    def link(self) -> str:
+        """Address for people."""
+        return f"https://huggingface.co/{self.name}" if self.on_hub else Path(self.name).as_uri()
+
+
+@dataclass(frozen=True, slots=True)
+class MergeCheck:
+    """How far the merged weights are from base and adapter side by side."""
+
+    difference: float
+    """Largest absolute difference of a logit."""
+    largest: float
+    """Largest absolute logit."""
+    tokens: int
+    """Tokens of the probe."""
+    tolerance: float
+    """Allowed ``difference`` as a share of ``largest``."""
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What the card says beyond the report."""
+
+    kind: ArtifactKind
+    base: BaseReference
+    dtype: str
+    """Type of the base's weights, as torch names it: ``bfloat16``."""
+    prompt: PromptFile
+    merge: MergeCheck | None = None
+    licence: str | None = None
+    """As the base model's own card states it."""
+
+
+def render_card(report: Report, facts: CardFacts) -> str:
+    """Return the card as markdown with YAML front matter."""
+    environment = Environment(
+        loader=PackageLoader("finetune_trainer", "."),
+        undefined=StrictUndefined,
+        autoescape=False,  # markdown; whatever a user wrote goes through ``cell``
+        keep_trailing_newline=True,
+        trim_blocks=False,
+    )
+    environment.filters["cell"] = _cell
+    return environment.get_template("model_card.md.j2").render(
+        kind=facts.kind.value,
+        base=facts.base,
+        report=report,
+        dtype=facts.dtype,
+        merge=facts.merge,
+        licence=facts.licence,
+        front_matter=_front_matter(report, facts),
+        snippet=_snippet(facts),
+    )
+
+
+def _front_matter(report: Report, facts: CardFacts) -> str:
+    """Return the facts that a hub reads: https://huggingface.co/docs/hub/model-cards."""
+    front: dict[str, object] = {
+        "library_name": "peft" if facts.kind is ArtifactKind.ADAPTER else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["fine-tuned", report.training.method],
+    }
+    if facts.base.on_hub:
+        front["base_model"] = facts.base.name
+        front["base_model_relation"] = "adapter" if facts.kind is ArtifactKind.ADAPTER else "finetune"
+    if facts.licence is not None:
+        front["license"] = facts.licence
+    if report.evaluation is not None and report.evaluation.metrics:
+        front["model-index"] = [{"name": report.name, "results": _results(report)}]
+    return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+
+
+def _results(report: Report) -> list[dict[str, object]]:
+    metrics = report.evaluation.metrics if report.evaluation is not None else ()
+    return [
+        {
+            "task": {"type": "text-generation"},
+            "dataset": {"name": f"{task} (test split)", "type": "custom"},
+            "metrics": [
+                {"type": metric.metric, "value": round(metric.tuned, 6)} for metric in metrics if metric.task == task
+            ],
+        }
+        for task in dict.fromkeys(metric.task for metric in metrics)
+    ]
+
+
+def _snippet(facts: CardFacts) -> str:
+    """Return Python that loads the model, asks it one question in the form it was trained in, and prints the answer."""
+    task = facts.prompt.tasks[0]
+    template = Template(task.templates[0].prompt, task.templates[0].completion, "prompt")
+    row = {column: "…" for column in sorted(template.prompt_columns)}
+    is_adapter = facts.kind is ArtifactKind.ADAPTER
+    lines = [
+        "import json",
+        "",
+        "from jinja2.sandbox import ImmutableSandboxedEnvironment",
+        *(["from peft import PeftModel"] if is_adapter else []),
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'folder = "."',
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        *(_load_adapter(facts) if is_adapter else [_load_weights(facts)]),
+        "",
+        'with open(f"{folder}/prompt.json", encoding="utf-8") as file:',
+        "    settings = json.load(file)",
+        f"row = {json.dumps(row, ensure_ascii=False)}",
+        'template = settings["tasks"][0]["templates"][0]["prompt"]',
+        "jinja = ImmutableSandboxedEnvironment(keep_trailing_newline=True)",
+        "prompt = jinja.from_string(template).render(row)",
+        *_tokenise(facts.prompt),
+        'output = model.generate(**inputs, max_new_tokens=64, do_sample=False, eos_token_id=settings["endTokenIds"])',
+        'answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip()',
+        "print(answer)",
+    ]
+    return "\n".join(lines)
+
+
+def _load_adapter(facts: CardFacts) -> Sequence[str]:
+    revision = f", revision={facts.base.revision!r}" if facts.base.revision is not None else ""
+    return (
+        f"base = AutoModelForCausalLM.from_pretrained({facts.base.name!r}{revision}, dtype={facts.dtype!r})",
+        "model = PeftModel.from_pretrained(base, folder)",
+    )
+
+
+def _load_weights(facts: CardFacts) -> str:
+    return f"model = AutoModelForCausalLM.from_pretrained(folder, dtype={facts.dtype!r})"
+
+
+def _tokenise(prompt: PromptFile) -> Sequence[str]:
+    if prompt.format == "raw":
+        return ('inputs = tokenizer(prompt.rstrip(), return_tensors="pt")',)
+    return (
+        'messages = [{"role": "user", "content": prompt.strip()}]',
+        *(
+            ['messages.insert(0, {"role": "system", "content": settings["system"]})']
+            if prompt.system is not None
+            else []
+        ),
+        "prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)",
+        'prompt += settings["assistantHeader"]',
+        'inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")',
+    )
+
+
+def _cell(value: object) -> str:
+    """Return text that stays one cell of a markdown table and starts no markup of its own."""
+    text = " ".join(str(value).split())
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in text)
