@@ -5,6 +5,7 @@ Training loads it without the test split, whose rows are then not reachable from
 
 import dataclasses
 import hashlib
+import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -115,10 +116,12 @@ def load_dataset(data: DataSpec, splits: Collection[Split] = tuple(Split)) -> Da
             for number, template in enumerate(task.templates)
         )
         rows = _candidates(task, templates[task.name], data.splits.group_by, seed, field)
-        rendered = _render_all(rows, task, templates[task.name], seed, field)
-        _refuse_other_labels(task, rendered, field)
+        renderings = _render_all(rows, task, templates[task.name], field)
+        _refuse_other_labels(task, renderings, field)
         candidates += rows
-        examples += rendered
+        examples += [
+            each[int(draw(seed, "template", row.key) * len(each))] for row, each in zip(rows, renderings, strict=True)
+        ]
 
     groups = None if data.splits.group_by is None else [str(row.values[data.splits.group_by]) for row in candidates]
     places, duplicates = assign_splits(
@@ -168,12 +171,13 @@ def _sample(candidates: list[_Candidate], limit: int | None, seed: int) -> list[
 
 
 def _render_all(
-    rows: Sequence[_Candidate], task: TaskSpec, templates: Sequence[Template], seed: int, field: str
-) -> list[Example]:
-    rendered = []
+    rows: Sequence[_Candidate], task: TaskSpec, templates: Sequence[Template], field: str
+) -> list[list[Example]]:
+    """Return every row through every template: what fails must fail before training, not in evaluation."""
+    renderings = []
     for row in rows:
         try:
-            rendered.append(_first_rendering(row, task, templates, seed))
+            renderings.append([_render(row, task, template, index) for index, template in enumerate(templates)])
         except DataError as error:
             columns = sorted(frozenset[str]().union(*(template.completion_columns for template in templates)))
             missing = next((column for column in columns if _is_missing(row.values.get(column))), None)
@@ -181,18 +185,17 @@ def _render_all(
                 raise
             # Rows without an answer are rarely alone: count them, so that they are dropped at once.
             raise _missing_value(task, rows, missing, "the completion", field) from error
-    return rendered
+    return renderings
 
 
-def _first_rendering(row: _Candidate, task: TaskSpec, templates: Sequence[Template], seed: int) -> Example:
-    template = int(draw(seed, "template", row.key) * len(templates))
-    prompt, completion = templates[template].render(row.values, row.number)
+def _render(row: _Candidate, task: TaskSpec, template: Template, index: int) -> Example:
+    prompt, completion = template.render(row.values, row.number)
     return Example(
         task=task.name,
         row=row.number,
         prompt=prompt,
         completion=completion,
-        template=template,
+        template=index,
         key=row.key,
         values=row.values,
     )
@@ -223,20 +226,21 @@ def _is_missing(value: object) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _refuse_other_labels(task: TaskSpec, examples: Sequence[Example], field: str) -> None:
+def _refuse_other_labels(task: TaskSpec, renderings: Sequence[Sequence[Example]], field: str) -> None:
     if not task.labels:
         return
-    labels = set(task.labels)
-    others = [example for example in examples if example.completion.strip() not in labels]
-    if others:
-        counts = Counter(example.completion.strip() for example in others)
-        first = {example.completion.strip(): example.row for example in reversed(others)}
-        values = _listed(
-            [f"{_clipped(repr(value))} ({count}, first in row {first[value]})" for value, count in counts.most_common()]
-        )
+    rows: dict[str, dict[int, None]] = {}
+    for example in itertools.chain.from_iterable(renderings):
+        if (answer := example.completion.strip()) not in task.labels:
+            rows.setdefault(answer, {})[example.row] = None
+    if rows:
+        others = [
+            f"{_clipped(repr(answer))} ({len(numbers)}, first in row {next(iter(numbers))})"
+            for answer, numbers in sorted(rows.items(), key=lambda item: -len(item[1]))
+        ]
         raise DataError(
-            f"{field}.labels: {list(task.labels)} do not cover every completion of {task.source}; others are {values}. "
-            f"Rows count from 0. Add the labels, correct the completion template or drop the rows."
+            f"{field}.labels: {list(task.labels)} do not cover every completion of {task.source}; others are "
+            f"{_listed(others)}. Rows count from 0. Add the labels, correct the completion template or drop the rows."
         )
 
 

@@ -225,6 +225,19 @@ def test_completions_outside_the_labels_are_counted_and_placed(tmp_path):
         load(tmp_path, rows, labels=["negative", "positive"])
 
 
+def test_every_template_must_render_every_row_before_training(tmp_path):
+    templates = [REVIEW, {"prompt": "{{ text }} {{ film.upper() }}", "completion": "{{ label }}"}]
+    rows = [*make_rows(), {"text": "without a film", "label": "positive", "film": None}]
+    with pytest.raises(DataError, match=r"templates\[1\]\.prompt does not render for row 60"):
+        load(tmp_path, rows, templates=templates)
+
+
+def test_labels_must_cover_the_completions_of_every_template(tmp_path):
+    templates = [REVIEW, {"prompt": "{{ text }}", "completion": "{{ label | upper }}"}]
+    with pytest.raises(DataError, match=r"others are 'NEGATIVE' \(30, first in row 0\), 'POSITIVE' \(30"):
+        load(tmp_path, labels=["negative", "positive"], templates=templates)
+
+
 def test_hundreds_of_other_labels_make_a_short_message(tmp_path):
     rows = [{**row, "label": f"label {number} " + "x" * 500} for number, row in enumerate(make_rows(300))]
     with pytest.raises(DataError, match="and 290 more") as caught:
