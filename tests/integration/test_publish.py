@@ -351,7 +351,7 @@ def test_card_states_the_type_of_a_bfloat16_base(tiny_chat_model_dir: Path, tmp_
     folder = export(tune(tiny_chat_model_dir, "lora", torch.bfloat16), tmp_path / "model")
     text = (folder / "README.md").read_text()
     assert "| weights of the base | bfloat16 |" in text
-    assert "dtype='bfloat16'" in text
+    assert 'dtype="bfloat16"' in text
 
 
 def test_words_of_a_user_do_not_break_out_of_the_card(tiny_chat_model_dir: Path, tmp_path: Path) -> None:
@@ -375,6 +375,17 @@ def test_only_lora_merges(tiny_chat_model_dir: Path, tmp_path: Path, method: str
     with pytest.raises(SpecError, match=rf"spec\.output\.merge: .*{said}"):
         export(tune(tiny_chat_model_dir, method), tmp_path / "model", merge=True)
     assert list(tmp_path.iterdir()) == [], "nothing half-written stays"
+
+
+def test_card_of_a_merge_says_when_rounding_undoes_the_adapter(tiny_chat_model_dir: Path, tmp_path: Path) -> None:
+    strong, weak = (tune(tiny_chat_model_dir, "lora", torch.bfloat16) for _ in range(2))
+    with torch.no_grad():
+        for name, parameter in weak.model.named_parameters():
+            if "lora_B" in name:
+                parameter.mul_(0.02)
+    warning = "Rounding undoes much of what was tuned"
+    assert warning not in (export(strong, tmp_path / "strong", merge=True) / "README.md").read_text()
+    assert warning in (export(weak, tmp_path / "weak", merge=True) / "README.md").read_text()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,8 +24,8 @@ class BaseReference:
 
     @property
     def link(self) -> str:
-        """Address for people."""
-        return f"https://huggingface.co/{self.name}" if self.on_hub else Path(self.name).as_uri()
+        """Its name as markdown."""
+        return f"[`{self.name}`](https://huggingface.co/{self.name})" if self.on_hub else f"`{self.name}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +34,17 @@ class MergeCheck:
 
     difference: float
     """Largest absolute difference of a logit."""
+    effect: float
+    """Largest absolute difference that the adapter makes to the base."""
     largest: float
     """Largest absolute logit."""
     tokens: int
     """Tokens of the probe."""
-    tolerance: float
-    """Allowed ``difference`` as a share of ``largest``."""
+
+    @property
+    def is_lossy(self) -> bool:
+        """Whether rounding moves logits more than half as far as the adapter: a weak adapter is rounded away."""
+        return self.difference > self.effect / 2 and self.difference > 1e-4 * self.largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,15 +146,16 @@ def _snippet(facts: CardFacts) -> str:
 
 
 def _load_adapter(facts: CardFacts) -> Sequence[str]:
-    revision = f", revision={facts.base.revision!r}" if facts.base.revision is not None else ""
+    base, dtype = json.dumps(facts.base.name, ensure_ascii=False), json.dumps(facts.dtype)
+    revision = f", revision={json.dumps(facts.base.revision)}" if facts.base.revision is not None else ""
     return (
-        f"base = AutoModelForCausalLM.from_pretrained({facts.base.name!r}{revision}, dtype={facts.dtype!r})",
+        f"base = AutoModelForCausalLM.from_pretrained({base}{revision}, dtype={dtype})",
         "model = PeftModel.from_pretrained(base, folder)",
     )
 
 
 def _load_weights(facts: CardFacts) -> str:
-    return f"model = AutoModelForCausalLM.from_pretrained(folder, dtype={facts.dtype!r})"
+    return f"model = AutoModelForCausalLM.from_pretrained(folder, dtype={json.dumps(facts.dtype)})"
 
 
 def _tokenise(prompt: PromptFile) -> Sequence[str]:

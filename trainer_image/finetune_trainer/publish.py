@@ -40,9 +40,10 @@ PROMPT_FILE = "prompt.json"
 CARD_FILE = "README.md"
 
 _PROBE_TOKENS = 128
-_MERGE_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+_MERGE_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 """Largest allowed logit difference between merged and unmerged, as a share of the largest logit. Merging rounds each
-weight to the base's type once more: 2^-24 (float32), 2^-11 (float16), 2^-8 (bfloat16), summed over all layers."""
+weight to the base's type once more: 2^-24 (float32), 2^-11 (float16), 2^-8 (bfloat16), summed over all layers; 0.023
+was measured on a model of 30 layers in bfloat16."""
 
 
 def export_model(
@@ -189,23 +190,40 @@ def _merged(model: PeftModel, probe: Sequence[int]) -> tuple[PreTrainedModel, Me
     try:
         with torch.no_grad():
             expected = model(input_ids=ids, use_cache=False).logits.float()
+            with model.disable_adapter():
+                untuned = model(input_ids=ids, use_cache=False).logits.float()
             merged = copy.deepcopy(model).merge_and_unload(safe_merge=True)
             actual = merged(input_ids=ids, use_cache=False).logits.float()
     finally:
         model.train(was_training)
     check = MergeCheck(
         difference=(expected - actual).abs().max().item(),
+        effect=(expected - untuned).abs().max().item(),
         largest=expected.abs().max().item(),
         tokens=len(probe),
-        tolerance=_MERGE_TOLERANCES[merged.dtype],
     )
-    logger.info("merged adapter logit_difference=%g largest_logit=%g", check.difference, check.largest)
-    if not check.difference <= check.tolerance * check.largest:
-        raise SpecError(
-            f"spec.output.merge: merging changes logits by {check.difference:.3g} (largest {check.largest:.3g}), more "
-            f"than rounding to {merged.dtype} explains. Set spec.model.dtype: float32, or leave merge out."
-        )
+    logger.info(
+        "merged adapter difference=%g effect=%g largest_logit=%g", check.difference, check.effect, check.largest
+    )
+    _judge_merge(check, merged.dtype)
     return merged, check
+
+
+def _judge_merge(check: MergeCheck, dtype: torch.dtype) -> None:
+    if not check.difference <= _MERGE_TOLERANCES[dtype] * check.largest:
+        raise SpecError(
+            f"spec.output.merge: the merged weights in {dtype} move logits by {check.difference:.3g} (the largest is "
+            f"{check.largest:.3g}), more than rounding explains. Set spec.model.dtype: float32, or leave merge out: "
+            "the adapter is exact."
+        )
+    if check.is_lossy:
+        logger.warning(
+            "rounding to %s undoes much of the adapter in the merged weights difference=%g effect=%g; "
+            "publish the adapter, or set spec.model.dtype: float32",
+            dtype,
+            check.difference,
+            check.effect,
+        )
 
 
 def _probe(tokenizer: PreTrainedTokenizerBase, job: FineTuneJob) -> list[int]:
