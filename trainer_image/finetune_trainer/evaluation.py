@@ -126,7 +126,7 @@ def evaluate(
     """
     started = time.monotonic()
     seed = job.spec.training.seed
-    papers = [_set_paper(task.name, dataset, job) for task in dataset.tasks]
+    papers = [_set_paper(task, dataset, job) for task in dataset.tasks]
     meter = _Meter(sum(_work(paper) for paper in papers), on_progress)
     max_new_tokens = job.spec.evaluation.generation.max_new_tokens or answer_bound(
         tokenizer, (example.completion for example in dataset.examples(Split.TRAIN))

@@ -1,0 +1,352 @@
+"""Base against tuned on the tiny model: numbers equal to ones worked out the slow way, choices made on validation."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from finetune_api.job import FineTuneJob, load_job
+from finetune_api.resolve import resolve
+from rouge_score.rouge_scorer import RougeScorer
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from finetune_api.report import EvaluationReport, Progress
+from finetune_trainer.attention import register
+from finetune_trainer.dataset import Dataset, load_dataset
+from finetune_trainer.errors import DataError, TrainingDivergedError
+from finetune_trainer.evaluation import LogprobScorer, answer_bound, choose_rows, evaluate
+from finetune_trainer.example import Encoded, Example
+from finetune_trainer.layout import Layout
+from finetune_trainer.renderer import Renderer
+from finetune_trainer.scoring import Scorer
+from finetune_trainer.split import Split
+
+Floats = np.ndarrayLABELS = ("good", "very bad")
+LABELS = ("good", "very bad")
+WORDS = ("food", "phone", "film", "battery", "service", "soup", "plot", "sound", "week", "money")
+
+
+class SlowScorer:
+    """The whole softmax of one row at a time: no batch, no packing, no shared prefix."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def token_logprobs(
+        self, items: Sequence[Encoded], on_progress: Callable[[float], None] = lambda share: None
+    ) -> list[Floats]:
+        found = []
+        for item in items:
+            with torch.no_grad():
+                logits = self._model(input_ids=torch.tensor([item.ids]), use_cache=False).logits[0].double()
+            whole = torch.log_softmax(logits, dim=-1)
+            places = range(item.prompt_length, len(item.ids))
+            found.append(np.array([float(whole[place - 1, item.ids[place]]) for place in places]))
+        on_progress(1.0)
+        return found
+
+
+@dataclass
+class TwoModels:
+    """Base and tuned model in memory together, and a record of which one was lent when."""
+
+    base_model: nn.Module
+    tuned_model: nn.Module
+    lent: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def base(self) -> Iterator[nn.Module]:
+        self.lent.append("base")
+        yield self.base_model
+        self.lent.append("base returned")
+
+    @contextmanager
+    def tuned(self) -> Iterator[nn.Module]:
+        self.lent.append("tuned")
+        yield self.tuned_model
+        self.lent.append("tuned returned")
+
+
+def make_rows(count: int) -> list[dict[str, str]]:
+    draw = np.random.default_rng(1)
+    return [
+        {
+            "text": f"{number} {' '.join(draw.choice(WORDS, 4))} {draw.integers(10**9)}",
+            "label": LABELS[number % 2],
+            "answer": " ".join(draw.choice(WORDS, 2)),
+        }
+        for number in range(count)
+    ]
+
+
+LABEL_TEMPLATES = (
+    {"prompt": "{{ text }} Sentiment:", "completion": " {{ label }}"},
+    {"prompt": "Is it good? {{ text }} Answer:", "completion": " {{ label }}"},
+)
+OPEN_TEMPLATES = ({"prompt": "Repeat: {{ text }}\n", "completion": "{{ answer }}"},)
+
+
+def make_job(folder: Path, task: dict[str, object], **spec: object) -> FineTuneJob:
+    """Return a job over 80 rows written to ``folder``."""
+    source = folder / "rows.jsonl"
+    source.write_text("\n".join(json.dumps(row) for row in make_rows(80)), encoding="utf-8")
+    task = {"name": "sentiment", "source": source.as_uri(), **task}
+    document = {
+        "apiVersion": "finetune.dev/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": "tiny"},
+        "spec": {
+            "model": {"source": folder.as_uri()},
+            "data": {"tasks": [task], "splits": {"validation": 0.2, "test": 0.3}},
+            "method": {"type": "full"},
+            "output": {"uri": folder.as_uri()},
+            **spec,
+        },
+    }
+    return resolve(load_job(json.dumps(document), "test"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_chat_model_dir: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_chat_model_dir)
+
+
+@pytest.fixture
+def models(tiny_chat_model_dir: Path) -> TwoModels:
+    """Return the tiny model and one with other weights, both able to score packed rows."""
+    base, tuned = (
+        AutoModelForCausalLM.from_pretrained(tiny_chat_model_dir, attn_implementation=register()) for _ in range(2)
+    )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(5)
+        for weight in tuned.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    return TwoModels(base, tuned)
+
+
+@dataclass
+class Run:
+    """Everything an evaluation needs and gives."""
+
+    report: EvaluationReport
+    predictions: list[dict[str, object]]
+    dataset: Dataset
+    renderer: Renderer
+    progress: list[Progress]
+
+    def metric(self, name: str):
+        return next(comparison for comparison in self.report.metrics if comparison.metric == name)
+
+
+def run_evaluation(
+    models: TwoModels,
+    tokenizer: PreTrainedTokenizerBase,
+    job: FineTuneJob,
+    format: str = "raw",
+    scorer: Callable[[nn.Module], LogprobScorer] = SlowScorer,
+) -> Run:
+    dataset = load_dataset(job.spec.data)
+    renderer = Renderer(tokenizer, format, None, 256)
+    progress: list[Progress] = []
+    report, predictions = evaluate(models, tokenizer, renderer, dataset, job, scorer, progress.append)
+    return Run(report, predictions, dataset, renderer, progress)
+
+
+def likelihood(model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> Floats:
+    """Return the completion's token log-probabilities from texts alone: no renderer, no scorer."""
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    after = [*tokenizer(completion, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([before + after]), use_cache=False).logits[0].double()
+    probabilities = torch.softmax(logits, dim=-1)
+    return np.log([float(probabilities[len(before) + i - 1, token]) for i, token in enumerate(after)])
+
+
+def test_accuracy_is_that_of_a_direct_computation(models: TwoModels, tokenizer, tmp_path: Path):
+    job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES[:1]})
+    run = run_evaluation(models, tokenizer, job)
+
+    def sums(model: nn.Module, examples: list[Example]) -> tuple[Floats, Floats]:
+        rows = [
+            [
+                likelihood(model, tokenizer, f"{e.values['text']} Sentiment:", f" {label}")
+                for label in ("good", "very bad")
+            ]
+            for e in examples
+        ]
+        return np.array([[x.sum() for x in row] for row in rows]), np.array([[x.mean() for x in row] for row in rows])
+
+    def right(examples: list[Example]) -> Floats:
+        return np.array([LABELS.index(str(e.values["label"])) for e in examples])
+
+    validation, test = run.dataset.examples(Split.VALIDATION), run.dataset.examples(Split.TEST)
+    v_sums, v_means = sums(models.base_model, validation)
+    t_sums, t_means = sums(models.base_model, test)
+    compared = {
+        "sum": (v_sums, t_sums),
+        "mean": (v_means, t_means),
+        "calibrated": (v_sums - v_sums.mean(axis=0), t_sums - v_sums.mean(axis=0)),
+    }
+    on_validation = {name: float((v.argmax(1) == right(validation)).mean()) for name, (v, _) in compared.items()}
+    (choice,) = run.report.prompt_choices
+    assert choice.candidates == pytest.approx({f"template 0, {name}": value for name, value in on_validation.items()})
+    assert choice.normaliser == max(on_validation, key=on_validation.__getitem__)
+    assert choice.validation_accuracy == pytest.approx(max(on_validation.values()))
+
+    accuracy = run.metric("accuracy")
+    assert accuracy.base == pytest.approx(float((compared[choice.normaliser][1].argmax(1) == right(test)).mean()))
+    tuned_sums, _ = sums(models.tuned_model, test)
+    assert accuracy.tuned == pytest.approx(float((tuned_sums.argmax(1) == right(test)).mean()))
+    assert accuracy.rows == len(test) == len(run.predictions)
+    assert accuracy.delta == pytest.approx(accuracy.tuned - accuracy.base)
+    assert accuracy.low <= accuracy.delta <= accuracy.high
+    expected = [tuned_sums[row, label] for row, label in enumerate(right(test))]
+    assert [row["tuned_logprob"] for row in run.predictions] == pytest.approx(expected)
+
+
+def test_perplexity_is_that_of_a_direct_computation(models: TwoModels, tokenizer, tmp_path: Path):
+    run = run_evaluation(models, tokenizer, make_job(tmp_path, {"templates": OPEN_TEMPLATES}))
+    for side, model in (("base", models.base_model), ("tuned", models.tuned_model)):
+        rows = [
+            # Raw format moves the prompt's last white space to the completion.
+            likelihood(model, tokenizer, f"Repeat: {e.values['text']}", f"\n{e.values['answer']}")
+            for e in run.dataset.examples(Split.TEST)
+        ]
+        mean = -sum(row.sum() for row in rows) / sum(len(row) for row in rows)
+        assert getattr(run.metric("perplexity"), side) == pytest.approx(np.exp(mean))
+    assert not run.metric("perplexity").higher_is_better
+
+
+def test_rouge_and_exact_match_are_means_over_what_was_generated(models: TwoModels, tokenizer, tmp_path: Path):
+    job = make_job(tmp_path, {"templates": OPEN_TEMPLATES}, evaluation={"generation": {"maxNewTokens": 6}})
+    run = run_evaluation(models, tokenizer, job)
+    assert {comparison.metric for comparison in run.report.metrics} == {
+        "rouge1",
+        "rouge2",
+        "rougeL",
+        "exact_match",
+        "perplexity",
+    }
+    scorer = RougeScorer(["rougeL"])
+    for side in ("base", "tuned"):
+        f1 = [scorer.score(str(row["reference"]), str(row[side]))["rougeL"].fmeasure for row in run.predictions]
+        assert getattr(run.metric("rougeL"), side) == pytest.approx(np.mean(f1))
+        same = [str(row["reference"]).strip() == str(row[side]).strip() for row in run.predictions]
+        assert getattr(run.metric("exact_match"), side) == pytest.approx(np.mean(same))
+    assert all(row["base_label"] is None for row in run.predictions)
+
+
+@pytest.mark.parametrize("format", ["raw", "chat"])
+def test_a_model_against_itself_is_not_better(models: TwoModels, tokenizer, tmp_path: Path, format: str):
+    job = make_job(tmp_path, {"templates": OPEN_TEMPLATES}, evaluation={"generation": {"maxNewTokens": 6}})
+    run = run_evaluation(TwoModels(models.base_model, models.base_model), tokenizer, job, format)
+    for comparison in run.report.metrics:
+        assert (comparison.delta, comparison.low, comparison.high) == (0.0, 0.0, 0.0), comparison.metric
+
+
+def test_the_base_is_asked_by_one_template_and_the_tuned_by_each_rows_own(models: TwoModels, tokenizer, tmp_path: Path):
+    job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES})
+    run = run_evaluation(models, tokenizer, job)
+    (choice,) = run.report.prompt_choices
+    assert len(choice.candidates) == 6
+    assert choice.validation_accuracy == max(choice.candidates.values())
+    assert {row["base_template"] for row in run.predictions} == {choice.template}
+    assert [row["tuned_template"] for row in run.predictions] == [e.template for e in run.dataset.examples(Split.TEST)]
+    assert {row["tuned_template"] for row in run.predictions} == {0, 1}
+
+
+def test_the_test_rows_do_not_influence_the_choice(models: TwoModels, tokenizer, tmp_path: Path):
+    job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES})
+    few = job.model_copy(
+        update={
+            "spec": job.spec.model_copy(
+                update={"evaluation": job.spec.evaluation.model_copy(update={"max_examples": 3})}
+            )
+        }
+    )
+    all_rows, few_rows = (run_evaluation(models, tokenizer, each) for each in (job, few))
+    assert all_rows.report.prompt_choices == few_rows.report.prompt_choices
+    assert len(few_rows.predictions) == 3
+    assert [row for row in all_rows.predictions if row["row"] in {few["row"] for few in few_rows.predictions}] == (
+        few_rows.predictions
+    )
+    assert "fewer than 30 rows" in few_rows.metric("accuracy").note
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_the_scorer_in_use_gives_the_slow_ones_answers(models: TwoModels, tokenizer, tmp_path: Path, layout: Layout):
+    job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES})
+    slow = run_evaluation(models, tokenizer, job, "chat")
+    fast = run_evaluation(models, tokenizer, job, "chat", lambda model: Scorer(model, layout, 500))
+    assert fast.report.prompt_choices == slow.report.prompt_choices
+    assert fast.report.examples == slow.report.examples
+    for key in ("base_label", "tuned_label"):
+        assert [row[key] for row in fast.predictions] == [row[key] for row in slow.predictions]
+    for key in ("base_logprob", "tuned_logprob"):
+        # fp32: sums of about five log-probabilities of size 10, each exact to some 1e-6.
+        assert [row[key] for row in fast.predictions] == pytest.approx([row[key] for row in slow.predictions], abs=1e-3)
+
+
+def test_each_model_is_lent_once_and_the_base_is_returned_first(models: TwoModels, tokenizer, tmp_path: Path):
+    run_evaluation(models, tokenizer, make_job(tmp_path, {"templates": OPEN_TEMPLATES}))
+    assert models.lent == ["base", "base returned", "tuned", "tuned returned"]
+
+
+def test_examples_are_the_rows_that_moved_most(models: TwoModels, tokenizer, tmp_path: Path):
+    job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES[:1]})
+    run = run_evaluation(models, tokenizer, job)
+    said = {row["row"]: (row["base_label"], row["tuned_label"], row["reference"]) for row in run.predictions}
+    gains = [example.tuned_score - example.base_score for example in run.report.examples]
+    assert gains == sorted(gains, reverse=True)
+    assert run.report.examples
+    for example in run.report.examples:
+        assert (example.base, example.tuned, example.reference) == said[example.row]
+        assert example.tuned_score == (example.tuned == example.reference)
+
+
+def test_progress_rises_to_the_end(models: TwoModels, tokenizer, tmp_path: Path):
+    job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES})
+    percents = [progress.percent for progress in run_evaluation(models, tokenizer, job).progress]
+    assert percents == sorted(percents)
+    assert percents[-1] == pytest.approx(100)
+
+
+def test_weights_that_are_not_numbers_are_an_error(models: TwoModels, tokenizer, tmp_path: Path):
+    with torch.no_grad():
+        models.tuned_model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(TrainingDivergedError, match="tuned model's log-probabilities are not finite"):
+        run_evaluation(models, tokenizer, make_job(tmp_path, {"templates": OPEN_TEMPLATES}))
+
+
+def test_a_task_without_validation_rows_is_an_error(models: TwoModels, tokenizer, tmp_path: Path):
+    job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES})
+    whole = load_dataset(job.spec.data)
+
+    class WithoutValidation:
+        tasks = whole.tasks
+        task, labels = whole.task, whole.labels
+
+        def examples(self, split: Split) -> list[Example]:
+            return [] if split is Split.VALIDATION else whole.examples(split)
+
+    with pytest.raises(DataError, match=r"task 'sentiment' has \d+ test rows and 0 validation rows"):
+        evaluate(models, tokenizer, Renderer(tokenizer, "raw", None, 256), WithoutValidation(), job, SlowScorer, print)
+
+
+def test_answers_are_bounded_by_the_longest_completion(tokenizer):
+    length = len(tokenizer("Paris and London", add_special_tokens=False)["input_ids"])
+    assert answer_bound(tokenizer, ["x", " Paris and London\n"]) == length + 8
+    assert answer_bound(tokenizer, ["word " * 500]) == 64
+    assert answer_bound(tokenizer, []) == 64
+
+
+def test_rows_are_chosen_by_seed_and_stay_in_order():
+    rows = list(range(100))
+    assert choose_rows(rows, 10, seed=1) == choose_rows(rows, 10, seed=1) == sorted(choose_rows(rows, 10, seed=1))
+    assert choose_rows(rows, 10, seed=1) != choose_rows(rows, 10, seed=2)
+    assert choose_rows(rows, None, seed=1) == choose_rows(rows, 100, seed=1) == rows
