@@ -53,7 +53,7 @@ class Dataset:
 
     def labels(self, task: str) -> tuple[str, ...]:
         """Return the closed set of completions of ``task``, empty when it is open."""
-        return tuple(self.task(task).labels or ())
+        return self.task(task).labels
 
     def rendered(self, example: Example, template_index: int) -> Example:
         """Return the same row through another template of its task."""

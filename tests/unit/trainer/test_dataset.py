@@ -3,8 +3,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from finetune_api.spec import DataSpec
 
+from finetune_api.spec import DataSpec
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.example import Example
@@ -25,7 +25,7 @@ def make_task(
 ) -> dict[str, object]:
     source = folder / f"{name}.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"name": name, "source": f"file://{source}", "templates": [REVIEW], **settings}
+    return {"name": name, "source": source.as_uri(), "templates": [REVIEW], **settings}
 
 
 def make_data(*tasks: dict[str, object], **splits: object) -> DataSpec:
@@ -169,7 +169,7 @@ def test_equal_data_has_an_equal_hash_and_other_data_another(tmp_path):
 def test_csv_rows_load_alike(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("text,label\n" + "".join(f"review {n},positive\n" for n in range(60)))
-    task = {"name": "sentiment", "source": str(path), "templates": [REVIEW]}
+    task = {"name": "sentiment", "source": path.as_uri(), "templates": [REVIEW]}
     assert sum(load_dataset(make_data(task)).sizes.values()) == 60
 
 
@@ -247,7 +247,7 @@ def test_hundreds_of_other_labels_make_a_short_message(tmp_path):
 
 def test_errors_name_the_task_they_are_in(tmp_path):
     tasks = [make_task(tmp_path, make_rows(prefix=name), name=name) for name in ("first", "second")]
-    tasks[1]["source"] = str(tmp_path / "gone.jsonl")
+    tasks[1]["source"] = (tmp_path / "gone.jsonl").as_uri()
     with pytest.raises(DataError, match=r"spec\.data\.tasks\[1\]\.source: there is no file"):
         load_dataset(make_data(*tasks))
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from string import ascii_lowercase
 
 import pytest
-from finetune_api.spec import DataSpec
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from finetune_api.spec import DataSpec
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.example import Example
@@ -97,7 +97,7 @@ def make_dataset(
     more = [" ".join(chooser.choices(ascii_lowercase, k=words)) for _ in range(60)]
     rows = [{"text": f"a wonderful film {n} {more[n]}", "label": labels[n % len(labels)]} for n in range(60)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = {"name": "t", "source": str(source), "templates": [{"prompt": prompt, "completion": completion}]}
+    task = {"name": "t", "source": source.as_uri(), "templates": [{"prompt": prompt, "completion": completion}]}
     task |= {"labels": labels} if completion.strip() == "{{ label }}" else {}
     return load_dataset(
         DataSpec.model_validate({"tasks": [task], "splits": {"validation": 0.2, "test": 0.2, "seed": 3}})
