@@ -1,21 +1,24 @@
 """Base models come from folders and from a hub; what must not be run or cannot be tuned is refused with a remedy."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from finetune_api.spec import ModelSpec
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
+from finetune_api.spec import ModelSpec
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
 from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_model, load_tokenizer
 
 from .hub_server import COMMIT, FakeHub, serve_hub
 
 REPOSITORY = "acme/tiny"
+NOBODY = "http://127.0.0.1:9"
+"""An address where nothing listens."""
 
 
 @pytest.fixture
@@ -183,6 +186,11 @@ def test_folder_that_does_not_exist_is_a_fault_of_the_spec(tmp_path: Path) -> No
         fetch_folder(tmp_path / "nothing")
 
 
+def test_trust_in_remote_code_is_refused_whatever_the_model(folder: Path) -> None:
+    with pytest.raises(SpecError, match=r"spec\.model\.trustRemoteCode must stay false"):
+        fetch_model(ModelSpec(source=folder.as_uri(), trust_remote_code=True), folder.parent, environment={})
+
+
 def test_file_instead_of_a_folder_is_a_fault_of_the_spec(folder: Path) -> None:
     with pytest.raises(SpecError, match="is a file"):
         fetch_folder(folder / "config.json")
@@ -324,7 +332,7 @@ def test_second_fetch_downloads_nothing(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_fetched_model_is_used_when_the_hub_is_away(hub: FakeHub, tmp_path: Path) -> None:
     first = fetch_from(hub, tmp_path)
-    hub.url = "http://127.0.0.1:9"
+    hub.url = NOBODY
     sleeper = Sleeper()
     assert fetch_from(hub, tmp_path, sleep=sleeper) == first
     assert sleeper.waits == []
@@ -392,10 +400,10 @@ def test_hub_that_fails_for_a_while_is_asked_again(hub: FakeHub, tmp_path: Path)
 
 
 def test_hub_that_stays_away_is_a_retryable_error(hub: FakeHub, tmp_path: Path) -> None:
-    hub.url = "http://127.0.0.1:9"
+    hub.url = NOBODY
     sleeper = Sleeper()
     with pytest.raises(
-        StorageError, match=r"cannot read hf://acme/tiny .* from http://127\.0\.0\.1:9.*HF_ENDPOINT"
+        StorageError, match=rf"cannot read hf://acme/tiny .* from {re.escape(NOBODY)}.*HF_ENDPOINT"
     ) as e:
         fetch_from(hub, tmp_path, sleep=sleeper)
     assert sleeper.waits == [1.0, 3.0, 9.0]

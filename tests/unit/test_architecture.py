@@ -11,7 +11,17 @@ SOURCE_ROOTS = (ROOT / "operator", ROOT / "trainer_image")
 NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 """If a module has no name of its own, what it is for is not understood yet."""
 
-KNOWN_HOSTS = {"arxiv.org", "www.apache.org", "www.w3.org", "json-schema.org", "localhost", "127.0.0.1", "minio"}
+KNOWN_HOSTS = {
+    "arxiv.org",
+    "huggingface.co",
+    "jinja.palletsprojects.com",
+    "www.apache.org",
+    "www.w3.org",
+    "json-schema.org",
+    "localhost",
+    "127.0.0.1",
+    "minio",
+}
 """Hosts that a tracked file may name. Registries are not among them: they belong to the machine's configuration."""
 
 

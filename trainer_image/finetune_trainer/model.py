@@ -18,7 +18,6 @@ from urllib.parse import urlsplit
 import httpx2
 import torch
 import yaml
-from finetune_api.spec import ModelSpec
 from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -39,6 +38,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from finetune_api.spec import ModelSpec
 from finetune_trainer.durable import disk_errors
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
 from finetune_trainer.manifest import file_sha256
@@ -98,6 +98,8 @@ def fetch_model(
         DataError: files are missing or broken.
         StorageError: the hub or the disk does not answer.
     """
+    if model.trust_remote_code:
+        raise SpecError("spec.model.trustRemoteCode must stay false: code that comes with a model is never run.")
     match urlsplit(model.source).scheme:
         case "file":
             return _open_folder(model)
