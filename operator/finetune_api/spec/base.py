@@ -1,0 +1,77 @@
+"""``spec.model``: the model to start from."""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.block import Block, Problem, Rule
+from finetune_api.spec.field import DataUri, Flag, ModelUri, Name, SecretRef
+
+
+class ModelTask(StrEnum):
+    """What kind of model it is."""
+
+    CAUSAL_LM = "causal-lm"
+    SEQ2SEQ_LM = "seq2seq-lm"
+
+
+class DType(StrEnum):
+    """Number format of frozen weights."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+def _one_origin(job: str | None, source: str | None) -> Iterator[Problem]:
+    if (job is None) == (source is None):
+        yield Problem((), None, "needs exactly one of job and source", "Name the job to go on from, or a source.")
+
+
+class StartFrom(Block):
+    """What another job has published, to go on from."""
+
+    rules = (_one_origin,)
+
+    job: Name | None = None
+    """Name of a FineTuneJob in the same namespace; training waits until it has published."""
+    source: DataUri | None = None
+    """Folder of published weights or of an adapter."""
+
+
+def _no_foreign_code(trust_remote_code: bool) -> Iterator[Problem]:
+    if trust_remote_code:
+        yield Problem(
+            ("trustRemoteCode",),
+            True,
+            "is refused: it would run code from the model's repository with the job's credentials",
+            "Leave it out, and take a model whose architecture transformers itself implements.",
+        )
+
+
+_REMOTE_RULES: tuple[Rule, ...] = (_no_foreign_code,)
+
+
+class ModelSpec(Block):
+    """The base model."""
+
+    rules = _REMOTE_RULES
+
+    source: ModelUri
+    """Where the model is: hf://organisation/name, s3://bucket/path, pvc://claim/path or file:///folder (a folder with
+    config.json, a tokenizer and safetensors weights; pickled weights are refused)."""
+    revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    """Branch, tag or commit of a hub model; resolved to a commit and pinned in status. Absent: the default branch."""
+    task: ModelTask = ModelTask.CAUSAL_LM
+    """causal-lm (Llama, Qwen, GPT) or seq2seq-lm (T5, FLAN-T5)."""
+    dtype: DType = DType.AUTO
+    """Number format of weights that are not trained. bfloat16 halves their memory; auto measures what the hardware does
+    well. What is trained is always kept in float32: a bfloat16 step of 1e-5 moves 2 % of the weights only."""
+    trust_remote_code: Flag = False
+    """Must be false: code from a model repository is never run."""
+    secret_ref: SecretRef | None = None
+    """Secret with HF_TOKEN, or with the store's keys for s3://."""
+    start_from: StartFrom | None = None
+    """Go on from what another job published instead of from the bare base model."""

@@ -1,0 +1,243 @@
+"""``spec.data``: the rows, how they become prompts, and which of them are kept back."""
+
+from collections import Counter
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.block import Block, Problem
+from finetune_api.spec.field import Column, DataUri, Flag, Int, Name, Number, Prose, SecretRef, Seed, Share
+
+
+class Format(StrEnum):
+    """How prompts are wrapped for the model."""
+
+    AUTO = "auto"
+    RAW = "raw"
+    CHAT = "chat"
+
+
+class LossOn(StrEnum):
+    """Which tokens are learnt."""
+
+    COMPLETION = "completion"
+    ALL = "all"
+
+
+class Mixing(StrEnum):
+    """How often rows of each task are seen."""
+
+    PROPORTIONAL = "proportional"
+    EQUAL = "equal"
+    TEMPERATURE = "temperature"
+    WEIGHTS = "weights"
+
+
+class TemplateSpec(Block):
+    """One phrasing of a task. Both texts are Jinja over the row's columns, rendered in a sandbox."""
+
+    prompt: Prose
+    """What the model is given: ``Review: {{ text }}``. Undefined columns are errors."""
+    completion: Prose
+    """What it shall answer: ``{{ label }}``. The only part that is learnt, with the end token behind it."""
+
+
+def _one_way_to_render(
+    templates: tuple[TemplateSpec, ...], library: str | None, messages: str | None
+) -> Iterator[Problem]:
+    given = [
+        name
+        for name, is_set in (("templates", templates), ("library", library), ("messages", messages))
+        if is_set
+    ]
+    if len(given) != 1:
+        yield Problem(
+            (),
+            given or None,
+            "needs exactly one of templates, library and messages",
+            "Write one template with prompt and completion." if not given else f"Keep one of {', '.join(given)}.",
+        )
+
+
+def _labels_differ(labels: tuple[str, ...]) -> Iterator[Problem]:
+    for label, count in Counter(labels).items():
+        if count > 1:
+            yield Problem(("labels",), label, f"names a label {count} times", "Name every label once.")
+    if len(labels) == 1:
+        yield Problem(("labels",), list(labels), "is a choice among one", "Name at least two labels, or leave them out.")
+    for index, label in enumerate(labels):
+        if label != label.strip():
+            yield Problem(
+                ("labels", index),
+                label,
+                "begins or ends with white space, which completions are compared without",
+                f"Write {label.strip()!r}; white space belongs into the completion template.",
+            )
+
+
+class TaskSpec(Block):
+    """Rows with the templates and labels that belong to them."""
+
+    rules = (_one_way_to_render, _labels_differ)
+
+    name: Name
+    """Short name, unique in the job; gates and reports use it."""
+    source: DataUri
+    """The rows: a jsonl, csv, parquet or arrow file, a folder of such files, or a hub data set. file://, s3://, pvc://,
+    hf:// or configMap://name/key; file://./rows.jsonl is relative to the manifest."""
+    validation_source: DataUri | None = None
+    """Rows for validation from a place of their own; ``splits.validation`` is then not cut from ``source``."""
+    test_source: DataUri | None = None
+    """Rows for the test from a place of their own; ``splits.test`` is then not cut from ``source``."""
+    templates: Annotated[tuple[TemplateSpec, ...], Field(max_length=16)] = ()
+    """Phrasings of the task; each row is trained with one, chosen by the seed. The base model is measured with the one
+    that suits it best on the validation rows."""
+    library: Name | None = None
+    """A named entry of the built-in template library instead of own templates: sentiment, summarize-dialogue, nli."""
+    messages: Column | None = None
+    """A column of chat messages instead of templates: a list of {role, content}, the last one learnt."""
+    labels: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=256)] = ()
+    """The closed set of answers. With it the task is scored by likelihood: accuracy instead of generated text. Every
+    completion must be one of them."""
+    max_examples: Annotated[Int, Field(ge=1, le=100_000_000)] | None = None
+    """Use this many rows at most, drawn by the seed. Absent: all."""
+    weight: Annotated[Number, Field(gt=0, le=1000)] = 1.0
+    """Share of this task among the rows seen, relative to the others', under ``mixing.strategy: weights``."""
+    secret_ref: SecretRef | None = None
+    """Secret with the keys of the source's store."""
+
+
+class MixingSpec(Block):
+    """How several tasks share the training."""
+
+    strategy: Mixing = Mixing.PROPORTIONAL
+    """proportional: every row once an epoch; equal: every task as often; temperature: in between; weights: by
+    ``tasks[].weight``."""
+    temperature: Annotated[Number, Field(ge=1, le=100)] | None = None
+    """1 is proportional, large is equal; 2 is usual (arXiv:1910.10683). Only for strategy temperature."""
+    max_examples_per_task: Annotated[Int, Field(ge=1, le=100_000_000)] | None = None
+    """Rows of a task beyond this many do not raise its share, so that one huge task does not drown the others."""
+
+    @staticmethod
+    def _temperature_is_used(strategy: Mixing, temperature: float | None) -> Iterator[Problem]:
+        if temperature is not None and strategy is not Mixing.TEMPERATURE:
+            yield Problem(
+                ("temperature",),
+                temperature,
+                f"has no effect under strategy {strategy.value}",
+                "Leave it out, or set strategy: temperature.",
+            )
+
+    rules = (_temperature_is_used,)
+
+
+def _training_rows_are_left(validation: float, test: float) -> Iterator[Problem]:
+    if validation + test >= 0.9:
+        yield Problem(
+            (),
+            {"validation": validation, "test": test},
+            f"keeps {validation + test:.2f} of the rows back and leaves almost none for training",
+            "Lower validation or test until together they are below 0.9; 0.1 each is usual.",
+        )
+
+
+class SplitsSpec(Block):
+    """Which rows are kept back. A row's place depends on its input's hash alone, so it stays when rows are added."""
+
+    rules = (_training_rows_are_left,)
+
+    validation: Share = 0.1
+    """Share of the rows for choosing (checkpoint, the base model's template); never trained on."""
+    test: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+    """Share of the rows for the final measurement; opened once, by evaluation. 1,000 rows detect a gain of 0.05 with
+    90 % power, 300 rows with 48 %."""
+    group_by: Column | None = None
+    """Column whose equal values stay together: a film, a customer. Keeps what belongs together from leaking."""
+    stratify_by: Column | None = None
+    """Column whose values' shares are kept equal in all splits: the label."""
+    seed: Seed = 17
+    """Another seed, another split."""
+
+    @staticmethod
+    def _one_column_decides(group_by: str | None, stratify_by: str | None) -> Iterator[Problem]:
+        if group_by is not None and group_by == stratify_by:
+            yield Problem(
+                ("stratifyBy",),
+                stratify_by,
+                "is also groupBy: rows with equal values cannot stay together and be spread at once",
+                "Leave one of them out.",
+            )
+
+
+class ReplaySpec(Block):
+    """General rows mixed in against forgetting."""
+
+    source: DataUri
+    """Rows with columns prompt and completion, or messages."""
+    fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
+    """Share of the rows seen that are replayed; 0.05-0.1 is usual (arXiv:2403.08763)."""
+    secret_ref: SecretRef | None = None
+    """Secret with the keys of the source's store."""
+
+
+def _task_names_differ(tasks: tuple[TaskSpec, ...]) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for index, task in enumerate(tasks):
+        if task.name in seen:
+            yield Problem(
+                ("tasks", index, "name"),
+                task.name,
+                f"is already the name of tasks[{seen[task.name]}]",
+                "Give every task a name of its own.",
+            )
+        seen.setdefault(task.name, index)
+
+
+def _raw_prompts_have_no_system(format: Format, system: str | None) -> Iterator[Problem]:
+    if format is Format.RAW and system is not None:
+        yield Problem(
+            ("system",),
+            system,
+            "has no place in format raw",
+            "Put the text into the templates, or set spec.data.format: chat.",
+        )
+
+
+def _messages_are_chat(tasks: tuple[TaskSpec, ...], format: Format) -> Iterator[Problem]:
+    for index, task in enumerate(tasks):
+        if task.messages is not None and format is Format.RAW:
+            yield Problem(
+                ("tasks", index, "messages"),
+                task.messages,
+                "needs a chat template, and format is raw",
+                "Set spec.data.format: chat, or write templates.",
+            )
+
+
+class DataSpec(Block):
+    """The rows."""
+
+    rules = (_task_names_differ, _raw_prompts_have_no_system, _messages_are_chat)
+
+    tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1, max_length=32)]
+    """One task, or several for multi-task instruction tuning."""
+    mixing: MixingSpec = MixingSpec()
+    """How several tasks share the training."""
+    splits: SplitsSpec = SplitsSpec()
+    """Rows kept back for validation and test."""
+    format: Format = Format.AUTO
+    """raw: the prompt as it stands. chat: through the model's own chat template. auto: chat when it has one."""
+    system: Prose | None = None
+    """System prompt for format chat. Absent: the template's own, which the report shows."""
+    replay: ReplaySpec | None = None
+    """General rows mixed in against forgetting."""
+    max_length: Annotated[Int, Field(ge=16, le=1_048_576)] = 1024
+    """Longest row in tokens, prompt and completion together. Longer prompts are shortened in their longest column;
+    completions never. Memory grows at least linearly with it."""
+    packing: Flag = True
+    """Put several rows into one sequence without padding, isolated from each other; several times faster on short rows.
+    Where the model cannot isolate them, rows are padded all the same."""
+    loss_on: LossOn = LossOn.COMPLETION
+    """completion: learn the answer only. all: learn the prompt too, for plain text."""

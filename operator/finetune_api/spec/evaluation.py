@@ -1,0 +1,135 @@
+"""``spec.evaluation``: what is measured, and what must hold for the model to be published."""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.block import Block, Problem
+from finetune_api.spec.compute import ResourcesSpec
+from finetune_api.spec.field import GATE_METRIC, Column, Confidence, DataUri, Flag, Int, Number
+
+
+class Metric(StrEnum):
+    """What can be measured on the test split."""
+
+    ACCURACY = "accuracy"
+    EXACT_MATCH = "exact_match"
+    TOKEN_F1 = "token_f1"
+    ROUGE = "rouge"
+    BLEU = "bleu"
+    CHRF = "chrf"
+    PERPLEXITY = "perplexity"
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of the figures that come of it; gates use these."""
+        return ("rouge1", "rouge2", "rougeL") if self is Metric.ROUGE else (self.value,)
+
+
+class ForgettingRemedy(StrEnum):
+    """What is done when the model forgot too much."""
+
+    NONE = "none"
+    LORA_SCALE = "loraScale"
+    EARLIER_CHECKPOINT = "earlierCheckpoint"
+
+
+class Perturbation(StrEnum):
+    """Ways to disturb the input."""
+
+    TYPOS = "typos"
+    CASE = "case"
+
+
+class BaselinesSpec(Block):
+    """What the tuned model is compared with."""
+
+    zero_shot: Flag = True
+    """The base model with the prompt alone."""
+    few_shot: Annotated[Int, Field(ge=1, le=64)] | None = None
+    """The base model with this many training rows in its prompt: is tuning needed at all? Absent: not measured."""
+
+
+class GenerationSpec(Block):
+    """How answers are generated; greedily, so that runs can be compared."""
+
+    max_new_tokens: Annotated[Int, Field(ge=1, le=32768)] | None = None
+    """Longest answer in tokens; time grows linearly with it. Absent: by the longest completion of the rows."""
+    num_beams: Annotated[Int, Field(ge=1, le=16)] = 1
+    """Beams searched; each costs memory and time of its own."""
+
+
+class ForgettingSpec(Block):
+    """What the model must not lose: a non-inferiority test on general tasks."""
+
+    sources: Annotated[tuple[DataUri, ...], Field(max_length=16)] = ()
+    """Rows with prompt, completion and labels. Absent: the suite that ships with the image."""
+    max_drop: Annotated[Number, Field(ge=0, le=1)] = 0.02
+    """Largest loss of accuracy that still passes."""
+    confidence: Confidence = 0.95
+    """How sure the verdict must be; below it is inconclusive."""
+    remedy: ForgettingRemedy = ForgettingRemedy.NONE
+    """loraScale weakens the adapter, earlierCheckpoint goes back; both are chosen without the test split."""
+
+
+class BenchmarkSpec(Block):
+    """A public benchmark, run through lm-evaluation-harness."""
+
+    suite: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:/-]+$")]
+    """glue, superglue, mmlu, bigbench-hard, or the URI of a task file."""
+    limit: Annotated[Int, Field(ge=1, le=1_000_000)] | None = None
+    """Rows of each task. Absent: all, which may take hours."""
+
+
+class HolisticSpec(Block):
+    """HELM's other axes (arXiv:2211.09110): calibration, robustness, fairness gap, bias, toxicity, efficiency."""
+
+    subgroup_column: Column | None = None
+    """Column whose values must not differ in accuracy: domain, dialect."""
+    perturbations: Annotated[tuple[Perturbation, ...], Field(max_length=8)] = ()
+    """Disturbances under which accuracy is measured again."""
+
+
+class GateSpec(Block):
+    """What must hold for the model to be published."""
+
+    metric: Annotated[str, Field(min_length=3, max_length=128, pattern=GATE_METRIC)]
+    """<task>.<figure>: sentiment.accuracy, summary.rougeL."""
+    min_delta: Annotated[Number, Field(ge=-1000, le=1000)] = 0.0
+    """The one-sided lower bound of tuned minus base must exceed this (base minus tuned for perplexity)."""
+    confidence: Confidence = 0.95
+    """Of that bound. With 300 rows a true gain of 0.05 passes in 48 % of the cases, with 1,000 in 90 %."""
+
+
+def _asked_once(metrics: tuple[Metric, ...]) -> Iterator[Problem]:
+    for index, metric in enumerate(metrics):
+        if metric in metrics[:index]:
+            yield Problem(("metrics", index), metric.value, "is named twice", "Name every metric once.")
+
+
+class EvaluationSpec(Block):
+    """The measurement of base and tuned model on the untouched test split."""
+
+    rules = (_asked_once,)
+
+    metrics: Annotated[tuple[Metric, ...], Field(max_length=16)] = ()
+    """Absent: accuracy for tasks with labels, rouge and exact_match for others, perplexity for all. All but accuracy and
+    perplexity need generated text, which takes longest."""
+    baselines: BaselinesSpec = BaselinesSpec()
+    """What the tuned model is compared with."""
+    generation: GenerationSpec = GenerationSpec()
+    """How answers are generated."""
+    max_examples: Annotated[Int, Field(ge=1, le=10_000_000)] = 2000
+    """Test rows of each task that are measured, drawn by the seed; intervals narrow with its square root."""
+    resources: ResourcesSpec | None = None
+    """Size of the evaluation pod. Absent: that of a training worker."""
+    forgetting: ForgettingSpec | None = None
+    """What the model must not lose. Absent: not measured."""
+    benchmarks: Annotated[tuple[BenchmarkSpec, ...], Field(max_length=16)] = ()
+    """Public benchmarks, base against tuned."""
+    holistic: HolisticSpec | None = None
+    """Calibration, robustness, fairness and more. Absent: not measured."""
+    gates: Annotated[tuple[GateSpec, ...], Field(max_length=32)] = ()
+    """All must pass for the model to be published under ``publishOn: gates``."""

@@ -1,0 +1,88 @@
+"""The kinds of values that the spec is made of. Everything is bounded: admission prices a rule by what it may meet."""
+
+from typing import Annotated
+
+from pydantic import AllowInfNan, Field, Strict
+
+from finetune_api.model import ApiModel
+
+Int = Annotated[int, Strict()]
+"""A whole number; ``"3"`` and ``3.0`` are refused, as the API server does."""
+
+Number = Annotated[float, Strict(), AllowInfNan(False)]
+"""A finite number."""
+
+Flag = Annotated[bool, Strict()]
+"""true or false; ``"yes"`` and ``1`` are refused."""
+
+Share = Annotated[Number, Field(ge=0, lt=1)]
+"""A part of a whole, below all of it."""
+
+Confidence = Annotated[Number, Field(ge=0.5, lt=1)]
+"""How sure a decision must be."""
+
+Seed = Annotated[Int, Field(ge=0, le=2**31 - 1)]
+Seconds = Annotated[Int, Field(ge=1, le=31_536_000)]
+"""A duration of at most a year."""
+
+MODEL_URI = r"^(hf|s3|pvc|file)://[^\s\x00-\x1f]+$"
+DATA_URI = r"^(hf|s3|pvc|file|configMap)://[^\s\x00-\x1f]+$"
+OUTPUT_URI = r"^(s3|pvc|file)://[^\s\x00-\x1f]+$"
+ENDPOINT = r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"
+DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+DNS_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
+RESOURCE = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+IMAGE = r"^[a-z0-9][^\s]*$"
+PATH = r"^/[^\s:]*$"
+COLUMN = r"^[^\x00-\x1f]+$"
+GATE_METRIC = r"^[a-z]([-a-z0-9]*[a-z0-9])?\.[A-Za-z0-9_]+$"
+
+PATTERN_MEANINGS = {
+    MODEL_URI: "hf://organisation/name, s3://bucket/path, pvc://claim/path, file:///absolute or file://./relative",
+    DATA_URI: "file:///absolute, file://./relative, s3://bucket/path, pvc://claim/path, hf://organisation/name or "
+    "configMap://name/key",
+    OUTPUT_URI: "s3://bucket/path, pvc://claim/path, file:///absolute or file://./relative",
+    ENDPOINT: "http://host:port or https://host, without user, password or query",
+    DNS_LABEL: "lower-case letters, digits and '-', beginning with a letter: reviews-lora",
+    DNS_NAME: "lower-case letters, digits, '-' and '.': team-a",
+    QUANTITY: "a Kubernetes quantity in quotes: \"4\", 500m, 32Gi",
+    RESOURCE: "a Kubernetes resource or label name: nvidia.com/gpu",
+    ENV_NAME: "letters, digits and '_', not beginning with a digit: HF_HOME",
+    IMAGE: "an image reference: registry.example/trainer:1.0",
+    PATH: "an absolute path: /cache",
+    COLUMN: "a name without control characters",
+    GATE_METRIC: "<task>.<metric>: sentiment.accuracy",
+}
+"""What to write where a pattern is asked for; ends up in error messages."""
+
+Name = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
+"""The name of a task or of another part of the spec."""
+
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_NAME)]
+"""The name of a Kubernetes object."""
+
+Column = Annotated[str, Field(min_length=1, max_length=128, pattern=COLUMN)]
+"""The name of a column of the rows."""
+
+ModelUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=MODEL_URI)]
+DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=DATA_URI)]
+OutputUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=OUTPUT_URI)]
+Quantity = Annotated[str, Field(min_length=1, max_length=32, pattern=QUANTITY)]
+ResourceName = Annotated[str, Field(min_length=1, max_length=253, pattern=RESOURCE)]
+MountPath = Annotated[str, Field(min_length=1, max_length=1024, pattern=PATH)]
+Prose = Annotated[str, Field(min_length=1, max_length=16384)]
+"""Text for a model: a template, a system prompt. At most 16 KiB of ASCII."""
+
+LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=RESOURCE)]
+LabelValue = Annotated[str, Field(max_length=63)]
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
+Annotations = Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+
+
+class SecretRef(ApiModel):
+    """A Secret in the job's namespace. Its values are read by the pods alone and appear nowhere else."""
+
+    name: ObjectName
+    """Name of the Secret."""

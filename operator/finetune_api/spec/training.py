@@ -1,0 +1,98 @@
+"""``spec.training``: how long, how fast, how precisely."""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.block import Block, Problem
+from finetune_api.spec.field import Int, Number, Seed
+
+
+class Schedule(StrEnum):
+    """How the learning rate falls after warm-up."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+class Precision(StrEnum):
+    """Number format of the computation."""
+
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+class Toggle(StrEnum):
+    """On, off, or chosen by what the job needs."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class EarlyStoppingSpec(Block):
+    """Stop when validation gets no better."""
+
+    metric: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$")] = "validation_loss"
+    """validation_loss, or <task>.<metric>: sentiment.accuracy."""
+    patience: Annotated[Int, Field(ge=1, le=1000)] = 3
+    """Evaluations without an improvement before training stops."""
+
+
+def _global_batch_is_divided(global_batch_size: int, micro_batch_size: int | None) -> Iterator[Problem]:
+    if micro_batch_size is not None and global_batch_size % micro_batch_size:
+        yield Problem(
+            ("microBatchSize",),
+            micro_batch_size,
+            f"does not divide globalBatchSize {global_batch_size}",
+            f"Take a divisor of {global_batch_size}, or leave it out.",
+        )
+
+
+def _evaluations_fit_into_steps(max_steps: int | None, eval_every_steps: int | None) -> Iterator[Problem]:
+    if max_steps is not None and eval_every_steps is not None and eval_every_steps > max_steps:
+        yield Problem(
+            ("evalEverySteps",),
+            eval_every_steps,
+            f"is more than maxSteps {max_steps}, so validation would never run",
+            f"Lower it to {max_steps} or less, or leave it out.",
+        )
+
+
+class TrainingSpec(Block):
+    """The training loop."""
+
+    rules = (_global_batch_is_divided, _evaluations_fit_into_steps)
+
+    epochs: Annotated[Number, Field(gt=0, le=1000)] = 3.0
+    """Passes over the training rows; 1-5 is usual, more overfits. Time grows linearly with it."""
+    max_steps: Annotated[Int, Field(ge=1, le=10_000_000)] | None = None
+    """Optimiser steps; overrides ``epochs``. Absent: as many as the epochs take."""
+    learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Peak learning rate. Absent: by method, see spec.method.type and docs/spec.md."""
+    global_batch_size: Annotated[Int, Field(ge=1, le=65536)] = 16
+    """Rows behind one optimiser step, over all workers, whatever the hardware."""
+    micro_batch_size: Annotated[Int, Field(ge=1, le=4096)] | None = None
+    """Rows in one forward pass of one worker: decides memory, not the result. Absent: what fits."""
+    schedule: Schedule = Schedule.COSINE
+    """How the learning rate falls after warm-up: cosine or linear to 0, or constant."""
+    warmup_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Pull of trained weights towards 0 (AdamW); 0-0.1 is usual."""
+    max_grad_norm: Annotated[Number, Field(gt=0, le=1000)] = 1.0
+    """Gradients longer than this are shortened to it."""
+    precision: Precision = Precision.AUTO
+    """Number format of the computation; auto measures what the hardware does well, and the report says what it was."""
+    gradient_checkpointing: Toggle = Toggle.AUTO
+    """Compute activations twice instead of keeping them: about a third slower, much less memory."""
+    early_stopping: EarlyStoppingSpec | None = None
+    """Stop when validation gets no better. Absent: train to the end."""
+    eval_every_steps: Annotated[Int, Field(ge=1, le=10_000_000)] | None = None
+    """Steps between validations. Absent: five in a run."""
+    seed: Seed = 17
+    """Order of the rows, first values of new weights, dropout."""
