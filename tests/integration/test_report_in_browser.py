@@ -68,7 +68,7 @@ Browser = Callable[..., Visit]
 @pytest.fixture(scope="module")
 def samples() -> ModuleType:
     """Return the module that builds sample reports: the unit tests of the same page."""
-    path = Path(__file__).parents[1] / "unit" / "test_report_page.py"
+    path = Path(__file__).parents[1] / "unit" / "trainer" / "test_report_page.py"
     specification = importlib.util.spec_from_file_location("report_page_samples", path)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
