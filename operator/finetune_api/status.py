@@ -1,1 +1,376 @@
-"""placeholder"""
+"""What the operator says about a FineTuneJob: ``status``. Conditions are the truth, the phase is their summary.
+
+Everything is bounded, because the object lives in etcd. Measured values are text: one NaN in a number field makes the
+API server refuse the whole patch, and with it everything else that the operator had to say.
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import AwareDatetime, Field
+
+from finetune_api.model import ApiModel
+from finetune_api.report import ArtifactKind, Stage
+
+LONGEST_MESSAGE = 1024
+"""Characters of a condition's message."""
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A number of things; larger ones do not survive JSON."""
+
+Figure = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^(-?([0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?|inf)|nan)$")]
+"""A measured value as text, with nan and inf."""
+
+Text = Annotated[str, Field(max_length=256)]
+Uri = Annotated[str, Field(max_length=2048)]
+Sha256 = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")]
+MetricName = Annotated[str, Field(min_length=1, max_length=128)]
+TaskName = Annotated[str, Field(min_length=1, max_length=63)]
+ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
+
+
+def figure(value: float) -> str:
+    """Return ``value`` with six significant digits, as a `Figure`."""
+    return f"{value:.6g}"
+
+
+class Phase(StrEnum):
+    """Where a job stands, in one word."""
+
+    PENDING = "Pending"
+    CHECKING = "Checking"
+    QUEUED = "Queued"
+    TRAINING = "Training"
+    EVALUATING = "Evaluating"
+    PUBLISHING = "Publishing"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing follows."""
+        return self in (Phase.SUCCEEDED, Phase.FAILED)
+
+
+class ConditionType(StrEnum):
+    """What can be said about a job. Complete, Failed and Suspended mean what they mean for batch/v1 Job."""
+
+    ACCEPTED = "Accepted"
+    CHECKED = "Checked"
+    ADMITTED = "Admitted"
+    TRAINED = "Trained"
+    EVALUATED = "Evaluated"
+    GATES_PASSED = "GatesPassed"
+    PUBLISHED = "Published"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+class ConditionStatus(StrEnum):
+    """Whether a condition holds."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Reason(StrEnum):
+    """Why a condition is as it is."""
+
+    # Accepted
+    SPEC_VALID = "SpecValid"
+    SPEC_INVALID = "SpecInvalid"
+    NOT_SUPPORTED = "NotSupported"
+    PROFILE_NOT_FOUND = "ProfileNotFound"
+    POLICY_VIOLATED = "PolicyViolated"
+    KUBERAY_MISSING = "KubeRayMissing"
+    CONTRACT_SKEW = "ContractSkew"
+    WAITING_FOR_JOB = "WaitingForJob"
+    # any stage
+    WAITING = "Waiting"
+    IN_QUEUE = "InQueue"
+    RUNNING = "Running"
+    RETRYING = "Retrying"
+    SKIPPED = "Skipped"
+    STAGE_SUCCEEDED = "StageSucceeded"
+    # how a stage can end badly; the first six are its exit codes
+    BAD_SPEC = "BadSpec"
+    BAD_DATA = "BadData"
+    STORAGE_UNREACHABLE = "StorageUnreachable"
+    INTERNAL_ERROR = "InternalError"
+    OUT_OF_MEMORY = "OutOfMemory"
+    DIVERGED = "Diverged"
+    PREEMPTED = "Preempted"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    UNSCHEDULABLE = "Unschedulable"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    CHILD_LOST = "ChildLost"
+    # how a job ends
+    GATES_PASSED = "GatesPassed"
+    GATES_NOT_PASSED = "GatesNotPassed"
+    NO_GATES = "NoGates"
+    PUBLISHED = "Published"
+    PUBLISH_NEVER = "PublishNever"
+    ALREADY_PUBLISHED = "AlreadyPublished"
+    RETRIES_EXHAUSTED = "RetriesExhausted"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    START_DEADLINE_EXCEEDED = "StartDeadlineExceeded"
+    SUSPENDED_BY_USER = "SuspendedByUser"
+    RESUMED = "Resumed"
+
+
+class Condition(ApiModel):
+    """One thing that is so, is not so, or is not known yet."""
+
+    type: ConditionType
+    """What is spoken of."""
+    status: ConditionStatus
+    """Whether it holds."""
+    reason: Reason
+    """Why, in one word for programs."""
+    message: Annotated[str, Field(max_length=LONGEST_MESSAGE)] = ""
+    """Why, in a sentence for people, with what to do."""
+    last_transition_time: AwareDatetime
+    """When ``status`` last changed."""
+    observed_generation: Count | None = None
+    """The generation of the spec that this was said about."""
+
+
+class Summary(ApiModel):
+    """Text for the columns of ``kubectl get``."""
+
+    progress: Text = ""
+    """``42 %`` of the running stage."""
+    metric: Text = ""
+    """``sentiment accuracy 0.950``."""
+    delta: Text = ""
+    """Tuned minus base: ``+0.075``."""
+    eta: Text = ""
+    """Time to the end of the running stage: ``12m``."""
+    message: Text = ""
+    """What matters most at the moment."""
+
+
+class ProgressStatus(ApiModel):
+    """How far the running stage is."""
+
+    stage: Stage
+    """The running stage."""
+    message: Text = ""
+    """What is being done: ``reading rows``."""
+    percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Of the stage; absent while unknown."""
+    step: Count | None = None
+    """Optimiser steps done."""
+    total_steps: Count | None = None
+    """Optimiser steps in all."""
+    epoch: Figure | None = None
+    """Passes over the training rows."""
+    eta_seconds: Count | None = None
+    """Time to the end of the stage."""
+    tokens_per_second: Figure | None = None
+    """Over all workers, prompts included."""
+    last_update_time: AwareDatetime
+    """When the trainer said so."""
+
+
+class MetricValue(ApiModel):
+    """A value that the trainer reported."""
+
+    name: MetricName
+    """``loss``, ``validation_loss``, ``learning_rate``."""
+    value: Figure
+    """As text, so that a NaN can be told."""
+
+
+class PlanStatus(ApiModel):
+    """What the check stage expects of the run."""
+
+    parameters: Count | None = None
+    """Of the whole model."""
+    trainable_parameters: Count | None = None
+    """Of these, how many are trained."""
+    trainable_percent: Figure | None = None
+    """Share of the trained ones."""
+    memory_bytes_per_gpu: Count | None = None
+    """Estimated peak."""
+    gpus: Count | None = None
+    """Over all workers; 0 trains on the CPU."""
+    estimated_seconds: Count | None = None
+    """Estimated time of training."""
+    warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=16)] = ()
+    """What may not be what was meant, in sentences."""
+
+
+class RowsStatus(ApiModel):
+    """Rows of each split."""
+
+    train: Count
+    """Trained on."""
+    validation: Count
+    """Chosen on."""
+    test: Count
+    """Measured on."""
+
+
+class DataStatus(ApiModel):
+    """What the rows looked like."""
+
+    rows: RowsStatus
+    """Rows of each split."""
+    tokens: Count | None = None
+    """Tokens of the training split, prompts included."""
+    truncated_percent: Figure | None = None
+    """Share of the rows that were shortened to maxLength."""
+    duplicates: Count | None = None
+    """Rows whose input equals or nearly equals another's."""
+    leakage: Count | None = None
+    """Test rows that are also among the training rows."""
+    hash: Sha256 | None = None
+    """Over the rendered rows: equal data, equal hash."""
+
+
+class Attempt(ApiModel):
+    """One try at training."""
+
+    number: Annotated[int, Field(ge=1, le=1_000_000)]
+    """Counts from 1."""
+    child: ObjectName
+    """Name of its Job or RayJob."""
+    start_time: AwareDatetime | None = None
+    """When its first pod ran."""
+    end_time: AwareDatetime | None = None
+    """When it ended."""
+    reason: Reason | None = None
+    """Why it ended."""
+    exit_code: Annotated[int, Field(ge=0, le=255)] | None = None
+    """Of the trainer, by sysexits.h."""
+    node: ObjectName | None = None
+    """Where it ran."""
+    resumed_from_step: Count | None = None
+    """Step of the checkpoint it went on from."""
+    change: Text = ""
+    """What was changed against the attempt before: ``microBatchSize 8 -> 4``."""
+
+
+class Checkpoint(ApiModel):
+    """A complete state that training can go on from."""
+
+    step: Count
+    """Optimiser steps done."""
+    uri: Uri
+    """Where it is."""
+    validation_loss: Figure | None = None
+    """At that step, in nats per completion token."""
+
+
+class TaskResult(ApiModel):
+    """One metric of one task or benchmark on rows that training never saw."""
+
+    name: MetricName
+    """The task."""
+    metric: MetricName
+    """What was measured."""
+    base: Figure | None = None
+    """The base model."""
+    few_shot: Figure | None = None
+    """The base model with examples in its prompt."""
+    tuned: Figure
+    """The tuned model."""
+    delta: Figure | None = None
+    """Tuned minus base."""
+    low: Figure | None = None
+    """Lower end of the confidence interval of ``delta``."""
+    high: Figure | None = None
+    """Upper end."""
+
+
+class GateResult(ApiModel):
+    """Whether one gate let the model through."""
+
+    metric: MetricName
+    """The gate's metric."""
+    passed: bool
+    """The verdict."""
+    why: Annotated[str, Field(max_length=512)] = ""
+    """The numbers behind it, in a sentence."""
+
+
+class EvaluationStatus(ApiModel):
+    """The base model against the tuned one."""
+
+    tasks: Annotated[tuple[TaskResult, ...], Field(max_length=64)] = ()
+    """On the job's own test split; the first 64, the report has all."""
+    forgetting: Annotated[tuple[TaskResult, ...], Field(max_length=16)] = ()
+    """On general tasks."""
+    benchmarks: Annotated[tuple[TaskResult, ...], Field(max_length=16)] = ()
+    """On public benchmarks."""
+    gates: Annotated[tuple[GateResult, ...], Field(max_length=32)] = ()
+    """What decided about publication."""
+
+
+class PublishedArtifact(ApiModel):
+    """One published folder."""
+
+    kind: ArtifactKind
+    """What it is."""
+    uri: Uri
+    """Where it is."""
+    sha256: Sha256
+    """Of its MANIFEST.json, which holds the sha256 of every file."""
+    bytes: Count
+    """Size of all its files."""
+
+
+class ResolvedStatus(ApiModel):
+    """What was pinned when the job was accepted."""
+
+    config_map: ObjectName | None = None
+    """Immutable ConfigMap with the spec, profile and defaults filled in."""
+    spec_hash: Sha256 | None = None
+    """Of that spec."""
+    model_revision: Annotated[str, Field(max_length=128)] | None = None
+    """Commit of the base model."""
+    image: Annotated[str, Field(max_length=512)] | None = None
+    """The trainer image."""
+    output_path: Uri | None = None
+    """Folder of this job's results: ``<uri>/<namespace>/<name>-<id>``."""
+
+
+class FineTuneJobStatus(ApiModel):
+    """What the operator says about the job."""
+
+    observed_generation: Count | None = None
+    """The generation of the spec that this was said about."""
+    phase: Phase | None = None
+    """Where the job stands, in one word; a summary of the conditions."""
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = ()
+    """What is so, one entry a type."""
+    summary: Summary | None = None
+    """Text for the columns of ``kubectl get``."""
+    progress: ProgressStatus | None = None
+    """How far the running stage is."""
+    latest_metrics: Annotated[tuple[MetricValue, ...], Field(max_length=32)] = ()
+    """What the trainer reported last."""
+    plan: PlanStatus | None = None
+    """What the check stage expects of the run."""
+    data: DataStatus | None = None
+    """What the rows looked like."""
+    attempts: Annotated[tuple[Attempt, ...], Field(max_length=10)] = ()
+    """The newest ten tries at training."""
+    checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=5)] = ()
+    """The newest five."""
+    evaluation: EvaluationStatus | None = None
+    """The base model against the tuned one."""
+    artifacts: Annotated[tuple[PublishedArtifact, ...], Field(max_length=8)] = ()
+    """What was published."""
+    resolved: ResolvedStatus | None = None
+    """What was pinned when the job was accepted."""
