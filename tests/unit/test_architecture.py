@@ -72,3 +72,9 @@ def test_no_file_names_a_folder_of_one_machine() -> None:
     machine_path = re.compile(r"(?<![\w.$}/])/(?:root|work|home/\w+|Users/\w+)/")
     found = [file for file, text in tracked_texts() if file != this and machine_path.search(text)]
     assert not found
+
+
+def test_the_map_names_every_module_of_the_trainer() -> None:
+    modules = {file.stem for file in (ROOT / "trainer_image" / "finetune_trainer").glob("[a-z]*.py")}
+    named = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")))
+    assert modules <= named, "add them to the table in docs/architecture.md"
