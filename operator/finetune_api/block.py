@@ -4,10 +4,11 @@ A rule is a function that names the fields it looks at as its parameters and yie
 runs whenever these fields are valid, whatever is wrong with the others, so one bad number hides no other mistake.
 """
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import ModelWrapValidatorHandler, TypeAdapter, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -49,12 +50,27 @@ class Block(ApiModel):
             if not isinstance(value, Mapping):
                 raise
             known = _valid_fields(cls, value, error)
-            details = [_as_details(found) for found in error.errors(include_url=False)]
-            raise _collected(cls, details + _breaches(cls.rules, known)) from None
-        breaches = _breaches(cls.rules, {name: getattr(block, name) for name in cls.model_fields})
+            details = [_as_details(found) for found in _first_causes(error.errors(include_url=False))]
+            raise _collected(cls, details + _breaches(cls.rules, known, salvaged=True)) from None
+        breaches = _breaches(cls.rules, {name: getattr(block, name) for name in cls.model_fields}, salvaged=False)
         if breaches:
             raise _collected(cls, breaches)
         return block
+
+
+def _first_causes(errors: list[Any]) -> list[Any]:
+    """Leave out what only follows from another error: a default not computed, a list short of its faulty entries."""
+    places = [error["loc"] for error in errors]
+    return [
+        error
+        for error in errors
+        if error["type"] != "default_factory_not_called"
+        and not (error["type"] == "too_short" and any(_is_inside(place, error["loc"]) for place in places))
+    ]
+
+
+def _is_inside(place: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(place) > len(outer) and place[: len(outer)] == outer
 
 
 def _collected(cls: type[Block], details: list[InitErrorDetails]) -> ValidationError:
@@ -69,31 +85,62 @@ def _as_details(found: Any) -> InitErrorDetails:
 
 
 def _valid_fields(cls: type[Block], given: Mapping[str, Any], error: ValidationError) -> dict[str, Any]:
-    """Return the values of the fields that ``error`` does not concern."""
+    """Return the values of the fields that ``error`` does not concern, and the sound parts of the others."""
     faulty = {found["loc"][0] for found in error.errors(include_url=False) if found["loc"]}
     valid = {}
     for name, field in cls.model_fields.items():
         key = next((key for key in (field.alias, name) if key in given), None)
-        if faulty & {name, field.alias}:
-            continue
         if key is not None:
-            valid[name] = TypeAdapter(field.rebuild_annotation()).validate_python(given[key])
-        elif field.default_factory is None:
+            with contextlib.suppress(_UnusableError):
+                valid[name] = _salvage(field.rebuild_annotation(), given[key])
+        elif not faulty & {name, field.alias} and field.default_factory is None:
             valid[name] = field.default
     return valid
 
 
-def _breaches(rules: tuple[Rule, ...], fields: Mapping[str, Any]) -> list[InitErrorDetails]:
-    details = []
+class _UnusableError(Exception):
+    """Nothing of a value is sound."""
+
+
+def _salvage(annotation: Any, value: Any) -> Any:
+    """Return ``value`` as its type, or a block without the attributes that are faulty."""
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        block = _block_in(annotation)
+        if block is None:
+            raise _UnusableError from None
+        if isinstance(value, Mapping):
+            valid = _valid_fields(block, value, error)
+            partial = block.model_construct(set(valid), **valid)
+            for name in block.model_fields.keys() - valid.keys():
+                partial.__dict__.pop(name, None)
+            return partial
+        if isinstance(value, list):
+            return tuple(_salvage(block, item) for item in value)
+        raise _UnusableError from None
+
+
+def _block_in(annotation: Any) -> type[Block] | None:
+    """Return the block in ``X``, ``X | None`` or ``tuple[X, ...]``."""
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, Block) else None
+    return next((found for part in get_args(annotation) if (found := _block_in(part))), None)
+
+
+def _breaches(rules: tuple[Rule, ...], fields: Mapping[str, Any], salvaged: bool) -> list[InitErrorDetails]:
+    found: list[Problem] = []
     for rule in rules:
         wanted = inspect.signature(rule).parameters
         if wanted.keys() <= fields.keys():
-            details += [
-                InitErrorDetails(
-                    type=PydanticCustomError(BROKEN_RULE, "{problem}", {"problem": one.problem, "remedy": one.remedy}),
-                    loc=one.path,
-                    input=one.value,
-                )
-                for one in rule(**{name: fields[name] for name in wanted})
-            ]
-    return details
+            # A salvaged block lacks its faulty attributes; a rule that asks for one cannot be judged.
+            with contextlib.suppress(AttributeError) if salvaged else contextlib.nullcontext():
+                found += list(rule(**{name: fields[name] for name in wanted}))
+    return [
+        InitErrorDetails(
+            type=PydanticCustomError(BROKEN_RULE, "{problem}", {"problem": one.problem, "remedy": one.remedy}),
+            loc=one.path,
+            input=one.value,
+        )
+        for one in found
+    ]

@@ -1,282 +1,175 @@
-"""Read a FineTuneJob from YAML or JSON and accept it or say everything that is wrong with it."""
+"""A FineTuneJob as a whole: read from a manifest, with every mistake reported at once; told from others by a hash."""
 
-import difflib
 import hashlib
 import json
-from collections.abc import Hashable, Iterator, Mapping
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ConfigDict, Field, ValidationError
 
-from finetune_api.model import ApiModel
-from finetune_api.problem import FieldError, InvalidJobError, shown
-from finetune_api.rules import broken_rules
-from finetune_api.spec import FineTuneJobSpec, Labels
+from finetune_api.block import Block, Problem
+from finetune_api.explanation import field_errors, line_of
+from finetune_api.manifest_text import Document, read_manifest
+from finetune_api.problem import FieldError, InvalidJobError, shown, written
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.field import DNS_LABEL, Annotations, Labels
+from finetune_api.status import FineTuneJobStatus
 from finetune_api.support import unsupported_fields
+
+__all__ = [
+    "API_VERSION",
+    "KIND",
+    "MAX_NAME",
+    "FieldError",
+    "FineTuneJob",
+    "InvalidJobError",
+    "Metadata",
+    "load_job",
+    "spec_hash",
+]
 
 API_VERSION = "finetune.dev/v1alpha1"
 KIND = "FineTuneJob"
-
-_LARGEST = 1_048_576
-"""Bytes of a manifest; etcd takes no larger object either."""
-
-JobName = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+MAX_NAME = 40
+"""Children's names and labels (63 characters) need the rest."""
 
 
-class ObjectMeta(ApiModel):
-    """What a run needs of Kubernetes' metadata; the rest is passed over."""
+def _name_is_short(name: str) -> Iterator[Problem]:
+    if len(name) > MAX_NAME or not re.fullmatch(DNS_LABEL, name):
+        yield Problem(
+            ("name",),
+            name,
+            f"must be {MAX_NAME} lower-case letters, digits and '-' at most, beginning with a letter and not ending "
+            "in '-'",
+            "Shorten or correct it: reviews-lora.",
+        )
+
+
+class Metadata(Block):
+    """Name and labels of a job; what else the API server keeps here is ignored."""
 
     model_config = ConfigDict(extra="ignore")
+    rules = (_name_is_short,)
 
-    name: JobName
-    """At most 40 characters, because names of pods and labels are built from it."""
-    namespace: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")] = (
-        "default"
-    )
-    uid: Annotated[str, Field(max_length=64)] | None = None
-    labels: Labels = {}
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    """At most 40 characters, DNS-1035."""
+    namespace: Annotated[str, Field(min_length=1, max_length=63)] = "default"
+    """Namespace; part of the output's path."""
+    uid: Annotated[str, Field(max_length=64)] = ""
+    """Set by the API server; empty without a cluster."""
+    labels: Labels = Field(default_factory=dict)
+    """Copied to every child."""
+    annotations: Annotations = Field(default_factory=dict)
+    """Not copied."""
 
 
-class FineTuneJob(ApiModel):
-    """The object as a user writes it."""
+class FineTuneJob(Block):
+    """Tune, evaluate and publish one model."""
 
     api_version: Literal["finetune.dev/v1alpha1"]
+    """Version of this contract."""
     kind: Literal["FineTuneJob"]
-    metadata: ObjectMeta
+    """Always FineTuneJob."""
+    metadata: Metadata
+    """Name and labels."""
     spec: FineTuneJobSpec
+    """What is asked for."""
+    status: FineTuneJobStatus | None = None
+    """What is known; written by the operator alone."""
 
 
 def load_job(text: str, source: str) -> FineTuneJob:
-    """Return the job in ``text``; relative ``file://./`` paths in it start from the folder of ``source``.
+    """Return the job in ``text``, whose features this version all has.
 
     Args:
-        text: one YAML or JSON document.
-        source: the file it comes from, for messages and relative paths.
+        text: YAML or JSON with one FineTuneJob.
+        source: path of the manifest: ``file://./rows.jsonl`` is relative to its folder. Also used in messages.
 
     Raises:
-        InvalidJobError: with all errors that can be found at once.
+        InvalidJobError: all that is wrong with it.
     """
-    document = _parse(text, source)
-    document.pop("status", None)
-    absolute = _with_absolute_paths(document, Path(source).resolve().parent)
-    job, errors = _validate(absolute)
-    if job is not None:
-        errors += broken_rules(job.spec) + unsupported_fields(job.spec)
-    if errors:
-        raise InvalidJobError(source, sorted(set(errors), key=lambda error: error.path))
-    assert job is not None  # noqa: S101 - no errors means a job
+    document = read_manifest(text, source)
+    job, errors = _validate(document, source)
+    # What is not supported is looked up in the text as well: an error elsewhere does not hide it.
+    errors += [
+        FieldError(written(path), shown(value), problem, remedy, line_of(path, document.lines))
+        for path, value, problem, remedy in unsupported_fields(document.content.get("spec"))
+        if written(path) not in {error.path for error in errors}
+    ]
+    if errors or job is None:
+        raise InvalidJobError(source, sorted(errors, key=lambda error: error.line or 0))
     return job
 
 
-def spec_hash(spec: FineTuneJobSpec) -> str:
-    """Return the sha256, in hex, of the spec's canonical JSON: equal specs, equal hash, whatever their layout."""
-    document = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-# --- YAML
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses repeated keys, of which YAML would silently take the last, and aliases, which can grow without bound."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                None, None, "aliases (*name) are not accepted; write the value out", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.MarkedYAMLError(None, None, "a key must be plain text", key_node.start_mark)
-            if key in seen:
-                raise yaml.MarkedYAMLError(None, None, f"key {key!r} appears twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _parse(text: str, source: str) -> dict[str, Any]:
-    if len(text.encode()) > _LARGEST:
-        raise _refused(source, "the file is larger than 1 MiB", "Keep data in files of its own.")
+def _validate(document: Document, source: str) -> tuple[FineTuneJob | None, list[FieldError]]:
+    content = document.content
+    if not isinstance(content, dict) or content.get("kind") != KIND:
+        raise InvalidJobError(source, [_another_kind(content)])
     try:
-        documents = [document for document in yaml.load_all(text, _StrictLoader) if document is not None]
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise _refused(source, f"not valid YAML{where}: {error.problem}.", "Mend it there.") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise _refused(source, f"not valid YAML: {type(error).__name__}.", "Write plain, shallow YAML.") from error
-    if len(documents) != 1:
-        raise _refused(source, f"{len(documents)} documents in one file.", "Write one FineTuneJob a file.")
-    if not isinstance(documents[0], dict):
-        raise _refused(source, f"a {type(documents[0]).__name__}, not a mapping.", "Start with apiVersion and kind.")
-    return documents[0]
+        absolute = _with_absolute_paths(content, Path(source).parent)
+        return FineTuneJob.model_validate(absolute, by_alias=True, by_name=False), []
+    except ValidationError as error:
+        return None, list(field_errors(FineTuneJob, error, document.lines))
 
 
-def _refused(source: str, problem: str, remedy: str) -> InvalidJobError:
-    return InvalidJobError(source, [FieldError("(file)", "", problem, remedy)])
+def _another_kind(content: object) -> FieldError:
+    remedy = f"Write apiVersion: {API_VERSION} and kind: {KIND}; `finetune init` writes a manifest to start from."
+    if not isinstance(content, dict):
+        return FieldError("", shown(content), "is no manifest but a bare value.", remedy)
+    problem = f"is no {KIND}." if content.get("kind") else f"is missing, so this is no {KIND}."
+    return FieldError("kind", shown(content.get("kind")), problem, remedy)
 
 
-def _with_absolute_paths(value: Any, folder: Path, key: str = "") -> Any:
-    if isinstance(value, dict):
-        return {name: _with_absolute_paths(item, folder, str(name)) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_with_absolute_paths(item, folder, key) for item in value]
-    if key in ("source", "uri") and isinstance(value, str) and value.startswith(("file://./", "file://../")):
-        return f"file://{(folder / value.removeprefix('file://')).resolve()}"
+# --- relative paths
+
+_PATHS = (
+    ("model", "source"),
+    ("model", "startFrom", "source"),
+    ("data", "tasks", "*", "source"),
+    ("data", "tasks", "*", "validationSource"),
+    ("data", "tasks", "*", "testSource"),
+    ("data", "replay", "source"),
+    ("evaluation", "forgetting", "sources", "*"),
+    ("output", "uri"),
+)
+"""Fields below spec that may hold ``file://./…``."""
+
+
+def _with_absolute_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    spec = content.get("spec")
+    for path in _PATHS:
+        spec = _replaced(spec, path, folder)
+    return {**content, "spec": spec} if "spec" in content else content
+
+
+def _replaced(value: Any, path: tuple[str, ...], folder: Path) -> Any:
+    if not path:
+        return _absolute(value, folder) if isinstance(value, str) else value
+    if path[0] == "*" and isinstance(value, list):
+        return [_replaced(item, path[1:], folder) for item in value]
+    if isinstance(value, dict) and path[0] in value:
+        return {**value, path[0]: _replaced(value[path[0]], path[1:], folder)}
     return value
 
 
-# --- validation
+def _absolute(uri: str, folder: Path) -> str:
+    rest = uri.removeprefix("file://")
+    if rest == uri or not rest.startswith(("./", "../")) or "\0" in rest:
+        return uri
+    return Path(os.path.normpath(folder.absolute() / unquote(rest))).as_uri()
 
 
-def _validate(document: dict[str, Any]) -> tuple[FineTuneJob | None, list[FieldError]]:
-    """Return the job and its errors; broken fields are left out of it, so that rules can still look at the rest."""
-    errors: list[FieldError] = []
-    for _ in range(8):  # leaving out a field can bring up its parent's own errors
-        try:
-            return FineTuneJob.model_validate(document), errors
-        except ValidationError as error:
-            found = _innermost(error.errors(include_url=False))
-            known = [item.path for item in errors]
-            errors += [new for new in map(_translate, found) if not any(path.startswith(new.path) for path in known)]
-            if not any([_neutralise(document, item["loc"]) for item in found]):
-                return None, errors
-    return None, errors
+# --- identity
+
+_NO_PART_OF_THE_RESULT = {"run_policy": {"suspend", "active_deadline_seconds", "child_ttl_seconds"}}
+"""What may change while the job exists, so that it stays the same job."""
 
 
-def _innermost(found: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Leave out errors of a list or block that only say that its entries are wrong."""
-    places = [error["loc"] for error in found]
-    return [
-        error
-        for error in found
-        if not any(len(place) > len(error["loc"]) and place[: len(error["loc"])] == error["loc"] for place in places)
-    ]
-
-
-_NEUTRAL = {
-    "apiVersion": API_VERSION,
-    "kind": KIND,
-    "name": "unknown",
-    "source": "file:///unknown",
-    "uri": "file:///unknown",
-    "prompt": "unknown",
-    "completion": "unknown",
-}
-"""Stand-ins for broken fields that cannot be left out."""
-
-
-def _neutralise(document: Any, location: tuple[int | str, ...]) -> bool:
-    """Take the value at ``location`` out of the way; false when that cannot be done."""
-    for step in location[:-1]:
-        try:
-            document = document[step]
-        except (KeyError, IndexError, TypeError):
-            return False
-    if not location or not isinstance(document, dict):
-        return False
-    name = location[-1]
-    if name in _NEUTRAL and document.get(name) != _NEUTRAL[name]:
-        document[name] = _NEUTRAL[name]
-        return True
-    return document.pop(name, None) is not None
-
-
-_PLAIN = {
-    "missing": ("is missing.", "Add it."),
-    "model_type": ("must be a block of fields.", "Write its fields below it, indented."),
-    "model_attributes_type": ("must be a block of fields.", "Write its fields below it, indented."),
-    "dict_type": ("must be a block of names and values.", "Write them below it, indented."),
-    "tuple_type": ("must be a list.", "Begin each entry with a dash."),
-    "string_type": ("must be text.", "Put it in quotes."),
-    "bool_type": ("must be true or false.", "Write true or false."),
-    "bool_parsing": ("must be true or false.", "Write true or false."),
-    "int_type": ("must be a whole number.", "Write it without quotes and fraction."),
-    "int_parsing": ("must be a whole number.", "Write it without quotes and fraction."),
-    "int_from_float": ("must be a whole number.", "Write it without fraction."),
-    "float_type": ("must be a number.", "Write it without quotes; 1e-3 needs a point in YAML: 1.0e-3."),
-    "float_parsing": ("must be a number.", "Write it without quotes; 1e-3 needs a point in YAML: 1.0e-3."),
-    "finite_number": ("must be a finite number.", "Write an ordinary number."),
-}
-
-_BOUNDS = {
-    "greater_than": ("must be greater than", "gt"),
-    "greater_than_equal": ("must be at least", "ge"),
-    "less_than": ("must be less than", "lt"),
-    "less_than_equal": ("must be at most", "le"),
-}
-
-
-def _translate(error: ErrorDetails) -> FieldError:
-    path = _path(error["loc"])
-    kind = error["type"]
-    context = error.get("ctx", {})
-    value = "" if kind == "missing" else shown(error["input"])
-    if kind == "extra_forbidden":
-        return FieldError(path, value, "is not a field of this object.", _suggestion(error["loc"]))
-    if kind in _PLAIN:
-        return FieldError(path, value, *_PLAIN[kind])
-    if kind in _BOUNDS:
-        words, name = _BOUNDS[kind]
-        return FieldError(
-            path, value, f"{words} {context[name]}.", f"Choose a value that is {words[8:]} {context[name]}."
-        )
-    if kind in ("enum", "literal_error"):
-        return FieldError(path, value, "is not one of the possible values.", f"Use {context['expected']}.")
-    if kind == "string_pattern_mismatch":
-        return FieldError(path, value, "has the wrong form.", f"It must match {context['pattern']}")
-    if kind in ("string_too_long", "too_long"):
-        return FieldError(path, value, f"is longer than {context['max_length']}.", "Shorten it.")
-    if kind in ("string_too_short", "too_short"):
-        return FieldError(path, value, f"needs at least {context['min_length']}.", "Fill it in.")
-    return FieldError(path, value, f"{error['msg']}.", "See docs/spec.md.")
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for step in location:
-        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
-    return path
-
-
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    known = list(_known_fields(FineTuneJob, location[:-1]))
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    if close:
-        return f"Did you mean {close[0]}?"
-    return f"Known here: {', '.join(known)}." if known else "Remove it."
-
-
-def _known_fields(model: type[BaseModel], location: tuple[int | str, ...]) -> Iterator[str]:
-    for step in location:
-        if isinstance(step, int):
-            continue
-        field = next((info for info in model.model_fields.values() if info.alias == step), None)
-        inner = _model_in(field.annotation) if field else None
-        if inner is None:
-            return
-        model = inner
-    yield from (info.alias or name for name, info in model.model_fields.items())
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the model inside ``X``, ``X | None`` or ``tuple[X, ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, UnionType, tuple, Annotated):
-        return next((model for argument in get_args(annotation) if (model := _model_in(argument))), None)
-    return None
-
-
-def as_document(job: FineTuneJob) -> Mapping[str, Any]:
-    """Return the job as it stands in YAML, without absent fields."""
-    return job.model_dump(mode="json", by_alias=True, exclude_none=True)
+def spec_hash(spec: FineTuneJobSpec) -> str:
+    """Return the sha256 of ``spec`` as canonical JSON: equal jobs, equal hash. Wants a resolved spec."""
+    content = spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_NO_PART_OF_THE_RESULT)
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,29 +1,44 @@
-"""One thing that is wrong with a job, in words a user can act on."""
+"""What is wrong with a job, in words a user can act on."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
-_SHOWN = 120
+from finetune_api.report import ExitCode
+
+SHOWN_CHARACTERS = 80
+"""A value longer than this is shown by its beginning: a template may be 16 KiB."""
+
+Path = tuple[str | int, ...]
+"""A place in a manifest: ``("spec", "data", "tasks", 0, "name")``."""
 
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """Where, which value, what is wrong with it and what to do."""
+    """One mistake in one field."""
 
     path: str
-    """As in the YAML: ``spec.data.tasks[0].source``."""
+    """As in the YAML: ``spec.data.tasks[0].source``; empty for the manifest as a whole."""
     value: str
-    """The offending value, cut to a readable length; empty when the field is absent."""
+    """What stands there, as JSON, cut to a readable length; empty when nothing does."""
     problem: str
+    """Predicate with a full stop: ``is no whole number.``"""
     remedy: str
+    """What to do, as a sentence."""
+    line: int | None = None
+    """Line of the manifest, from 1, where it is known."""
 
     def __str__(self) -> str:
-        shown = f" ({self.value})" if self.value else ""
-        return f"{self.path}{shown}: {self.problem} {self.remedy}"
+        value = f"({self.value})" if self.value and self.path else self.value
+        subject = " ".join(part for part in (self.path, value) if part)
+        return f"{subject}: {self.problem} {self.remedy}"
 
 
 class InvalidJobError(Exception):
     """A job that cannot be accepted, with everything that is wrong with it."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BAD_SPEC
 
     def __init__(self, source: str, errors: Iterable[FieldError]) -> None:
         self.source = source
@@ -31,10 +46,19 @@ class InvalidJobError(Exception):
         super().__init__(source, self.errors)
 
     def __str__(self) -> str:
-        return "\n".join(f"{self.source}: {error}" for error in self.errors)
+        places = (self.source if error.line is None else f"{self.source}:{error.line}" for error in self.errors)
+        return "\n".join(f"{place}: {error}" for place, error in zip(places, self.errors, strict=True))
 
 
 def shown(value: object) -> str:
-    """Return ``value`` as it stands in a message: quoted, at most 120 characters."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    """Return ``value`` as JSON of bounded length; empty for None."""
+    if value is None:
+        return ""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
+
+
+def written(path: Path) -> str:
+    """Return ``spec.data.tasks[0].name`` for its parts."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return "".join(parts).removeprefix(".")

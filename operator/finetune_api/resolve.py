@@ -1,41 +1,94 @@
-"""Fill in every default that follows from the job alone, so that what runs can be read off the object. Pure."""
+"""Fill in every default that depends on other fields. Pure: neither hardware nor rows are looked at.
+
+Constant defaults stand in the spec itself. What is still absent afterwards depends on the rows or on the hardware:
+``training.microBatchSize``, ``training.maxSteps``, ``evaluation.generation.maxNewTokens``.
+"""
 
 from typing import Any
 
 from finetune_api.job import FineTuneJob
-from finetune_api.spec import LoraSpec, MethodSpec, MethodType, PromptTuningSpec
+from finetune_api.spec import (
+    AdapterSpec,
+    Ia3Spec,
+    LoraSpec,
+    MethodSpec,
+    MethodType,
+    Mixing,
+    MixingSpec,
+    PrefixTuningSpec,
+    PromptTuningSpec,
+    SelectiveSpec,
+    SelectiveTrain,
+)
 
 LEARNING_RATES = {
-    # Full fine-tuning of language models: 1e-5 to 5e-5 is common practice (arXiv:2210.11416, section 2, uses 1e-4 to
-    # 1e-3 with Adafactor for T5; decoder models take less with AdamW).
     MethodType.FULL: 2e-5,
-    MethodType.LORA: 2e-4,  # arXiv:2106.09685, appendix D
-    MethodType.QLORA: 2e-4,  # arXiv:2305.14314, appendix B
-    MethodType.PROMPT_TUNING: 2e-2,  # arXiv:2104.08691 uses 0.3 with Adafactor; PEFT's examples 3e-2 with AdamW
+    MethodType.LORA: 2e-4,
+    MethodType.QLORA: 2e-4,
+    MethodType.PROMPT_TUNING: 3e-2,
     MethodType.PREFIX_TUNING: 5e-3,
-    MethodType.IA3: 3e-3,  # arXiv:2205.05638, section 3.4
-    MethodType.ADAPTER: 5e-4,  # arXiv:1902.00751, section 3.1: 3e-4 to 3e-3
-    MethodType.SELECTIVE: 1e-3,  # arXiv:2106.10199, appendix A
+    MethodType.IA3: 3e-3,
+    MethodType.ADAPTER: 5e-4,
+    MethodType.SELECTIVE: 2e-5,
 }
+"""Peak learning rates: full arXiv:2203.02155 and most instruction tuning since; LoRA and QLoRA arXiv:2305.14314 (small
+models take up to 1e-3); prompt tuning after arXiv:2104.08691, which uses 0.3 with Adafactor; prefix tuning
+arXiv:2101.00190, scaled for AdamW; IA3 arXiv:2205.05638; adapters arXiv:1902.00751. Taken from literature and
+experience, not measured here."""
+
+BIAS_LEARNING_RATE = 1e-3
+"""Bias terms alone bear and need larger steps (arXiv:2106.10199)."""
+
+LAST_LAYERS = 2
+MIXING_TEMPERATURE = 2.0
 
 
 def resolve(job: FineTuneJob) -> FineTuneJob:
-    """Return ``job`` with its defaults filled in; resolving again changes nothing."""
+    """Return ``job`` with nothing left to choose but what hardware and rows decide. Idempotent."""
     spec = job.spec
-    training = spec.training
-    if training.learning_rate is None:
-        training = training.model_copy(update={"learning_rate": LEARNING_RATES[spec.method.type]})
-    return job.model_copy(
-        update={"spec": spec.model_copy(update={"method": _resolve_method(spec.method), "training": training})}
-    )
+    method = _resolve_method(spec.method)
+    training: dict[str, Any] = {}
+    if spec.training.learning_rate is None:
+        training["learning_rate"] = _learning_rate(method)
+    changed = {
+        "method": method,
+        "training": spec.training.model_copy(update=training),
+        "data": spec.data.model_copy(update={"mixing": _resolve_mixing(spec.data.mixing)}),
+    }
+    return job.model_copy(update={"spec": spec.model_copy(update=changed)})
+
+
+def _learning_rate(method: MethodSpec) -> float:
+    if method.selective is not None and method.selective.train is SelectiveTrain.BIAS:
+        return BIAS_LEARNING_RATE
+    return LEARNING_RATES[method.type]
 
 
 def _resolve_method(method: MethodSpec) -> MethodSpec:
-    update: dict[str, Any] = {}
     match method.type:
+        case MethodType.FULL:
+            return method
         case MethodType.LORA | MethodType.QLORA:
-            lora = method.lora or LoraSpec()
-            update["lora"] = lora.model_copy(update={"alpha": lora.alpha or 2 * lora.rank})
+            return method.model_copy(update={"lora": method.lora or LoraSpec()})
         case MethodType.PROMPT_TUNING:
-            update["prompt_tuning"] = method.prompt_tuning or PromptTuningSpec()
-    return method.model_copy(update=update)
+            return method.model_copy(update={"prompt_tuning": method.prompt_tuning or PromptTuningSpec()})
+        case MethodType.PREFIX_TUNING:
+            return method.model_copy(update={"prefix_tuning": method.prefix_tuning or PrefixTuningSpec()})
+        case MethodType.IA3:
+            return method.model_copy(update={"ia3": method.ia3 or Ia3Spec()})
+        case MethodType.ADAPTER:
+            return method.model_copy(update={"adapter": method.adapter or AdapterSpec()})
+        case MethodType.SELECTIVE:
+            return method.model_copy(update={"selective": _resolve_selective(method.selective or SelectiveSpec())})
+
+
+def _resolve_selective(selective: SelectiveSpec) -> SelectiveSpec:
+    if selective.train is SelectiveTrain.LAST_LAYERS and selective.last_layers is None:
+        return selective.model_copy(update={"last_layers": LAST_LAYERS})
+    return selective
+
+
+def _resolve_mixing(mixing: MixingSpec) -> MixingSpec:
+    if mixing.strategy is Mixing.TEMPERATURE and mixing.temperature is None:
+        return mixing.model_copy(update={"temperature": MIXING_TEMPERATURE})
+    return mixing

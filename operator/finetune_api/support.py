@@ -1,95 +1,141 @@
 """What the contract has words for but this version cannot do yet. A job that uses it is refused, never half obeyed.
 
-The table shrinks as features arrive; nothing else has to change then.
+Apart from validity, so that what is written today stays valid; the tables shrink as features arrive, nothing else has
+to change then. Works on the manifest as written: a default is never refused.
 """
 
-import re
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import Any
 
-from finetune_api.problem import FieldError, shown
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.problem import Path
 
 _INSTEAD = "Leave it out."
-_NOT_YET: dict[str, str] = {
-    "model.startFrom": "Start from the base model, or from published full weights as model.source.",
-    "model.secretRef": "Set HF_TOKEN in the environment.",
+
+NOT_YET: dict[str, str] = {
+    "model.startFrom": "Start from the base model, or name published full weights in spec.model.source.",
+    "model.secretRef": "Leave it out, and set HF_TOKEN in the environment.",
+    "data.tasks[].validationSource": "Leave it out; spec.data.splits.validation takes rows from source.",
+    "data.tasks[].testSource": "Leave it out; spec.data.splits.test takes rows from source.",
     "data.tasks[].library": "Write templates.",
     "data.tasks[].messages": "Write templates over columns of text.",
+    "data.tasks[].weight": _INSTEAD,
     "data.tasks[].secretRef": _INSTEAD,
     "data.mixing.temperature": _INSTEAD,
     "data.mixing.maxExamplesPerTask": "Set maxExamples on each task.",
     "data.splits.stratifyBy": _INSTEAD,
     "data.replay": "Add the rows as another task.",
-    "method.regularization": _INSTEAD,
-    "training.earlyStopping": "Set maxSteps.",
+    "training.earlyStopping": "Leave it out, and set maxSteps.",
     "compute.profile": _INSTEAD,
     "compute.image": _INSTEAD,
     "compute.imagePullSecrets": _INSTEAD,
     "compute.priorityClassName": _INSTEAD,
     "compute.gpuResource": _INSTEAD,
-    "compute.resources": _INSTEAD,
     "compute.deepspeed": _INSTEAD,
     "compute.sharedMemory": _INSTEAD,
     "compute.cacheVolume": _INSTEAD,
     "compute.pod": _INSTEAD,
     "evaluation.resources": _INSTEAD,
+    "evaluation.baselines.fewShot": _INSTEAD,
     "evaluation.forgetting": _INSTEAD,
     "evaluation.benchmarks": _INSTEAD,
     "evaluation.holistic": _INSTEAD,
     "evaluation.gates": "Read the numbers in the report; publishOn: never keeps the model back.",
     "output.endpoint": _INSTEAD,
     "output.secretRef": _INSTEAD,
-    "runPolicy": _INSTEAD,
+    "runPolicy.suspend": _INSTEAD,
+    "runPolicy.activeDeadlineSeconds": _INSTEAD,
+    "runPolicy.startDeadlineSeconds": _INSTEAD,
+    "runPolicy.childTtlSeconds": _INSTEAD,
+    "runPolicy.retries": _INSTEAD,
+    "runPolicy.checkQueueName": _INSTEAD,
 }
-_ONLY: dict[str, tuple[object, ...]] = {
+"""Fields that are refused whatever they say, and what to do instead. Below spec; ``[]`` stands for any index."""
+
+ONLY: dict[str, tuple[object, ...]] = {
     "model.task": ("causal-lm",),
     "data.mixing.strategy": ("proportional",),
     "method.type": ("full", "lora", "promptTuning"),
+    "method.regularization.type": ("none",),
     "compute.engine": ("auto", "job"),
     "compute.workers": (1,),
     "compute.gpusPerWorker": (0, 1),
     "evaluation.metrics[]": ("accuracy", "exact_match", "rouge", "perplexity"),
-    "evaluation.baselines.fewShot": (0,),
-    "evaluation.baselines.zeroShot": (True,),
     "evaluation.generation.numBeams": (1,),
 }
-_SCHEMES: dict[str, tuple[str, ...]] = {
+"""Fields of which some values work."""
+
+SCHEMES: dict[str, tuple[str, ...]] = {
     "model.source": ("file", "hf"),
     "data.tasks[].source": ("file",),
     "output.uri": ("file",),
 }
+"""Schemes of URIs that work."""
 
 
-def unsupported_fields(spec: FineTuneJobSpec) -> list[FieldError]:
-    """Return an error for everything in ``spec`` that was written there and does not work yet."""
-    document = spec.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
-    return [error for path, value in _walk(document) if (error := _refusal(path, value))]
+class Place(StrEnum):
+    """Where a job runs."""
+
+    LOCAL = "local"
+    CLUSTER = "cluster"
 
 
-def _refusal(path: str, value: Any) -> FieldError | None:
-    name = re.sub(r"\[\d+\]", "[]", path)
-    where = f"spec.{path}"
-    if name in _NOT_YET:
-        return FieldError(where, shown(value), "is not supported yet.", _NOT_YET[name])
-    if name in _ONLY and value not in _ONLY[name]:
-        possible = ", ".join(str(item).lower() if isinstance(item, bool) else str(item) for item in _ONLY[name])
-        return FieldError(where, shown(value), "is not supported yet.", f"Use {possible}.")
-    if name in _SCHEMES:
-        scheme = str(value).partition("://")[0]
-        if scheme not in _SCHEMES[name]:
-            possible = " or ".join(f"{item}://" for item in _SCHEMES[name])
-            return FieldError(where, shown(value), f"{scheme}:// is not supported yet.", f"Use {possible}.")
-    return None
+Refusal = tuple[Path, object, str, str]
+"""Path, value, problem, remedy."""
 
 
-def _walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every field, outer before inner, with its path."""
+def unsupported_fields(spec: object) -> Iterator[Refusal]:
+    """Yield everything in ``spec``, a manifest's spec as plain and perhaps faulty values, that does not work yet."""
+    for path, name, value in _walk(spec):
+        place = ("spec", *path)
+        if value in (None, [], {}) or (name in _DEFAULTS and value == _DEFAULTS[name]):
+            continue
+        if name in NOT_YET:
+            yield place, value, "is not supported yet.", NOT_YET[name]
+        elif name in ONLY and value not in ONLY[name]:
+            yield place, value, "is not supported yet.", f"Use {_listed(ONLY[name])}."
+        elif name in SCHEMES:
+            scheme, separator, _ = str(value).partition("://")
+            if separator and scheme not in SCHEMES[name]:
+                problem = f"is not supported yet: nothing here reads {scheme}://."
+                yield place, value, problem, f"Use {' or '.join(f'{one}://' for one in SCHEMES[name])}."
+
+
+def unreachable_fields(spec: object, where: Place) -> Iterator[Refusal]:
+    """Yield everything in ``spec`` that cannot be reached from ``where``: a cluster's pods share no folder with you."""
+    if where is Place.LOCAL:
+        return
+    for path, _, value in _walk(spec):
+        if isinstance(value, str) and value.startswith("file://") and path[-1] in ("source", "uri"):
+            yield (
+                ("spec", *path),
+                value,
+                "is a folder of one machine, which pods of a cluster do not see.",
+                "Use s3://bucket/path or pvc://claim/path.",
+            )
+
+
+def _listed(values: tuple[object, ...]) -> str:
+    return " or ".join(str(value) for value in values)
+
+
+_DEFAULTS: dict[str, object] = {
+    "data.tasks[].weight": 1.0,
+    "runPolicy.suspend": False,
+    "runPolicy.startDeadlineSeconds": 1800,
+    "runPolicy.childTtlSeconds": 86400,
+    "runPolicy.retries": 3,
+}
+"""What a resolved manifest says where nothing was asked for."""
+
+
+def _walk(value: Any, path: Path = (), name: str = "") -> Iterator[tuple[Path, str, Any]]:
+    """Yield every value with its path and the path's name in the tables, outer before inner."""
     if path:
-        yield path, value
+        yield path, name, value
     if isinstance(value, dict):
-        for name, item in value.items():
-            yield from _walk(item, f"{path}.{name}" if path else name)
+        for key, item in value.items():
+            yield from _walk(item, (*path, str(key)), f"{name}.{key}".removeprefix("."))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _walk(item, f"{path}[{index}]")
+            yield from _walk(item, (*path, index), f"{name}[]")

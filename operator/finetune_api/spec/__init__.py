@@ -1,5 +1,7 @@
-"""What a FineTuneJob asks for. Every value that is absent has a safe default; the minimum is model, one task, method
-and output. One module a block; the rules between blocks are here."""
+"""What a FineTuneJob asks for: one module a block, the rules between blocks here.
+
+Every value that is absent has a safe default; the minimum is model, one task, method and output.
+"""
 
 from collections.abc import Iterator
 
@@ -57,7 +59,7 @@ from finetune_api.spec.method import (
     SelectiveTrain,
 )
 from finetune_api.spec.output import CheckpointSpec, OutputSpec, Preflight, PublishOn, RunPolicySpec
-from finetune_api.spec.training import EarlyStoppingSpec, Precision, Schedule, Toggle, TrainingSpec
+from finetune_api.spec.training import EarlyStoppingSpec, GradientCheckpointing, Precision, Schedule, TrainingSpec
 
 __all__ = [
     "BLOCK_OF",
@@ -79,6 +81,7 @@ __all__ = [
     "Format",
     "GateSpec",
     "GenerationSpec",
+    "GradientCheckpointing",
     "HolisticSpec",
     "Ia3Spec",
     "LoraSpec",
@@ -114,15 +117,154 @@ __all__ = [
     "StartFrom",
     "TaskSpec",
     "TemplateSpec",
-    "Toggle",
     "TrainingSpec",
     "VolumeMountSpec",
     "VolumeSpec",
 ]
 
 
+SINGLE_WORKER = (MethodType.PROMPT_TUNING, MethodType.PREFIX_TUNING, MethodType.IA3)
+MERGEABLE = (MethodType.LORA, MethodType.QLORA)
+
+
+def _soft_prompts_have_one_worker(method: MethodSpec, compute: ComputeSpec) -> Iterator[Problem]:
+    for field, count in (("workers", compute.workers), ("gpusPerWorker", compute.gpus_per_worker or 0)):
+        if method.type in SINGLE_WORKER and count > 1:
+            yield Problem(
+                ("compute", field),
+                count,
+                f"is too many: {method.type.value} runs on one worker",
+                f"Set {field}: 1; so few parameters gain nothing from more.",
+            )
+
+
+def _quantization_needs_a_gpu(method: MethodSpec, compute: ComputeSpec) -> Iterator[Problem]:
+    if method.type is MethodType.QLORA and compute.gpus_per_worker == 0:
+        yield Problem(
+            ("compute", "gpusPerWorker"), 0, "is too few: qlora needs a GPU", "Set gpusPerWorker: 1, or take lora."
+        )
+
+
+def _batch_is_shared_evenly(training: TrainingSpec, compute: ComputeSpec) -> Iterator[Problem]:
+    processes = compute.workers * max(1, compute.gpus_per_worker or 1)
+    if training.global_batch_size % processes:
+        yield Problem(
+            ("training", "globalBatchSize"),
+            training.global_batch_size,
+            f"cannot be shared evenly by {processes} processes (workers x gpusPerWorker)",
+            f"Take a multiple of {processes}.",
+        )
+
+
+def _only_low_rank_merges(method: MethodSpec, output: OutputSpec) -> Iterator[Problem]:
+    if output.merge and method.type not in MERGEABLE:
+        yield Problem(
+            ("output", "merge"),
+            True,
+            f"needs lora or qlora, and the method is {method.type.value}",
+            "Leave it out."
+            if method.type in (MethodType.FULL, MethodType.SELECTIVE)
+            else "Leave it out, or take lora.",
+        )
+
+
+def _only_low_rank_scales(method: MethodSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
+    forgetting = evaluation.forgetting
+    if forgetting and forgetting.remedy is ForgettingRemedy.LORA_SCALE and method.type not in MERGEABLE:
+        yield Problem(
+            ("evaluation", "forgetting", "remedy"),
+            forgetting.remedy.value,
+            f"needs lora or qlora, and the method is {method.type.value}",
+            "Set remedy: earlierCheckpoint or none.",
+        )
+
+
+def _weights_are_used(data: DataSpec) -> Iterator[Problem]:
+    for index, task in enumerate(data.tasks):
+        if task.weight != 1.0 and data.mixing.strategy is not Mixing.WEIGHTS:
+            yield Problem(
+                ("data", "tasks", index, "weight"),
+                task.weight,
+                f"has no effect under mixing strategy {data.mixing.strategy.value}",
+                "Set spec.data.mixing.strategy: weights, or leave it out.",
+            )
+
+
+def _accuracy_needs_labels(data: DataSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
+    if Metric.ACCURACY in evaluation.metrics and not any(task.labels for task in data.tasks):
+        yield Problem(
+            ("evaluation", "metrics", evaluation.metrics.index(Metric.ACCURACY)),
+            Metric.ACCURACY.value,
+            "needs a closed set of answers, and no task has labels",
+            "Add labels to a task, or take exact_match.",
+        )
+
+
+def _gates_name_what_is_measured(data: DataSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
+    measured = [figure for task in data.tasks for figure in measured_figures(task, evaluation)]
+    for index, gate in enumerate(evaluation.gates):
+        if gate.metric not in measured:
+            yield Problem(
+                ("evaluation", "gates", index, "metric"),
+                gate.metric,
+                "is not measured",
+                f"Name one of {', '.join(measured)}, or add its metric to spec.evaluation.metrics.",
+            )
+
+
+def measured_figures(task: TaskSpec, evaluation: EvaluationSpec) -> tuple[str, ...]:
+    """Return ``<task>.<figure>`` for every figure that evaluation computes for ``task``."""
+    usual = (Metric.ACCURACY,) if task.labels else (Metric.EXACT_MATCH, Metric.ROUGE)
+    metrics = dict.fromkeys((*(evaluation.metrics or usual), Metric.PERPLEXITY))
+    return tuple(
+        f"{task.name}.{figure}"
+        for metric in metrics
+        for figure in metric.figures
+        if task.labels or metric is not Metric.ACCURACY
+    )
+
+
+def _stopping_watches_what_is_measured(
+    data: DataSpec, training: TrainingSpec, evaluation: EvaluationSpec
+) -> Iterator[Problem]:
+    stopping = training.early_stopping
+    if stopping is None:
+        return
+    known = ["validation_loss", *(figure for task in data.tasks for figure in measured_figures(task, evaluation))]
+    if stopping.metric not in known:
+        yield Problem(
+            ("training", "earlyStopping", "metric"),
+            stopping.metric,
+            "is not measured",
+            f"Name one of {', '.join(known)}.",
+        )
+
+
+def _stopping_needs_validation_rows(data: DataSpec, training: TrainingSpec) -> Iterator[Problem]:
+    if training.early_stopping is not None and data.splits.validation == 0:
+        yield Problem(
+            ("data", "splits", "validation"),
+            0,
+            "leaves no rows for early stopping to watch",
+            "Set it to 0.1, or leave spec.training.earlyStopping out.",
+        )
+
+
 class FineTuneJobSpec(Block):
     """What a FineTuneJob asks for."""
+
+    rules = (
+        _soft_prompts_have_one_worker,
+        _quantization_needs_a_gpu,
+        _batch_is_shared_evenly,
+        _only_low_rank_merges,
+        _only_low_rank_scales,
+        _weights_are_used,
+        _accuracy_needs_labels,
+        _gates_name_what_is_measured,
+        _stopping_watches_what_is_measured,
+        _stopping_needs_validation_rows,
+    )
 
     model: ModelSpec
     """The model to start from."""

@@ -442,8 +442,8 @@ class ComputeSpec(Block):
     rules = (_resource_has_an_amount, _job_is_one_process, _deepspeed_needs_company)
 
     profile: Name | None = None
-    """A preset that the administrator keeps: image, GPU resource, selectors, tolerations, network settings, limits. What
-    this block sets itself wins. Copied into status.resolved when the job is accepted."""
+    """A preset that the administrator keeps: image, GPU resource, selectors, tolerations, network settings, limits.
+    What this block sets itself wins. Copied into status.resolved when the job is accepted."""
     engine: Engine = Engine.AUTO
     """job: one pod. ray: a RayJob, needs KubeRay. auto: ray when workers or gpusPerWorker is above 1."""
     image: Annotated[str, Field(min_length=1, max_length=512, pattern=IMAGE)] | None = None

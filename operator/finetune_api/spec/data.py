@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.block import Block, Problem
-from finetune_api.spec.field import Column, DataUri, Flag, Int, Name, Number, Prose, SecretRef, Seed, Share
+from finetune_api.spec.field import Column, DataUri, Flag, Int, Name, Number, Prose, SecretRef, Seed, Share, TaskName
 
 
 class Format(StrEnum):
@@ -48,9 +48,7 @@ def _one_way_to_render(
     templates: tuple[TemplateSpec, ...], library: str | None, messages: str | None
 ) -> Iterator[Problem]:
     given = [
-        name
-        for name, is_set in (("templates", templates), ("library", library), ("messages", messages))
-        if is_set
+        name for name, is_set in (("templates", templates), ("library", library), ("messages", messages)) if is_set
     ]
     if len(given) != 1:
         yield Problem(
@@ -66,7 +64,9 @@ def _labels_differ(labels: tuple[str, ...]) -> Iterator[Problem]:
         if count > 1:
             yield Problem(("labels",), label, f"names a label {count} times", "Name every label once.")
     if len(labels) == 1:
-        yield Problem(("labels",), list(labels), "is a choice among one", "Name at least two labels, or leave them out.")
+        yield Problem(
+            ("labels",), list(labels), "is a choice among one", "Name at least two labels, or leave them out."
+        )
     for index, label in enumerate(labels):
         if label != label.strip():
             yield Problem(
@@ -82,7 +82,7 @@ class TaskSpec(Block):
 
     rules = (_one_way_to_render, _labels_differ)
 
-    name: Name
+    name: TaskName
     """Short name, unique in the job; gates and reports use it."""
     source: DataUri
     """The rows: a jsonl, csv, parquet or arrow file, a folder of such files, or a hub data set. file://, s3://, pvc://,

@@ -115,8 +115,8 @@ class EvaluationSpec(Block):
     rules = (_asked_once,)
 
     metrics: Annotated[tuple[Metric, ...], Field(max_length=16)] = ()
-    """Absent: accuracy for tasks with labels, rouge and exact_match for others, perplexity for all. All but accuracy and
-    perplexity need generated text, which takes longest."""
+    """Absent: accuracy for tasks with labels, rouge and exact_match for others. perplexity is always measured. All but
+    accuracy and perplexity need generated text, which takes longest."""
     baselines: BaselinesSpec = BaselinesSpec()
     """What the tuned model is compared with."""
     generation: GenerationSpec = GenerationSpec()

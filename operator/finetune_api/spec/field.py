@@ -25,9 +25,9 @@ Seed = Annotated[Int, Field(ge=0, le=2**31 - 1)]
 Seconds = Annotated[Int, Field(ge=1, le=31_536_000)]
 """A duration of at most a year."""
 
-MODEL_URI = r"^(hf|s3|pvc|file)://[^\s\x00-\x1f]+$"
-DATA_URI = r"^(hf|s3|pvc|file|configMap)://[^\s\x00-\x1f]+$"
-OUTPUT_URI = r"^(s3|pvc|file)://[^\s\x00-\x1f]+$"
+MODEL_URI = r"^((hf|s3|pvc)://[A-Za-z0-9._-]+(/[^\s@\x00-\x1f]*)?|file://(/|\.\.?/)[^\s\x00-\x1f]*)$"
+DATA_URI = r"^((hf|s3|pvc|configMap)://[A-Za-z0-9._-]+(/[^\s@\x00-\x1f]*)?|file://(/|\.\.?/)[^\s\x00-\x1f]*)$"
+OUTPUT_URI = r"^((s3|pvc)://[A-Za-z0-9._-]+(/[^\s@\x00-\x1f]*)?|file://(/|\.\.?/)[^\s\x00-\x1f]*)$"
 ENDPOINT = r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"
 DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 DNS_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
@@ -37,7 +37,8 @@ ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 IMAGE = r"^[a-z0-9][^\s]*$"
 PATH = r"^/[^\s:]*$"
 COLUMN = r"^[^\x00-\x1f]+$"
-GATE_METRIC = r"^[a-z]([-a-z0-9]*[a-z0-9])?\.[A-Za-z0-9_]+$"
+TASK_NAME = r"^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?$"
+GATE_METRIC = r"^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?\.[A-Za-z0-9_]+$"
 
 PATTERN_MEANINGS = {
     MODEL_URI: "hf://organisation/name, s3://bucket/path, pvc://claim/path, file:///absolute or file://./relative",
@@ -45,9 +46,10 @@ PATTERN_MEANINGS = {
     "configMap://name/key",
     OUTPUT_URI: "s3://bucket/path, pvc://claim/path, file:///absolute or file://./relative",
     ENDPOINT: "http://host:port or https://host, without user, password or query",
+    TASK_NAME: "letters, digits, '-' and '_': sentiment",
     DNS_LABEL: "lower-case letters, digits and '-', beginning with a letter: reviews-lora",
     DNS_NAME: "lower-case letters, digits, '-' and '.': team-a",
-    QUANTITY: "a Kubernetes quantity in quotes: \"4\", 500m, 32Gi",
+    QUANTITY: 'a Kubernetes quantity in quotes: "4", 500m, 32Gi',
     RESOURCE: "a Kubernetes resource or label name: nvidia.com/gpu",
     ENV_NAME: "letters, digits and '_', not beginning with a digit: HF_HOME",
     IMAGE: "an image reference: registry.example/trainer:1.0",
@@ -58,7 +60,10 @@ PATTERN_MEANINGS = {
 """What to write where a pattern is asked for; ends up in error messages."""
 
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=DNS_LABEL)]
-"""The name of a task or of another part of the spec."""
+"""The name of a part of the pods or of the cluster's settings."""
+
+TaskName = Annotated[str, Field(min_length=1, max_length=64, pattern=TASK_NAME)]
+"""The name of a task; no dots, because figures are called ``<task>.<figure>``."""
 
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_NAME)]
 """The name of a Kubernetes object."""

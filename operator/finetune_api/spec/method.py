@@ -135,14 +135,10 @@ class Ia3Spec(Block):
     """Those of ``targetNames`` whose input is scaled instead of their output."""
 
     @staticmethod
-    def _feedforward_is_target(
-        target_names: tuple[str, ...], feedforward_names: tuple[str, ...]
-    ) -> Iterator[Problem]:
+    def _feedforward_is_target(target_names: tuple[str, ...], feedforward_names: tuple[str, ...]) -> Iterator[Problem]:
         for index, name in enumerate(feedforward_names):
             if name not in target_names:
-                yield Problem(
-                    ("feedforwardNames", index), name, "is not among targetNames", "Add it to targetNames."
-                )
+                yield Problem(("feedforwardNames", index), name, "is not among targetNames", "Add it to targetNames.")
 
     rules = (_feedforward_is_target,)
 

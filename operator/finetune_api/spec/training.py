@@ -26,12 +26,12 @@ class Precision(StrEnum):
     FP32 = "fp32"
 
 
-class Toggle(StrEnum):
-    """On, off, or chosen by what the job needs."""
+class GradientCheckpointing(StrEnum):
+    """Whether activations are computed twice instead of kept. Not on and off: to YAML 1.1 these are booleans."""
 
     AUTO = "auto"
-    ON = "on"
-    OFF = "off"
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 class EarlyStoppingSpec(Block):
@@ -88,8 +88,9 @@ class TrainingSpec(Block):
     """Gradients longer than this are shortened to it."""
     precision: Precision = Precision.AUTO
     """Number format of the computation; auto measures what the hardware does well, and the report says what it was."""
-    gradient_checkpointing: Toggle = Toggle.AUTO
-    """Compute activations twice instead of keeping them: about a third slower, much less memory."""
+    gradient_checkpointing: GradientCheckpointing = GradientCheckpointing.AUTO
+    """Compute activations twice instead of keeping them (arXiv:1604.06174): about a third slower, much less memory.
+    auto: only where the rest would not fit."""
     early_stopping: EarlyStoppingSpec | None = None
     """Stop when validation gets no better. Absent: train to the end."""
     eval_every_steps: Annotated[Int, Field(ge=1, le=10_000_000)] | None = None
