@@ -98,7 +98,7 @@ def make_dataset(
     rows = [{"text": f"a wonderful film {n} {more[n]}", "label": labels[n % len(labels)]} for n in range(60)]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = {"name": "t", "source": source.as_uri(), "templates": [{"prompt": prompt, "completion": completion}]}
-    task |= {"labels": labels} if completion.strip() == "{{ label }}" else {}
+    task |= {"labels": labels} if completion.strip() == "{{ label }}" and len(labels) > 1 else {}
     return load_dataset(
         DataSpec.model_validate({"tasks": [task], "splits": {"validation": 0.2, "test": 0.2, "seed": 3}})
     )
