@@ -49,8 +49,7 @@ format:  ## Rewrite the sources in the project's format.
 	$(BIN)/ruff format .
 
 generate: setup  ## Rewrite what is generated from the contract.
-	mkdir -p crds
-	$(BIN)/finetune crd > crds/finetunejobs.yaml
+	$(BIN)/python -m finetune_api
 
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-annotate --custom-compile-command 'make requirements'

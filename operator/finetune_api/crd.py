@@ -335,8 +335,10 @@ def _one_block_each() -> tuple[CelRule, ...]:
     )
 
 
-def _exactly_one(*names: str) -> str:
-    return f"[{', '.join(f'has(self.{name})' for name in names)}].filter(is_set, is_set).size() == 1"
+def _exactly_one(*names: str, lists: tuple[str, ...] = ()) -> str:
+    """Return a rule that one of the fields is given; an empty list counts as not given."""
+    given = [f"has(self.{name}) && self.{name}.size() > 0" for name in lists] + [f"has(self.{name})" for name in names]
+    return f"[{', '.join(given)}].filter(is_set, is_set).size() == 1"
 
 
 def _share_kept_back() -> str:
@@ -385,7 +387,8 @@ RULES: dict[str, tuple[CelRule, ...]] = {
     ),
     "spec.data.tasks[]": (
         CelRule(
-            _exactly_one("templates", "library", "messages"), "needs exactly one of templates, library and messages"
+            _exactly_one("library", "messages", lists=("templates",)),
+            "needs exactly one of templates, library and messages",
         ),
     ),
     "spec.data.mixing": (
