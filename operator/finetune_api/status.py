@@ -95,11 +95,11 @@ class Reason(StrEnum):
     RETRYING = "Retrying"
     SKIPPED = "Skipped"
     STAGE_SUCCEEDED = "StageSucceeded"
-    # how a stage can end badly; the first six are its exit codes
+    # how a stage can end badly; the first seven are named as its exit codes
     BAD_SPEC = "BadSpec"
     BAD_DATA = "BadData"
-    STORAGE_UNREACHABLE = "StorageUnreachable"
-    INTERNAL_ERROR = "InternalError"
+    STORAGE = "StorageUnreachable"
+    INTERNAL = "InternalError"
     OUT_OF_MEMORY = "OutOfMemory"
     DIVERGED = "Diverged"
     PREEMPTED = "Preempted"
