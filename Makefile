@@ -4,9 +4,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
-PINS := $(wildcard requirements/*.txt)
-# A new stamp whenever a pin changes, whatever the files' times say; no stamp is written before all is installed.
-STAMP := $(VENV)/.installed-$(shell cat $(PINS) pyproject.toml | cksum | cut -d ' ' -f 1)
+PACKAGES := $(sort $(wildcard operator/*/__init__.py trainer_image/*/__init__.py))
+# A new stamp whenever a pin, the project's settings or its list of packages changes, whatever the files' times say; no
+# stamp is written before all is installed.
+INPUTS := $(sort $(wildcard requirements/*.txt)) pyproject.toml
+STAMP := $(VENV)/.installed-$(shell { cat $(INPUTS); echo $(PACKAGES); } | cksum | cut -d ' ' -f 1)
 DEMO := examples/01-sentiment-lora
 
 .DEFAULT_GOAL := help
