@@ -1,0 +1,1 @@
+"""The `finetune` command: validate, crd, init and run, for people on a terminal and for programs in pipes."""

@@ -1,0 +1,151 @@
+"""Parse the command line, run one command, turn whatever ends it into a message and an exit code."""
+
+import argparse
+import io
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from finetune_api.job import InvalidJobError
+from finetune_api.report import ExitCode
+from finetune_cli.failure import (
+    Failure,
+    describe_error,
+    describe_interrupt,
+    describe_invalid_job,
+    print_failure,
+    record_crash,
+)
+from finetune_cli.stage_runner import StageRunner
+from finetune_trainer.errors import FineTuneError
+
+_CRD_FILE = Path("crds/finetune.dev_finetunejobs.yaml")
+
+
+def main(arguments: list[str] | None = None, run_stages: StageRunner | None = None) -> ExitCode:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: the command line without the program's name. Default: the process's own.
+        run_stages: what ``finetune run`` gives the job to. Default: the trainer, imported when it is needed.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    _accept_any_text()
+    options = _parser().parse_args(given)
+    try:
+        code = _dispatch(options, given, run_stages)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _leave_closed_pipe()
+    except InvalidJobError as error:
+        failure = describe_invalid_job(error)
+    except FineTuneError as error:
+        failure = describe_error(error, given)
+    except KeyboardInterrupt:
+        failure = describe_interrupt(given)
+    except Exception as error:
+        failure = record_crash(error, options.workspace)
+    _report_failure(failure, options)
+    return failure.exit_code
+
+
+def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRunner | None) -> ExitCode:
+    """Run the command; each is imported only when it is asked for, so that the quick ones stay quick."""
+    match options.command:
+        case "validate":
+            from finetune_cli.validate import validate
+
+            return validate(options.files, as_json=options.output == "json")
+        case "crd":
+            from finetune_cli.crd import check_crd, print_crd
+
+            return check_crd(options.check) if options.check else print_crd()
+        case "init":
+            from finetune_cli.init import print_starter
+
+            return print_starter(options.name, options.method)
+        case "run":
+            from finetune_cli.manifest import read_job
+            from finetune_cli.run import default_workspace, run
+
+            job = read_job(options.file)
+            options.workspace = options.workspace or default_workspace(job, options.file)
+            return run(job, options.workspace, options.output, run_stages)
+        case other:
+            raise AssertionError(f"command {other!r} has a parser and no code")
+
+
+def _report_failure(failure: Failure, options: argparse.Namespace) -> None:
+    try:
+        print_failure(failure, as_json=options.output == "json")
+    except BrokenPipeError:
+        _leave_closed_pipe()
+
+
+def _accept_any_text() -> None:
+    # A terminal or pipe that cannot show a character gets a question mark, not the end of the run.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _leave_closed_pipe() -> ExitCode:
+    # The reader has what it wanted (`finetune crd | head`). Python would complain when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.OK
+
+
+# --- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with EX_USAGE instead of 2, as everything wrong with what was asked does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(ExitCode.BAD_SPEC, f"error: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="finetune",
+        description="Tune a language model on your rows, measure it against its base, publish it.",
+        epilog="Start with: finetune init > job.yaml",
+    )
+    parser.set_defaults(output=None, workspace=None)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    validate = commands.add_parser("validate", help="say everything that is wrong with a job; loads no model, no rows")
+    validate.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a FineTuneJob as YAML or JSON")
+    validate.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
+
+    crd = commands.add_parser("crd", help="print the CustomResourceDefinition of FineTuneJob")
+    crd.add_argument(
+        "--check",
+        nargs="?",
+        type=Path,
+        const=_CRD_FILE,
+        metavar="FILE",
+        help=f"print nothing; fail when FILE (default {_CRD_FILE}) differs",
+    )
+
+    init = commands.add_parser("init", help="print a commented starter job")
+    init.add_argument("name", nargs="?", default="my-job", metavar="NAME", help="name of the job (default my-job)")
+    init.add_argument("--method", choices=["full", "lora", "promptTuning"], default="lora", help="default lora")
+
+    run = commands.add_parser("run", help="check, train, evaluate and publish; interrupted, the same command goes on")
+    run.add_argument("file", type=Path, metavar="FILE", help="a FineTuneJob as YAML or JSON")
+    run.add_argument("--workspace", type=Path, metavar="DIR", help="default .finetune/<name of the job> beside FILE")
+    run.add_argument(
+        "--output",
+        choices=["auto", "text", "json"],
+        default="auto",
+        help="auto: live on a terminal, else text; json: one object a line, the report in the last",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

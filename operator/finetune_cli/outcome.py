@@ -1,0 +1,33 @@
+"""Say in sentences how a run ended and where its results are. Pure."""
+
+from pathlib import Path
+
+from finetune_api.report import ArtifactKind, Report
+from finetune_cli.plain_text import one_line
+from finetune_trainer.verdict import judge
+
+
+def describe_outcome(report: Report, workspace: Path) -> list[str]:
+    """Return the verdict, where the model is and where the report is, one line each."""
+    sentences = [] if report.evaluation is None else [judge(report.evaluation).sentence]
+    models = [artifact for artifact in report.artifacts if artifact.kind is not ArtifactKind.REPORT]
+    sentences += [f"{_name(artifact.kind)}: {_place(artifact.uri)}" for artifact in models]
+    if not models:
+        sentences.append(f"The model is not published; it stays in {workspace / 'tuned'}")
+    return [one_line(sentence) for sentence in [*sentences, f"Report: {_report_place(report, workspace)}"]]
+
+
+def _name(kind: ArtifactKind) -> str:
+    return "Merged model" if kind is ArtifactKind.MERGED else f"Model ({kind.value})"
+
+
+def _report_place(report: Report, workspace: Path) -> str:
+    """Return the published page, which lies beside the model; without a model, the workspace's own copy."""
+    if report.artifacts:
+        return _place(f"{report.artifacts[0].uri.rpartition('/')[0]}/report/report.html")
+    return str(workspace / "report" / "report.html")
+
+
+def _place(uri: str) -> str:
+    # A plain path can be clicked and pasted.
+    return uri.removeprefix("file://")

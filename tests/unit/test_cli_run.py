@@ -1,0 +1,249 @@
+"""`finetune run` with stages that are stand-ins: what is shown, what is written, how it ends."""
+
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune_api.job import FineTuneJob
+from finetune_api.report import (
+    Artifact,
+    ArtifactKind,
+    DataReport,
+    EvaluationReport,
+    ExitCode,
+    MetricComparison,
+    Progress,
+    Report,
+    SplitRows,
+    Stage,
+    TrainingReport,
+)
+from finetune_cli.__main__ import main
+from finetune_cli.init import render_starter
+from finetune_cli.stage_runner import StageRunner
+from finetune_cli.stop_notice import FIRST, stop_notice
+from finetune_trainer.errors import DataError, OutOfMemoryError, Preempted, SpecError, StorageError
+from finetune_trainer.progress import Sink
+
+
+def make_report(artifacts: tuple[Artifact, ...] = ()) -> Report:
+    accuracy = MetricComparison(
+        task="sentiment", metric="accuracy", base=0.875, tuned=0.95, delta=0.075, low=0.03, high=0.12, rows=200
+    )
+    return Report(
+        name="reviews",
+        namespace="default",
+        spec_hash="ab" * 32,
+        base_model="file:///model",
+        data=DataReport(rows=SplitRows(train=8, validation=1, test=1), hash="0", format="raw"),
+        training=TrainingReport(method="lora", parameters=9, trainable_parameters=1, steps=3, epochs=1),
+        evaluation=EvaluationReport(metrics=(accuracy,)),
+        artifacts=artifacts,
+        seed=17,
+    )
+
+
+ADAPTER = Artifact(kind=ArtifactKind.ADAPTER, uri="file:///out/default/reviews-abababab/model", sha256="0", bytes=1)
+
+
+def stages_that_succeed(job: FineTuneJob, workspace: Path, sink: Sink) -> Report:
+    sink.report(Progress(stage=Stage.CHECK, message="reading the rows"))
+    sink.report(Progress(stage=Stage.CHECK, message="checked", percent=100))
+    for step in (1, 2, 3):
+        sink.report(Progress(stage=Stage.TRAIN, message="training", percent=step * 30, step=step, total_steps=3))
+    sink.report(Progress(stage=Stage.PUBLISH, message="published", percent=100))
+    return make_report((ADAPTER,))
+
+
+def stages_that_raise(error: BaseException) -> StageRunner:
+    def run(job: FineTuneJob, workspace: Path, sink: Sink) -> Report:
+        sink.report(Progress(stage=Stage.TRAIN, message="training", percent=10, step=1, total_steps=9))
+        raise error
+
+    return run
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    file = tmp_path / "job.yaml"
+    file.write_text(render_starter("reviews", "lora"))
+    return file
+
+
+def test_a_run_in_a_pipe_prints_lines_a_table_and_where_everything_is(job_file, capsys):
+    assert main(["run", str(job_file)], stages_that_succeed) == ExitCode.OK
+    output = capsys.readouterr().out
+    assert output.splitlines() == [
+        "check            reading the rows",
+        "check     100 %  checked",
+        "train      30 %  step 1/3",
+        "publish   100 %  published",
+        "",
+        "task       metric     base  tuned   delta     95 % interval",
+        "sentiment  accuracy  0.875  0.950  +0.075  +0.030 to +0.120",
+        "",
+        "The tuned model is better: accuracy on sentiment went from 0.875 to 0.950 (+0.075, 95 % interval +0.030 to "
+        "+0.120, 200 test rows).",
+        "Model (adapter): /out/default/reviews-abababab/model",
+        "Report: /out/default/reviews-abababab/report/report.html",
+    ]
+
+
+def test_every_line_of_json_is_an_object_and_the_last_is_the_report(job_file, capsys):
+    assert main(["run", str(job_file), "--output", "json"], stages_that_succeed) == ExitCode.OK
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [set(line) for line in lines] == [{"progress"}] * 6 + [{"report"}]
+    assert lines[3]["progress"] == {
+        "stage": "train", "message": "training", "percent": 60.0, "step": 2, "totalSteps": 3,
+    }  # fmt: skip
+    assert Report.model_validate(lines[-1]["report"]) == make_report((ADAPTER,))
+
+
+def test_the_stages_get_the_resolved_job_and_the_workspace_beside_the_file(job_file):
+    seen = []
+
+    def stages(job: FineTuneJob, workspace: Path, sink: Sink) -> Report:
+        seen.append((job, workspace))
+        return make_report()
+
+    main(["run", str(job_file)], stages)
+    [(job, workspace)] = seen
+    assert workspace == job_file.parent / ".finetune" / "reviews"
+    assert job.spec.training.learning_rate is not None, "defaults are filled in"
+
+
+def test_a_workspace_can_be_chosen(job_file, tmp_path):
+    main(["run", str(job_file), "--workspace", str(tmp_path / "mine")], stages_that_succeed)
+    assert (tmp_path / "mine" / "log.txt").is_file()
+    assert not (tmp_path / ".finetune").exists()
+
+
+def test_a_model_that_is_not_published_is_said_to_stay_in_the_workspace(job_file, tmp_path, capsys):
+    main(["run", str(job_file), "--workspace", str(tmp_path)], lambda job, workspace, sink: make_report())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        f"The model is not published; it stays in {tmp_path}/tuned",
+        f"Report: {tmp_path}/report/report.html",
+    ]
+
+
+# --- what libraries say
+
+
+def test_what_libraries_print_and_log_goes_into_the_log(job_file, tmp_path, capfd):
+    def noisy(job: FineTuneJob, workspace: Path, sink: Sink) -> Report:
+        sys.stdout.write("printed\n")
+        sys.stderr.write("complained\n")
+        logging.getLogger("some_library").warning("logged")
+        logging.getLogger("finetune_trainer.train").info("explained")
+        return stages_that_succeed(job, workspace, sink)
+
+    assert main(["run", str(job_file), "--workspace", str(tmp_path / "w")], noisy) == ExitCode.OK
+    output = capfd.readouterr()
+    assert output.err == ""
+    assert "printed" not in output.out
+    log = (tmp_path / "w" / "log.txt").read_text()
+    assert [word for word in ("printed", "complained", "logged", "explained") if word not in log] == []
+
+
+# --- how it ends
+
+
+ENDS = {
+    "bad data": (DataError("no column 'x'"), ExitCode.BAD_DATA, "error: no column 'x'\n"),
+    "a bad spec": (SpecError("no such model"), ExitCode.BAD_SPEC, "error: no such model\n"),
+    "too little memory": (OutOfMemoryError("too large"), ExitCode.OUT_OF_MEMORY, "error: too large\n"),
+    "a store that does not answer": (
+        StorageError("no answer"), ExitCode.STORAGE,
+        "error: no answer\nFinished stages are kept; once that is mended, run the same command again: "
+        "finetune run {file}\n"),
+    "a stop with a checkpoint": (
+        Preempted("stopped at step 3; the checkpoint is saved."), ExitCode.PREEMPTED,
+        "stopped at step 3; the checkpoint is saved.\nTo go on from there, run the same command again: "
+        "finetune run {file}\n"),
+    "Ctrl-C twice": (
+        KeyboardInterrupt(), ExitCode.PREEMPTED,
+        "interrupted.\nTo go on from the last checkpoint, run the same command again: finetune run {file}\n"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("error, code, message", ENDS.values(), ids=ENDS.keys())
+def test_an_end_has_its_exit_code_and_a_message_without_a_trace(error, code, message, job_file, capsys):
+    assert main(["run", str(job_file)], stages_that_raise(error)) == code
+    assert capsys.readouterr().err == message.format(file=job_file)
+
+
+def test_a_program_is_told_the_error_as_the_last_object(job_file, capsys):
+    assert main(["run", str(job_file), "--output", "json"], stages_that_raise(StorageError("no answer"))) == 69
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {name: last["error"][name] for name in ("exitCode", "retryable", "message")} == {
+        "exitCode": 69, "retryable": True, "message": "no answer",
+    }  # fmt: skip
+
+
+def test_a_crash_leaves_its_trace_in_the_workspace(job_file, tmp_path, capsys):
+    code = main(["run", str(job_file), "--workspace", str(tmp_path / "w")], stages_that_raise(ZeroDivisionError("x")))
+    assert code == ExitCode.INTERNAL
+    file = tmp_path / "w" / "crash.txt"
+    assert capsys.readouterr().err == (
+        f"error: internal error: ZeroDivisionError: x\nThe whole trace is in {file}; please report it.\n"
+    )
+    assert "raise error\nZeroDivisionError: x\n" in file.read_text()
+
+
+def test_a_workspace_that_cannot_be_made_is_named(job_file, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code = main(["run", str(job_file), "--workspace", str(tmp_path / "file" / "w")], stages_that_succeed)
+    assert code == ExitCode.STORAGE
+    assert f"error: cannot create {tmp_path}/file/w" in capsys.readouterr().err
+
+
+def test_an_invalid_job_is_not_started(job_file, capsys):
+    job_file.write_text(job_file.read_text().replace("rank: 16", "rank: 0").replace("epochs: 3", "epochs: -1"))
+    assert main(["run", str(job_file)], stages_that_raise(AssertionError("started"))) == ExitCode.BAD_SPEC
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert [path for path in ("spec.method.lora.rank", "spec.training.epochs") if path not in "".join(errors)] == []
+    assert not (job_file.parent / ".finetune").exists()
+
+
+def test_a_message_cannot_move_the_cursor(job_file, capsys):
+    main(["run", str(job_file)], stages_that_raise(DataError("value \x1b[2J\r in row 3")))
+    assert capsys.readouterr().err == "error: value  [2J  in row 3\n"
+
+
+# --- signals
+
+
+@pytest.fixture
+def ignored_stop_signals() -> Iterator[None]:
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("ignored_stop_signals")
+def test_a_stop_request_is_confirmed_at_once_and_once(number):
+    said: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with stop_notice(said.put):
+        os.kill(os.getpid(), number)
+        assert said.get(timeout=10) == FIRST
+        os.kill(os.getpid(), number)
+    assert said.empty()
+    assert signal.set_wakeup_fd(-1) == -1, "what was there before is back"
+
+
+def test_a_run_without_a_stop_request_confirms_none():
+    said: list[str] = []
+    with stop_notice(said.append):
+        pass
+    assert said == []
