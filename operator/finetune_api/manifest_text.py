@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from finetune_api.problem import FieldError, InvalidJobError, Path, written
+from finetune_api.problem import SHOWN_CHARACTERS, FieldError, InvalidJobError, Path, written
 
 MAX_CHARACTERS = 2_000_000
 """Above what etcd stores (1.5 MiB), so nothing that a cluster would take is refused here."""
@@ -71,7 +71,7 @@ def read_manifest(text: str, source: str) -> Document:
         raise InvalidJobError(source, repeated)
     try:
         # The loader is a SafeLoader: plain values, lists and maps only.
-        return Document(yaml.load(text, _Loader), lines)
+        return Document(_Loader("").construct_document(root), lines)
     except yaml.MarkedYAMLError as error:
         raise _malformed(error, source) from error
     except ValueError as error:
@@ -86,7 +86,7 @@ def _compose(text: str, source: str) -> yaml.Node:
         raise _malformed(error, source) from error
     except yaml.reader.ReaderError as error:
         raise _invalid(
-            source, f"holds the character U+{ord(str(error.character)):04X}, which YAML does not allow", "Remove it."
+            source, f"holds the character U+{_code_point(error):04X}, which YAML does not allow", "Remove it."
         ) from error
     if not documents:
         raise _invalid(source, "is empty", "`finetune init` writes a manifest to start from.")
@@ -98,6 +98,12 @@ def _compose(text: str, source: str) -> yaml.Node:
             line=documents[1].start_mark.line + 1,
         )
     return documents[0]
+
+
+def _code_point(error: yaml.reader.ReaderError) -> int:
+    """Return the character that is refused; PyYAML gives it as a number, its type stubs say text."""
+    character: object = error.character
+    return character if isinstance(character, int) else ord(str(character))
 
 
 def _is_empty(node: yaml.Node) -> bool:
@@ -150,17 +156,32 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character, which no file and no terminal can hold."""
+
+
 def _walk(node: yaml.Node, path: Path, lines: dict[Path, int]) -> Iterator[FieldError]:
     """Fill ``lines`` and yield an error for every key that stands twice in its map."""
     lines.setdefault(path, node.start_mark.line + 1)
+    if isinstance(node, yaml.ScalarNode) and _SURROGATE.search(node.value):
+        problem = "holds half a character (U+D800 to U+DFFF)."
+        yield FieldError(written(path), "", problem, "Write the character itself.", node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
             yield from _walk(child, (*path, index), lines)
     if isinstance(node, yaml.MappingNode):
         first: dict[str, int] = {}
         for key, child in node.value:
-            inner = (*path, str(key.value))
             line = key.start_mark.line + 1
+            if key.tag not in _KEY_TAGS or _SURROGATE.search(key.value):
+                name = key.value if isinstance(key, yaml.ScalarNode) else "a list or map"
+                problem = f"has a key that is not text: {ascii(name)[:SHOWN_CHARACTERS]}."
+                yield FieldError(
+                    written(path) or "the manifest", "", problem, "Put the key in quotes, or remove it.", line
+                )
+                continue
+            inner = (*path, str(key.value))
             if key.value in first and key.tag != "tag:yaml.org,2002:merge":
                 yield FieldError(
                     written(inner),
