@@ -103,7 +103,7 @@ def _suggest_choice(expected: str, value: object) -> str:
 
 
 def _suggest_field(model: type[BaseModel], path: Path) -> str:
-    parent = _model_at(model, path[:-1])
+    parent = model_at(model, path[:-1])
     known = [field.alias or name for name, field in parent.model_fields.items()] if parent else []
     wanted = str(path[-1])
     near = difflib.get_close_matches(wanted.replace("_", "").lower(), [name.lower() for name in known], n=1)
@@ -116,7 +116,7 @@ def _suggest_field(model: type[BaseModel], path: Path) -> str:
 
 
 def _say_what_belongs(model: type[BaseModel], path: Path) -> str:
-    parent = _model_at(model, path[:-1])
+    parent = model_at(model, path[:-1])
     field = _field(parent, path[-1]) if parent else None
     if field is None or not field.description:
         return "Add it."
@@ -127,7 +127,7 @@ def _field(model: type[BaseModel], key: str | int) -> FieldInfo | None:
     return next((field for name, field in model.model_fields.items() if key in (name, field.alias)), None)
 
 
-def _model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
+def model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:
     """Return the model whose fields stand at ``path``; None inside maps and lists of plain values."""
     for part in path:
         if isinstance(part, int):

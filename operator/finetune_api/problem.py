@@ -1,6 +1,7 @@
 """What is wrong with a job, in words a user can act on."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,6 +10,8 @@ from finetune_api.report import ExitCode
 
 SHOWN_CHARACTERS = 80
 """A value longer than this is shown by its beginning: a template may be 16 KiB."""
+
+_CREDENTIALS = re.compile(r"://[^/@\s]+@")
 
 Path = tuple[str | int, ...]
 """A place in a manifest: ``("spec", "data", "tasks", 0, "name")``."""
@@ -51,10 +54,17 @@ class InvalidJobError(Exception):
 
 
 def shown(value: object) -> str:
-    """Return ``value`` as JSON of bounded length; empty for None."""
-    if value is None:
-        return ""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """Return ``value`` as JSON of bounded length; of maps the names alone, because what is in them may be secret."""
+    match value:
+        case None:
+            return ""
+        case dict():
+            text = f"{{{', '.join(map(str, value))}}}"
+        case list() | tuple() if any(isinstance(item, dict | list) for item in value):
+            return f"{len(value)} {'entry' if len(value) == 1 else 'entries'}"
+        case _:
+            text = json.dumps(value, ensure_ascii=False, default=str)
+    text = _CREDENTIALS.sub("://…@", text)
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
 
 

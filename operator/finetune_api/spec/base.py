@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from finetune_api.block import Block, Problem, Rule
+from finetune_api.block import Block, Problem
 from finetune_api.spec.field import DataUri, Flag, ModelUri, Name, SecretRef
 
 
@@ -51,13 +51,10 @@ def _no_foreign_code(trust_remote_code: bool) -> Iterator[Problem]:
         )
 
 
-_REMOTE_RULES: tuple[Rule, ...] = (_no_foreign_code,)
-
-
 class ModelSpec(Block):
     """The base model."""
 
-    rules = _REMOTE_RULES
+    rules = (_no_foreign_code,)
 
     source: ModelUri
     """Where the model is: hf://organisation/name, s3://bucket/path, pvc://claim/path or file:///folder (a folder with

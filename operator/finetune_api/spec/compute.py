@@ -1,5 +1,6 @@
 """``spec.compute``: what the job runs on. Ignored on a laptop except for the size of the run."""
 
+import re
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated
@@ -53,26 +54,26 @@ class ResourcesSpec(Block):
     """Disk of the node: 100Gi."""
 
 
+def _offload_needs_a_stage(stage: int, offload: Offload) -> Iterator[Problem]:
+    least = {Offload.NONE: 0, Offload.CPU: 1, Offload.NVME: 3}[offload]
+    if stage < least:
+        yield Problem(
+            ("offload",),
+            offload.value,
+            f"needs stage {least} or more, and stage is {stage}",
+            f"Set stage: {least}, or offload: none.",
+        )
+
+
 class DeepspeedSpec(Block):
     """ZeRO: spread optimiser state, gradients and weights over the workers (arXiv:1910.02054)."""
+
+    rules = (_offload_needs_a_stage,)
 
     stage: Annotated[Int, Field(ge=0, le=3)] = 2
     """0 spreads nothing, 1 the optimiser state, 2 also gradients, 3 also weights (slowest, least memory)."""
     offload: Offload = Offload.NONE
     """cpu or nvme keep the optimiser state off the GPU: much slower, for models that fit no other way."""
-
-    @staticmethod
-    def _offload_needs_a_stage(stage: int, offload: Offload) -> Iterator[Problem]:
-        least = {Offload.NONE: 0, Offload.CPU: 1, Offload.NVME: 3}[offload]
-        if stage < least:
-            yield Problem(
-                ("offload",),
-                offload.value,
-                f"needs stage {least} or more, and stage is {stage}",
-                f"Set stage: {least}, or offload: none.",
-            )
-
-    rules = (_offload_needs_a_stage,)
 
 
 class CacheVolumeSpec(Block):
@@ -224,28 +225,50 @@ class KeyRef(Block):
     """Key in it."""
 
 
+def _one_source(secret_key_ref: KeyRef | None, config_map_key_ref: KeyRef | None) -> Iterator[Problem]:
+    if (secret_key_ref is None) == (config_map_key_ref is None):
+        yield Problem((), None, "needs exactly one of secretKeyRef and configMapKeyRef", "Keep one of them.")
+
+
 class EnvSource(Block):
     """Where a variable's value comes from."""
+
+    rules = (_one_source,)
 
     secret_key_ref: KeyRef | None = None
     """A key of a Secret."""
     config_map_key_ref: KeyRef | None = None
     """A key of a ConfigMap."""
 
-    @staticmethod
-    def _one_source(secret_key_ref: KeyRef | None, config_map_key_ref: KeyRef | None) -> Iterator[Problem]:
-        if (secret_key_ref is None) == (config_map_key_ref is None):
-            yield Problem((), None, "needs exactly one of secretKeyRef and configMapKeyRef", "Keep one of them.")
-
-    rules = (_one_source,)
-
 
 SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "APIKEY", "ACCESS_KEY", "PRIVATE_KEY")
 """A variable whose name contains one of these holds something that must not stand in the object."""
 
+SECRET_VALUES = (
+    r"\b(hf_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9-]{20,})|PRIVATE KEY--"
+)
+"""Forms of tokens and keys, by which they are known whatever the variable is called."""
+
+
+def _one_value(value: str | None, value_from: EnvSource | None) -> Iterator[Problem]:
+    if (value is None) == (value_from is None):
+        yield Problem((), None, "needs exactly one of value and valueFrom", "Keep one of them.")
+
+
+def _secrets_stay_out(name: str, value: str | None) -> Iterator[Problem]:
+    if value and (any(word in name.upper() for word in SECRET_WORDS) or re.search(SECRET_VALUES, value)):
+        yield Problem(
+            ("value",),
+            "(not shown)",
+            f"looks like a secret in {name}: everyone who may read jobs could read it",
+            "Put it into a Secret and name its key in valueFrom.secretKeyRef.",
+        )
+
 
 class EnvSpec(Block):
     """An environment variable of the trainer."""
+
+    rules = (_one_value, _secrets_stay_out)
 
     name: Annotated[str, Field(min_length=1, max_length=253, pattern=ENV_NAME)]
     """Name of the variable."""
@@ -253,23 +276,6 @@ class EnvSpec(Block):
     """Its value, for everyone to read; secrets go through ``valueFrom``."""
     value_from: EnvSource | None = None
     """A Secret's or ConfigMap's key."""
-
-    @staticmethod
-    def _one_value(value: str | None, value_from: EnvSource | None) -> Iterator[Problem]:
-        if (value is None) == (value_from is None):
-            yield Problem((), None, "needs exactly one of value and valueFrom", "Keep one of them.")
-
-    @staticmethod
-    def _secrets_stay_out(name: str, value: str | None) -> Iterator[Problem]:
-        if value and any(word in name.upper() for word in SECRET_WORDS):
-            yield Problem(
-                ("value",),
-                "(not shown)",
-                f"would put the secret {name} into the object, for everyone who may read jobs",
-                "Put it into a Secret and name its key in valueFrom.secretKeyRef.",
-            )
-
-    rules = (_one_value, _secrets_stay_out)
 
 
 class ClaimVolume(Block):
@@ -370,17 +376,24 @@ def _mounts_have_volumes(
             )
 
 
-def _names_differ(volumes: tuple[VolumeSpec, ...], env: tuple[EnvSpec, ...]) -> Iterator[Problem]:
-    for field, names in (("volumes", [one.name for one in volumes]), ("env", [one.name for one in env])):
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                yield Problem((field, index, "name"), name, "is given twice", "Keep one of them.")
+def _entries_differ(
+    volumes: tuple[VolumeSpec, ...], env: tuple[EnvSpec, ...], volume_mounts: tuple[VolumeMountSpec, ...]
+) -> Iterator[Problem]:
+    keys = (
+        ("volumes", "name", [one.name for one in volumes]),
+        ("env", "name", [one.name for one in env]),
+        ("volumeMounts", "mountPath", [one.mount_path for one in volume_mounts]),
+    )
+    for field, key, values in keys:
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                yield Problem((field, index, key), value, "is given twice", "Keep one of them.")
 
 
 class PodSpec(Block):
     """What may be added to the pods: an allow-list, merged by name. No containers, no host access."""
 
-    rules = (_mounts_have_volumes, _names_differ)
+    rules = (_mounts_have_volumes, _entries_differ)
 
     node_selector: Labels | None = None
     """Labels that a node must have."""

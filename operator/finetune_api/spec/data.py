@@ -109,8 +109,20 @@ class TaskSpec(Block):
     """Secret with the keys of the source's store."""
 
 
+def _temperature_is_used(strategy: Mixing, temperature: float | None) -> Iterator[Problem]:
+    if temperature is not None and strategy is not Mixing.TEMPERATURE:
+        yield Problem(
+            ("temperature",),
+            temperature,
+            f"has no effect under strategy {strategy.value}",
+            "Leave it out, or set strategy: temperature.",
+        )
+
+
 class MixingSpec(Block):
     """How several tasks share the training."""
+
+    rules = (_temperature_is_used,)
 
     strategy: Mixing = Mixing.PROPORTIONAL
     """proportional: every row once an epoch; equal: every task as often; temperature: in between; weights: by
@@ -120,33 +132,31 @@ class MixingSpec(Block):
     max_examples_per_task: Annotated[Int, Field(ge=1, le=100_000_000)] | None = None
     """Rows of a task beyond this many do not raise its share, so that one huge task does not drown the others."""
 
-    @staticmethod
-    def _temperature_is_used(strategy: Mixing, temperature: float | None) -> Iterator[Problem]:
-        if temperature is not None and strategy is not Mixing.TEMPERATURE:
-            yield Problem(
-                ("temperature",),
-                temperature,
-                f"has no effect under strategy {strategy.value}",
-                "Leave it out, or set strategy: temperature.",
-            )
-
-    rules = (_temperature_is_used,)
-
 
 def _training_rows_are_left(validation: float, test: float) -> Iterator[Problem]:
     if validation + test >= 0.9:
         yield Problem(
             (),
-            {"validation": validation, "test": test},
+            f"{validation:g} + {test:g}",
             f"keeps {validation + test:.2f} of the rows back and leaves almost none for training",
             "Lower validation or test until together they are below 0.9; 0.1 each is usual.",
+        )
+
+
+def _one_column_decides(group_by: str | None, stratify_by: str | None) -> Iterator[Problem]:
+    if group_by is not None and group_by == stratify_by:
+        yield Problem(
+            ("stratifyBy",),
+            stratify_by,
+            "is also groupBy: rows with equal values cannot stay together and be spread at once",
+            "Leave one of them out.",
         )
 
 
 class SplitsSpec(Block):
     """Which rows are kept back. A row's place depends on its input's hash alone, so it stays when rows are added."""
 
-    rules = (_training_rows_are_left,)
+    rules = (_training_rows_are_left, _one_column_decides)
 
     validation: Share = 0.1
     """Share of the rows for choosing (checkpoint, the base model's template); never trained on."""
@@ -159,16 +169,6 @@ class SplitsSpec(Block):
     """Column whose values' shares are kept equal in all splits: the label."""
     seed: Seed = 17
     """Another seed, another split."""
-
-    @staticmethod
-    def _one_column_decides(group_by: str | None, stratify_by: str | None) -> Iterator[Problem]:
-        if group_by is not None and group_by == stratify_by:
-            yield Problem(
-                ("stratifyBy",),
-                stratify_by,
-                "is also groupBy: rows with equal values cannot stay together and be spread at once",
-                "Leave one of them out.",
-            )
 
 
 class ReplaySpec(Block):

@@ -126,21 +126,21 @@ class PrefixTuningSpec(Block):
     """Learn the prefix through a small network: steadier, more memory while training."""
 
 
+def _feedforward_is_target(target_names: tuple[str, ...], feedforward_names: tuple[str, ...]) -> Iterator[Problem]:
+    for index, name in enumerate(feedforward_names):
+        if name not in target_names:
+            yield Problem(("feedforwardNames", index), name, "is not among targetNames", "Add it to targetNames.")
+
+
 class Ia3Spec(Block):
     """Learnt scales of keys, values and feed-forward activations (arXiv:2205.05638). Very few parameters."""
+
+    rules = (_feedforward_is_target,)
 
     target_names: Annotated[tuple[LayerName, ...], Field(max_length=64)] = ()
     """Last parts of the names of the layers to scale. Absent: keys, values and feed-forward layers."""
     feedforward_names: Annotated[tuple[LayerName, ...], Field(max_length=64)] = ()
     """Those of ``targetNames`` whose input is scaled instead of their output."""
-
-    @staticmethod
-    def _feedforward_is_target(target_names: tuple[str, ...], feedforward_names: tuple[str, ...]) -> Iterator[Problem]:
-        for index, name in enumerate(feedforward_names):
-            if name not in target_names:
-                yield Problem(("feedforwardNames", index), name, "is not among targetNames", "Add it to targetNames.")
-
-    rules = (_feedforward_is_target,)
 
 
 class AdapterSpec(Block):

@@ -19,9 +19,9 @@ class PublishOn(StrEnum):
 
 
 class Preflight(StrEnum):
-    """What becomes of findings of the check stage."""
+    """What becomes of findings of the check stage. Not off, which is a boolean to YAML 1.1."""
 
-    OFF = "off"
+    SKIP = "skip"
     WARN = "warn"
     ENFORCE = "enforce"
 
@@ -82,6 +82,7 @@ class RunPolicySpec(Block):
     retries: Annotated[Int, Field(ge=0, le=20)] = 3
     """New attempts after faults of the infrastructure; faults of spec or data are never tried again."""
     preflight: Preflight = Preflight.ENFORCE
-    """What the check stage's findings do: enforce stops the job before a GPU is asked for, warn tells, off skips."""
+    """What the check stage's findings do: enforce stops the job before a GPU is asked for, warn only tells, skip
+    leaves the stage out."""
     check_queue_name: Name | None = None
     """Kueue queue of the check stage, for clusters whose GPU queue is long. Absent: it is not queued."""

@@ -1,0 +1,120 @@
+"""What is valid but does not work yet, and what a place cannot reach."""
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from finetune_api.explanation import model_at
+from finetune_api.job import FineTuneJob, InvalidJobError, load_job
+from finetune_api.resolve import resolve
+from finetune_api.support import NOT_YET, ONLY, SCHEMES, Place, unreachable_fields, unsupported_fields
+
+from .builders import make_job, make_manifest
+from .test_spec import EVERYTHING
+
+SUPPORTED = {
+    "the minimum": {},
+    "several tasks": {"spec.data.tasks[1].name": "other", "spec.data.tasks[1].maxExamples": 5},
+    "full": {"spec.method.type": "full"},
+    "prompt tuning": {"spec.method": {"type": "promptTuning", "promptTuning": {"init": "text", "initText": "Sort."}}},
+    "lora": {
+        "spec.method.lora": {
+            "rank": 4,
+            "targets": "named",
+            "targetNames": ["q_proj"],
+            "useDora": True,
+            "useRslora": True,
+        }
+    },
+    "data": {
+        "spec.data.splits": {"validation": 0.1, "test": 0.2, "groupBy": "film", "seed": 3},
+        "spec.data.mixing.strategy": "proportional",
+        "spec.data.format": "chat",
+        "spec.data.system": "Be brief.",
+        "spec.data.lossOn": "all",
+        "spec.data.packing": False,
+        "spec.data.maxLength": 64,
+    },
+    "compute": {"spec.compute": {"workers": 1, "gpusPerWorker": 0, "engine": "job", "resources": {"cpu": "2"}}},
+    "evaluation": {
+        "spec.evaluation": {
+            "metrics": ["accuracy", "exact_match", "rouge", "perplexity"],
+            "baselines": {"zeroShot": False},
+            "generation": {"maxNewTokens": 8},
+            "maxExamples": 10,
+        }
+    },
+    "output": {"spec.output": {"uri": "file:///m", "merge": True, "publishOn": "always"}, "spec.checkpoint.keep": 1},
+    "preflight": {"spec.runPolicy.preflight": "warn"},
+}
+
+
+def refusals(job: FineTuneJob) -> dict[str, str]:
+    document = job.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {".".join(map(str, path)): remedy for path, _, _, remedy in unsupported_fields(document["spec"])}
+
+
+@pytest.mark.parametrize("given", SUPPORTED.values(), ids=SUPPORTED)
+def test_what_works_is_accepted_as_written_and_as_resolved(given: dict[str, Any]):
+    job = load_job(json.dumps(make_manifest(given)), "job.json")
+    assert refusals(resolve(job)) == {}
+    again = resolve(job).model_dump_json(by_alias=True, exclude_none=True)
+    assert load_job(again, "spec.json") == resolve(job)
+
+
+def test_every_field_that_does_not_work_yet_is_refused_by_name():
+    found = refusals(make_job({**EVERYTHING, "spec.runPolicy.retries": 5}))
+    names = {"".join("[]" if part.isdigit() else f".{part}" for part in path.split(".")[1:])[1:] for path in found}
+    exceptions = {
+        # Refused elsewhere in this manifest, or in no need of it.
+        *("data.mixing.temperature", "data.tasks[].validationSource", "data.tasks[].testSource"),
+        *("data.tasks[].secretRef", "runPolicy.suspend", "runPolicy.startDeadlineSeconds"),
+        *("runPolicy.childTtlSeconds", "model.task", "method.regularization.type", "evaluation.generation.numBeams"),
+        *("model.source",),
+    }
+    assert names == {*NOT_YET, *ONLY, *SCHEMES} - exceptions
+
+
+@pytest.mark.parametrize(
+    "given, path, remedy",
+    [
+        ({"spec.model.source": "s3://b/m"}, "spec.model.source", "file:// or hf://"),
+        ({"spec.model.task": "seq2seq-lm"}, "spec.model.task", "Use causal-lm"),
+        ({"spec.data.tasks[0].source": "hf://a/b"}, "spec.data.tasks[0].source", "file://"),
+        ({"spec.data.tasks[0].testSource": "file:///t"}, "spec.data.tasks[0].testSource", "spec.data.splits.test"),
+        ({"spec.method.type": "qlora"}, "spec.method.type", "full or lora or promptTuning"),
+        ({"spec.evaluation.metrics": ["accuracy", "bleu"]}, "spec.evaluation.metrics[1]", "rouge"),
+        ({"spec.runPolicy.retries": 1}, "spec.runPolicy.retries", "Leave it out"),
+    ],
+)
+def test_a_job_that_asks_for_what_is_not_there_yet_is_told_what_to_do(given: dict[str, Any], path: str, remedy: str):
+    with pytest.raises(InvalidJobError) as caught:
+        load_job(json.dumps(make_manifest(given)), "job.json")
+    (error,) = caught.value.errors
+    assert error.path == path
+    assert "not supported yet" in error.problem
+    assert remedy in error.remedy
+
+
+def test_what_is_not_supported_is_said_together_with_what_is_wrong():
+    given = {"spec.training.epochs": "3", "spec.evaluation.gates": [{"metric": "sentiment.accuracy"}]}
+    with pytest.raises(InvalidJobError) as caught:
+        load_job(json.dumps(make_manifest(given)), "job.json")
+    assert {error.path for error in caught.value.errors} == {"spec.training.epochs", "spec.evaluation.gates"}
+
+
+@pytest.mark.parametrize("name", [*NOT_YET, *ONLY, *SCHEMES])
+def test_the_tables_name_fields_that_exist(name: str):
+    *block, last = ("spec", *name.replace("[]", "").split("."))
+    model: type[BaseModel] | None = model_at(FineTuneJob, tuple(block))
+    assert model is not None
+    assert last in {field.alias for field in model.model_fields.values()}
+
+
+def test_a_cluster_reaches_no_folder_of_yours():
+    spec = make_manifest({"spec.model.source": "file:///m"})["spec"]
+    paths = {path for path, *_ in unreachable_fields(spec, Place.CLUSTER)}
+    assert paths == {("spec", "model", "source"), ("spec", "data", "tasks", 0, "source"), ("spec", "output", "uri")}
+    assert list(unreachable_fields(spec, Place.LOCAL)) == []
