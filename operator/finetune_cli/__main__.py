@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -10,7 +11,6 @@ from typing import NoReturn
 from finetune_api.job import InvalidJobError
 from finetune_api.report import ExitCode
 from finetune_cli.failure import (
-    Failure,
     describe_error,
     describe_interrupt,
     describe_invalid_job,
@@ -23,22 +23,31 @@ from finetune_trainer.errors import FineTuneError
 _CRD_FILE = Path("crds/finetune.dev_finetunejobs.yaml")
 
 
-def main(arguments: list[str] | None = None, run_stages: StageRunner | None = None) -> ExitCode:
-    """Run one command and return its exit code.
+def main() -> ExitCode:
+    """Run the command that this process was started with and return its exit code."""
+    _accept_any_text()
+    try:
+        code = run_command(sys.argv[1:])
+    except KeyboardInterrupt:
+        # Another Ctrl-C while the first was being answered.
+        code = ExitCode.PREEMPTED
+    # All is said. What follows is Python's own cleaning up, which a late Ctrl-C would end with a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
+
+
+def run_command(given: list[str], run_stages: StageRunner | None = None) -> ExitCode:
+    """Run one command and return its exit code; whatever ends it early is told in words.
 
     Args:
-        arguments: the command line without the program's name. Default: the process's own.
+        given: the command line without the program's name.
         run_stages: what ``finetune run`` gives the job to. Default: the trainer, imported when it is needed.
     """
-    given = sys.argv[1:] if arguments is None else arguments
-    _accept_any_text()
     options = _parser().parse_args(given)
     try:
         code = _dispatch(options, given, run_stages)
-        sys.stdout.flush()
+        _flush_output()
         return code
-    except BrokenPipeError:
-        return _leave_closed_pipe()
     except InvalidJobError as error:
         failure = describe_invalid_job(error)
     except FineTuneError as error:
@@ -46,8 +55,14 @@ def main(arguments: list[str] | None = None, run_stages: StageRunner | None = No
     except KeyboardInterrupt:
         failure = describe_interrupt(given)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and options.command != "run":
+            # The reader has what it wanted: `finetune crd | head`. In a run, whose display outlives its reader, this
+            # error is a network's.
+            _flush_output()
+            return ExitCode.OK
         failure = record_crash(error, options.workspace)
-    _report_failure(failure, options)
+    print_failure(failure, as_json=options.output == "json")
+    _flush_output()
     return failure.exit_code
 
 
@@ -77,13 +92,6 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
             raise AssertionError(f"command {other!r} has a parser and no code")
 
 
-def _report_failure(failure: Failure, options: argparse.Namespace) -> None:
-    try:
-        print_failure(failure, as_json=options.output == "json")
-    except BrokenPipeError:
-        _leave_closed_pipe()
-
-
 def _accept_any_text() -> None:
     # A terminal or pipe that cannot show a character gets a question mark, not the end of the run.
     for stream in (sys.stdout, sys.stderr):
@@ -91,10 +99,12 @@ def _accept_any_text() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _leave_closed_pipe() -> ExitCode:
-    # The reader has what it wanted (`finetune crd | head`). Python would complain when it flushes at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return ExitCode.OK
+def _flush_output() -> None:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would try again at exit, complain and change the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --- the command line

@@ -1,5 +1,6 @@
 """What a command says when it fails: lines on standard error, one JSON object for programs, and an exit code."""
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -93,8 +94,9 @@ def print_failure(failure: Failure, as_json: bool) -> None:
             "advice": failure.advice,
             "fields": failure.fields,
         }
-        sys.stdout.write(json.dumps({"error": document}) + "\n")
-        sys.stdout.flush()
+        with contextlib.suppress(BrokenPipeError):  # the exit code is told anyway
+            sys.stdout.write(json.dumps({"error": document}) + "\n")
+            sys.stdout.flush()
 
 
 def _command(arguments: list[str]) -> str:

@@ -11,7 +11,7 @@ import pytest
 from finetune_api.crd import crd_yaml
 from finetune_api.job import load_job
 from finetune_api.report import ExitCode
-from finetune_cli.__main__ import main
+from finetune_cli.__main__ import run_command
 from finetune_cli.init import render_starter
 
 METHODS = ("full", "lora", "promptTuning")
@@ -37,13 +37,13 @@ def faulty(tmp_path: Path) -> Path:
 
 
 def test_a_valid_job_is_called_valid(valid, capsys):
-    assert main(["validate", str(valid)]) == ExitCode.OK
+    assert run_command(["validate", str(valid)]) == ExitCode.OK
     assert capsys.readouterr() == (f"{valid}: valid\n", "")
 
 
 def test_all_errors_of_all_files_are_told(valid, faulty, tmp_path, capsys):
     missing = tmp_path / "missing.yaml"
-    assert main(["validate", str(faulty), str(valid), str(missing)]) == ExitCode.BAD_SPEC
+    assert run_command(["validate", str(faulty), str(valid), str(missing)]) == ExitCode.BAD_SPEC
     output = capsys.readouterr()
     assert output.out == f"{valid}: valid\n"
     lines = output.err.splitlines()
@@ -54,7 +54,7 @@ def test_all_errors_of_all_files_are_told(valid, faulty, tmp_path, capsys):
 
 
 def test_programs_get_one_object_with_every_field(valid, faulty, capsys):
-    assert main(["validate", "--output", "json", str(valid), str(faulty)]) == ExitCode.BAD_SPEC
+    assert run_command(["validate", "--output", "json", str(valid), str(faulty)]) == ExitCode.BAD_SPEC
     output = capsys.readouterr()
     assert output.err == ""
     document = json.loads(output.out)
@@ -75,13 +75,13 @@ UNREADABLE = {
 @pytest.mark.parametrize("make, message", UNREADABLE.values(), ids=UNREADABLE.keys())
 def test_a_file_that_cannot_be_read_is_an_error(make, message, tmp_path, capsys):
     make(tmp_path / "job.yaml")
-    assert main(["validate", str(tmp_path / "job.yaml")]) == ExitCode.BAD_SPEC
+    assert run_command(["validate", str(tmp_path / "job.yaml")]) == ExitCode.BAD_SPEC
     assert message in capsys.readouterr().err
 
 
 def test_validate_imports_nothing_heavy(valid):
     code = (
-        "import sys; from finetune_cli.__main__ import main; code = main(['validate', sys.argv[1]]); "
+        "import sys; from finetune_cli.__main__ import run_command; code = run_command(['validate', sys.argv[1]]); "
         f"found = sorted(set(sys.modules) & {HEAVY!r}); assert not found, found; sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(valid)], capture_output=True, text=True, check=False)
@@ -92,28 +92,28 @@ def test_validate_imports_nothing_heavy(valid):
 
 
 def test_crd_prints_the_definition(capsys):
-    assert main(["crd"]) == ExitCode.OK
+    assert run_command(["crd"]) == ExitCode.OK
     assert capsys.readouterr().out == crd_yaml()
 
 
 def test_crd_check_is_silent_when_the_file_agrees(tmp_path, capsys):
     file = tmp_path / "crd.yaml"
     file.write_text(crd_yaml())
-    assert main(["crd", "--check", str(file)]) == ExitCode.OK
+    assert run_command(["crd", "--check", str(file)]) == ExitCode.OK
     assert capsys.readouterr() == ("", "")
 
 
 def test_crd_check_shows_where_the_file_drifted(tmp_path, capsys):
     file = tmp_path / "crd.yaml"
     file.write_text(crd_yaml().replace("kind: CustomResourceDefinition", "kind: Other"))
-    assert main(["crd", "--check", str(file)]) == ExitCode.BAD_SPEC
+    assert run_command(["crd", "--check", str(file)]) == ExitCode.BAD_SPEC
     error = capsys.readouterr().err
     assert f"Write it again: finetune crd > {file}" in error
     assert "-kind: Other\n+kind: CustomResourceDefinition" in error
 
 
 def test_crd_check_without_the_file_says_how_to_write_it(tmp_path, capsys):
-    assert main(["crd", "--check", str(tmp_path / "none.yaml")]) == ExitCode.BAD_SPEC
+    assert run_command(["crd", "--check", str(tmp_path / "none.yaml")]) == ExitCode.BAD_SPEC
     assert f"finetune crd > {tmp_path}/none.yaml" in capsys.readouterr().err
 
 
@@ -122,7 +122,7 @@ def test_crd_check_without_the_file_says_how_to_write_it(tmp_path, capsys):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_starter_validates(method, tmp_path, capsys):
-    assert main(["init", "reviews", "--method", method]) == ExitCode.OK
+    assert run_command(["init", "reviews", "--method", method]) == ExitCode.OK
     text = capsys.readouterr().out
     job = load_job(text, str(tmp_path / "job.yaml"))
     assert (job.metadata.name, job.spec.method.type.value) == ("reviews", method)
@@ -130,20 +130,20 @@ def test_a_starter_validates(method, tmp_path, capsys):
 
 
 def test_a_starter_has_a_name_and_a_method_without_arguments(tmp_path, capsys):
-    assert main(["init"]) == ExitCode.OK
+    assert run_command(["init"]) == ExitCode.OK
     job = load_job(capsys.readouterr().out, str(tmp_path / "job.yaml"))
     assert (job.metadata.name, job.spec.method.type.value) == ("my-job", "lora")
 
 
 @pytest.mark.parametrize("name", ["null", "no", "true"])
 def test_a_name_that_yaml_would_read_as_something_else_stays_text(name, tmp_path, capsys):
-    assert main(["init", name]) == ExitCode.OK
+    assert run_command(["init", name]) == ExitCode.OK
     assert load_job(capsys.readouterr().out, str(tmp_path / "job.yaml")).metadata.name == name
 
 
 @pytest.mark.parametrize("name", ["Reviews", "1st", "a" * 41, "a\nkind: Pod", 'a"', "{{ x }}"])
 def test_a_name_that_no_job_can_have_is_refused(name, capsys):
-    assert main(["init", name]) == ExitCode.BAD_SPEC
+    assert run_command(["init", name]) == ExitCode.BAD_SPEC
     output = capsys.readouterr()
     assert output.out == ""
     assert "metadata.name" in output.err
@@ -155,7 +155,7 @@ def test_a_name_that_no_job_can_have_is_refused(name, capsys):
 @pytest.mark.parametrize("arguments", [[], ["tune"], ["validate"], ["run", "--output", "xml", "f"]], ids=" ".join)
 def test_a_wrong_command_line_ends_with_64(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(arguments)
+        run_command(arguments)
     assert ended.value.code == ExitCode.BAD_SPEC
     assert "error: " in capsys.readouterr().err
 

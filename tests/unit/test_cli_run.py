@@ -5,6 +5,7 @@ import logging
 import os
 import queue
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from finetune_api.report import (
     Stage,
     TrainingReport,
 )
-from finetune_cli.__main__ import main
+from finetune_cli.__main__ import run_command
 from finetune_cli.init import render_starter
 from finetune_cli.stage_runner import StageRunner
 from finetune_cli.stop_notice import FIRST, stop_notice
@@ -78,7 +79,7 @@ def job_file(tmp_path: Path) -> Path:
 
 
 def test_a_run_in_a_pipe_prints_lines_a_table_and_where_everything_is(job_file, capsys):
-    assert main(["run", str(job_file)], stages_that_succeed) == ExitCode.OK
+    assert run_command(["run", str(job_file)], stages_that_succeed) == ExitCode.OK
     output = capsys.readouterr().out
     assert output.splitlines() == [
         "check            reading the rows",
@@ -97,7 +98,7 @@ def test_a_run_in_a_pipe_prints_lines_a_table_and_where_everything_is(job_file, 
 
 
 def test_every_line_of_json_is_an_object_and_the_last_is_the_report(job_file, capsys):
-    assert main(["run", str(job_file), "--output", "json"], stages_that_succeed) == ExitCode.OK
+    assert run_command(["run", str(job_file), "--output", "json"], stages_that_succeed) == ExitCode.OK
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [set(line) for line in lines] == [{"progress"}] * 6 + [{"report"}]
     assert lines[3]["progress"] == {
@@ -113,20 +114,20 @@ def test_the_stages_get_the_resolved_job_and_the_workspace_beside_the_file(job_f
         seen.append((job, workspace))
         return make_report()
 
-    main(["run", str(job_file)], stages)
+    run_command(["run", str(job_file)], stages)
     [(job, workspace)] = seen
     assert workspace == job_file.parent / ".finetune" / "reviews"
     assert job.spec.training.learning_rate is not None, "defaults are filled in"
 
 
 def test_a_workspace_can_be_chosen(job_file, tmp_path):
-    main(["run", str(job_file), "--workspace", str(tmp_path / "mine")], stages_that_succeed)
+    run_command(["run", str(job_file), "--workspace", str(tmp_path / "mine")], stages_that_succeed)
     assert (tmp_path / "mine" / "log.txt").is_file()
     assert not (tmp_path / ".finetune").exists()
 
 
 def test_a_model_that_is_not_published_is_said_to_stay_in_the_workspace(job_file, tmp_path, capsys):
-    main(["run", str(job_file), "--workspace", str(tmp_path)], lambda job, workspace, sink: make_report())
+    run_command(["run", str(job_file), "--workspace", str(tmp_path)], lambda job, workspace, sink: make_report())
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == [
         f"The model is not published; it stays in {tmp_path}/tuned",
@@ -145,7 +146,7 @@ def test_what_libraries_print_and_log_goes_into_the_log(job_file, tmp_path, capf
         logging.getLogger("finetune_trainer.train").info("explained")
         return stages_that_succeed(job, workspace, sink)
 
-    assert main(["run", str(job_file), "--workspace", str(tmp_path / "w")], noisy) == ExitCode.OK
+    assert run_command(["run", str(job_file), "--workspace", str(tmp_path / "w")], noisy) == ExitCode.OK
     output = capfd.readouterr()
     assert output.err == ""
     assert "printed" not in output.out
@@ -176,12 +177,12 @@ ENDS = {
 
 @pytest.mark.parametrize("error, code, message", ENDS.values(), ids=ENDS.keys())
 def test_an_end_has_its_exit_code_and_a_message_without_a_trace(error, code, message, job_file, capsys):
-    assert main(["run", str(job_file)], stages_that_raise(error)) == code
+    assert run_command(["run", str(job_file)], stages_that_raise(error)) == code
     assert capsys.readouterr().err == message.format(file=job_file)
 
 
 def test_a_program_is_told_the_error_as_the_last_object(job_file, capsys):
-    assert main(["run", str(job_file), "--output", "json"], stages_that_raise(StorageError("no answer"))) == 69
+    assert run_command(["run", str(job_file), "--output", "json"], stages_that_raise(StorageError("no answer"))) == 69
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {name: last["error"][name] for name in ("exitCode", "retryable", "message")} == {
         "exitCode": 69, "retryable": True, "message": "no answer",
@@ -189,7 +190,9 @@ def test_a_program_is_told_the_error_as_the_last_object(job_file, capsys):
 
 
 def test_a_crash_leaves_its_trace_in_the_workspace(job_file, tmp_path, capsys):
-    code = main(["run", str(job_file), "--workspace", str(tmp_path / "w")], stages_that_raise(ZeroDivisionError("x")))
+    code = run_command(
+        ["run", str(job_file), "--workspace", str(tmp_path / "w")], stages_that_raise(ZeroDivisionError("x"))
+    )
     assert code == ExitCode.INTERNAL
     file = tmp_path / "w" / "crash.txt"
     assert capsys.readouterr().err == (
@@ -200,14 +203,14 @@ def test_a_crash_leaves_its_trace_in_the_workspace(job_file, tmp_path, capsys):
 
 def test_a_workspace_that_cannot_be_made_is_named(job_file, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    code = main(["run", str(job_file), "--workspace", str(tmp_path / "file" / "w")], stages_that_succeed)
+    code = run_command(["run", str(job_file), "--workspace", str(tmp_path / "file" / "w")], stages_that_succeed)
     assert code == ExitCode.STORAGE
     assert f"error: cannot create {tmp_path}/file/w" in capsys.readouterr().err
 
 
 def test_an_invalid_job_is_not_started(job_file, capsys):
     job_file.write_text(job_file.read_text().replace("rank: 16", "rank: 0").replace("epochs: 3", "epochs: -1"))
-    assert main(["run", str(job_file)], stages_that_raise(AssertionError("started"))) == ExitCode.BAD_SPEC
+    assert run_command(["run", str(job_file)], stages_that_raise(AssertionError("started"))) == ExitCode.BAD_SPEC
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert [path for path in ("spec.method.lora.rank", "spec.training.epochs") if path not in "".join(errors)] == []
@@ -215,8 +218,38 @@ def test_an_invalid_job_is_not_started(job_file, capsys):
 
 
 def test_a_message_cannot_move_the_cursor(job_file, capsys):
-    main(["run", str(job_file)], stages_that_raise(DataError("value \x1b[2J\r in row 3")))
+    run_command(["run", str(job_file)], stages_that_raise(DataError("value \x1b[2J\r in row 3")))
     assert capsys.readouterr().err == "error: value  [2J  in row 3\n"
+
+
+RUN_WITHOUT_READER = """
+import sys
+from finetune_api.report import Progress, Stage
+from finetune_cli.__main__ import run_command
+from finetune_trainer.errors import DataError
+
+def stages(job, workspace, sink):
+    for number in range(100):
+        sink.report(Progress(stage=Stage.CHECK, message=f"message {number}"))
+    raise DataError("the end was reached")
+
+sys.exit(run_command(["run", *sys.argv[1:]], stages))
+"""
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_a_run_whose_reader_leaves_goes_on_to_its_own_end(output, job_file):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", RUN_WITHOUT_READER, str(job_file), "--output", output]
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (ExitCode.BAD_DATA, "error: the end was reached\n")
+
+
+def test_a_broken_connection_in_a_run_is_no_success(job_file, capsys):
+    assert run_command(["run", str(job_file)], stages_that_raise(BrokenPipeError(32, "Broken pipe"))) == 70
+    assert "internal error: BrokenPipeError" in capsys.readouterr().err
 
 
 # --- signals
