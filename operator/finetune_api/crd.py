@@ -410,7 +410,7 @@ RULES: dict[str, tuple[CelRule, ...]] = {
             "!has(self.regularization) || !has(self.regularization.type) || self.regularization.type == 'none'"
             " || self.type in ['full', 'selective']",
             "regularization is for full and selective; leave it out",
-            ".regularization",
+            ".regularization.type",
         ),
     ),
     "spec.method.lora": (
