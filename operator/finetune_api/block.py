@@ -5,6 +5,7 @@ runs whenever these fields are valid, whatever is wrong with the others, so one 
 """
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def _valid_fields(cls: type[Block], given: Mapping[str, Any], error: ValidationE
         key = next((key for key in (field.alias, name) if key in given), None)
         if key is not None:
             with contextlib.suppress(_UnusableError):
-                valid[name] = _salvage(field.rebuild_annotation(), given[key])
+                valid[name] = _salvage(_adapter(cls, name), _block_in(field.annotation), given[key])
         elif not faulty & {name, field.alias} and field.default_factory is None:
             valid[name] = field.default
     return valid
@@ -102,23 +103,34 @@ class _UnusableError(Exception):
     """Nothing of a value is sound."""
 
 
-def _salvage(annotation: Any, value: Any) -> Any:
-    """Return ``value`` as its type, or a block without the attributes that are faulty."""
+@functools.cache
+def _adapter(cls: type[Block], name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(cls.model_fields[name].rebuild_annotation())
+
+
+def _salvage(adapter: TypeAdapter[Any], block: type[Block] | None, value: Any) -> Any:
+    """Return ``value`` as its type; where it holds ``block``, those without the attributes that are faulty."""
     try:
-        return TypeAdapter(annotation).validate_python(value)
+        return adapter.validate_python(value)
     except ValidationError as error:
-        block = _block_in(annotation)
-        if block is None:
-            raise _UnusableError from None
-        if isinstance(value, Mapping):
-            valid = _valid_fields(block, value, error)
-            partial = block.model_construct(set(valid), **valid)
-            for name in block.model_fields.keys() - valid.keys():
-                partial.__dict__.pop(name, None)
-            return partial
-        if isinstance(value, list):
-            return tuple(_salvage(block, item) for item in value)
+        if block is not None and isinstance(value, Mapping):
+            return _partial(block, value, error)
+        if block is not None and isinstance(value, list):
+            return tuple(_salvage(_whole(block), block, item) for item in value)
         raise _UnusableError from None
+
+
+@functools.cache
+def _whole(block: type[Block]) -> TypeAdapter[Any]:
+    return TypeAdapter(block)
+
+
+def _partial(block: type[Block], given: Mapping[str, Any], error: ValidationError) -> Block:
+    valid = _valid_fields(block, given, error)
+    partial = block.model_construct(set(valid), **valid)
+    for name in block.model_fields.keys() - valid.keys():
+        partial.__dict__.pop(name, None)
+    return partial
 
 
 def _block_in(annotation: Any) -> type[Block] | None:

@@ -1,17 +1,21 @@
 """Reading manifests: YAML as the API server reads it, hostile input, relative paths, and the hash."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from finetune_api.job import InvalidJobError, load_job, spec_hash
 from finetune_api.report import ExitCode
 from finetune_api.resolve import resolve
 
 from .builders import make_job, make_manifest
+from .test_spec import EVERYTHING
 
 
 def as_yaml(overrides: dict[str, Any] | None = None) -> str:
@@ -171,3 +175,57 @@ def test_another_spec_has_another_hash(change: dict[str, Any]):
 def test_what_may_change_while_a_job_exists_is_no_part_of_its_hash():
     changed = make_job({"spec.runPolicy": {"suspend": True, "activeDeadlineSeconds": 5, "childTtlSeconds": 1}})
     assert spec_hash(resolve(changed).spec) == spec_hash(resolve(make_job()).spec)
+
+
+# --- whatever comes
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.text(max_size=5),
+    st.just([]),
+    st.just({}),
+    st.just([{}]),
+    st.just([None]),
+    st.just({"type": "lora"}),
+    st.just({"a": {"b": [1]}}),
+)
+
+
+def leaves(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for key, item in items for found in leaves(item, (*path, key)))]
+
+
+PLACES = [place for place in leaves(make_manifest(EVERYTHING)) if place]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(PLACES), JUNK), min_size=1, max_size=4))
+def test_junk_anywhere_is_answered_with_errors_that_name_it(changes: list[tuple[tuple[str | int, ...], object]]):
+    manifest = make_manifest(EVERYTHING)
+    for place, junk in changes:
+        target: Any = manifest
+        try:
+            for part in place[:-1]:
+                target = target[part]
+            target[place[-1]] = junk
+        except (KeyError, IndexError, TypeError):
+            continue  # an earlier change has taken this place away
+    with pytest.raises(InvalidJobError) as caught:  # much of it is not supported yet in any case
+        load_job(json.dumps(manifest), "job.json")
+    for error in caught.value.errors:
+        assert error.problem.endswith(".")
+        assert error.remedy.endswith((".", "?"))
+        assert len(str(error)) < 1000
+
+
+def test_a_manifest_full_of_mistakes_is_answered_within_seconds():
+    template = {"prompt": "", "completion": 5}
+    tasks = [{"name": "a b", "source": "x", "templates": [template] * 16, "labels": ["a", 3]} for _ in range(32)]
+    start = time.monotonic()
+    errors = refused(json.dumps(make_manifest({"spec.data.tasks": tasks}))).errors
+    assert len(errors) == 32 * (2 * 16 + 3)
+    assert time.monotonic() - start < 20
