@@ -5,10 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finetune_trainer import attention
-from finetune_trainer.example import Encoded
-from finetune_trainer.layout import Layout, build_batch, choose_layout, forward, token_losses
-from finetune_trainer.scoring import Scorer
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -20,6 +16,11 @@ from transformers import (
     PreTrainedModel,
     Qwen3Config,
 )
+
+from finetune_trainer import attention
+from finetune_trainer.example import Encoded
+from finetune_trainer.layout import Layout, build_batch, choose_layout, forward, token_losses
+from finetune_trainer.scoring import Scorer
 
 SHAPE = {
     "hidden_size": 64,

@@ -63,9 +63,13 @@ def packed_attention(
     unsupported = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if unsupported:
         raise ValueError(f"packed attention cannot do {', '.join(unsupported)}")
-    rows = (_unpack(states, pack_gather) for states in (query, key, value))
-    window = kwargs.get("sliding_window")
-    output = _attend(*rows, scaling if scaling is not None else query.shape[-1] ** -0.5, window)
+    output = _attend(
+        _unpack(query, pack_gather),
+        _unpack(key, pack_gather),
+        _unpack(value, pack_gather),
+        scaling if scaling is not None else query.shape[-1] ** -0.5,
+        kwargs.get("sliding_window"),
+    )
     flat = output.transpose(1, 2).flatten(0, 1)
     return flat.index_select(0, pack_scatter)[None], None
 
@@ -73,7 +77,7 @@ def packed_attention(
 def _unpack(states: Tensor, gather: Tensor) -> Tensor:
     """``[1, heads, length, dim]`` to ``[sequences, heads, longest, dim]``."""
     rows = states[0].transpose(0, 1).index_select(0, gather.flatten())
-    return rows.unflatten(0, tuple(gather.shape)).transpose(1, 2)
+    return rows.view(*gather.shape, *rows.shape[1:]).transpose(1, 2)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:

@@ -61,7 +61,7 @@ class SoftPromptModel(PeftModelForCausalLM):
         if logits_to_keep is not None:
             kwargs["logits_to_keep"] = logits_to_keep + virtual
         if pack_gather is None or pack_scatter is None:
-            return super().forward(*args, **kwargs)
+            return super().forward(*args, **kwargs)  # type: ignore[no-untyped-call]
         return self._forward_packed(pack_gather, pack_scatter, virtual, **kwargs)
 
     def _forward_packed(
@@ -126,7 +126,9 @@ def attention_layer_names(model: nn.Module) -> list[str]:
 
 
 def _existing_names(model: nn.Module, wanted: list[str]) -> list[str]:
-    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    linear = {
+        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    }
     missing = sorted(set(wanted) - linear)
     if missing:
         raise SpecError(

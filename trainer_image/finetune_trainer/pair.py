@@ -48,7 +48,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """Return ``base`` with the adapter in ``folder`` switched on, for inference."""
     config = PeftConfig.from_pretrained(str(folder))
     kind = SoftPromptModel if config.peft_type == PeftType.PROMPT_TUNING else PeftModel
-    return cast(PeftModel, kind.from_pretrained(base, str(folder)).eval())
+    return kind.from_pretrained(base, str(folder)).eval()
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ def choose_precision(method: MethodType, precision: Precision, dtype: DType) -> 
         wanted = gain >= _WORTHWHILE
         reason = f"bfloat16 products are {gain:.1f} x as fast as float32 ones here"
     else:
-        wanted = DType.BFLOAT16 in (dtype,) or (dtype is DType.AUTO and precision is Precision.BF16)
+        wanted = dtype is DType.BFLOAT16 or (dtype is DType.AUTO and precision is Precision.BF16)
         reason = "as the spec says"
     if not wanted:
         return PrecisionChoice(torch.float32, autocast=False, reason=f"float32: {reason}")
@@ -45,7 +45,9 @@ def choose_precision(method: MethodType, precision: Precision, dtype: DType) -> 
         autocast = on_gpu or precision is Precision.BF16
         kind = "bfloat16 products, float32 weights" if autocast else "float32, because all weights are trained on a CPU"
         return PrecisionChoice(torch.float32, autocast=autocast, reason=f"{kind}: {reason}")
-    return PrecisionChoice(torch.bfloat16, autocast=False, reason=f"bfloat16 frozen weights, float32 trained ones: {reason}")
+    return PrecisionChoice(
+        torch.bfloat16, autocast=False, reason=f"bfloat16 frozen weights, float32 trained ones: {reason}"
+    )
 
 
 def bfloat16_gain(size: int = 768, rounds: int = 3) -> float:
@@ -53,7 +55,9 @@ def bfloat16_gain(size: int = 768, rounds: int = 3) -> float:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_bf16_supported():
         return 0.0
-    return _product_seconds(torch.float32, device, size, rounds) / _product_seconds(torch.bfloat16, device, size, rounds)
+    return _product_seconds(torch.float32, device, size, rounds) / _product_seconds(
+        torch.bfloat16, device, size, rounds
+    )
 
 
 def _product_seconds(dtype: torch.dtype, device: str, size: int, rounds: int) -> float:

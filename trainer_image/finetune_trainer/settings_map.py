@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.spec import Schedule, TrainingSpec
+from finetune_api.spec import GradientCheckpointing, Schedule, TrainingSpec
 
 # Tokens that one forward pass may hold when the spec leaves the micro-batch open: enough to keep a processor busy,
 # little enough that activations of a 1 B model stay under a few GB.
@@ -64,8 +64,8 @@ def training_arguments(
         "data_seed": training.seed,
         "bf16": autocast,
         "use_cpu": use_cpu,
-        "gradient_checkpointing": training.gradient_checkpointing == "on",
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "activation_checkpointing": training.gradient_checkpointing is GradientCheckpointing.ALWAYS,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
         "logging_strategy": "steps",
         "logging_steps": max(1, steps.total // 200),
         "logging_nan_inf_filter": False,

@@ -1,5 +1,6 @@
 """The stages of one job and their order: check, train, evaluate (which publishes). Each reads what it needs from the
-spec and the workspace, so a stage can run in a process or pod of its own, and a finished one is not run again."""
+spec and the workspace, so a stage can run in a process or pod of its own, and a finished one is not run again.
+"""
 
 import gc
 import importlib.metadata
@@ -260,9 +261,7 @@ def _renderer(job: FineTuneJob, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     return Renderer(tokenizer, data.format.value, data.system, data.max_length)
 
 
-def _encode(
-    job: FineTuneJob, renderer: Renderer, dataset: Dataset, split: Split
-) -> list[Encoded]:
+def _encode(job: FineTuneJob, renderer: Renderer, dataset: Dataset, split: Split) -> list[Encoded]:
     # lossOn: all is about what is learnt; scores are always of the completion.
     learn_prompt = split is Split.TRAIN and job.spec.data.loss_on is LossOn.ALL
     encoded, _ = encode_all(renderer, dataset, dataset.examples(split), learn_prompt)

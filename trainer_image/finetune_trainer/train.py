@@ -17,6 +17,7 @@ from typing import Any
 
 import ray.train
 import torch
+from peft import PeftModel
 from ray.train.torch import TorchTrainer
 from torch import Tensor, nn
 from transformers import (
@@ -36,7 +37,7 @@ from finetune_trainer import attention
 from finetune_trainer.checkpoint import newest_complete, seal, step_of
 from finetune_trainer.errors import FineTuneError, OutOfMemoryError, Preempted, TrainingDivergedError
 from finetune_trainer.example import Encoded
-from finetune_trainer.layout import Layout, LayoutChoice, build_batch, choose_layout, token_losses
+from finetune_trainer.layout import LayoutChoice, build_batch, choose_layout, token_losses
 from finetune_trainer.manifest import write_manifest
 from finetune_trainer.methods import count_parameters, prepare_model
 from finetune_trainer.model import ModelFiles, load_model
@@ -144,7 +145,9 @@ def _build_trainer(
         use_cpu=not torch.cuda.is_available(),
     )
     every = spec.training.eval_every_steps or max(1, steps.total // 5)
-    recorder = _Recorder(given, Scorer(model, layout.layout), every, rows_per_step=steps.micro_batch * steps.accumulation)
+    recorder = _Recorder(
+        given, Scorer(model, layout.layout), every, rows_per_step=steps.micro_batch * steps.accumulation
+    )
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**arguments),
@@ -254,8 +257,8 @@ class _Recorder(TrainerCallback):
 
 
 def _save_tuned(model: nn.Module, folder: Path) -> None:
-    assert isinstance(model, PreTrainedModel) or hasattr(model, "save_pretrained")
-    model.save_pretrained(folder)
+    assert isinstance(model, PreTrainedModel | PeftModel)
+    model.save_pretrained(str(folder))
     write_manifest(folder)
 
 
