@@ -189,6 +189,26 @@ def test_everything_is_frozen_but_the_allow_list() -> None:
     assert set(CHANGEABLE) < policy
 
 
+def test_what_may_change_is_what_was_promised() -> None:
+    assert set(CHANGEABLE) == {"runPolicy.suspend", "runPolicy.activeDeadlineSeconds", "runPolicy.childTtlSeconds"}
+
+
+def test_lists_with_keys_and_sets_refuse_duplicates() -> None:
+    keys = {path: part["x-kubernetes-list-map-keys"] for path, part in FIELDS if "x-kubernetes-list-map-keys" in part}
+    assert keys == {
+        "spec.data.tasks": ["name"],
+        "spec.compute.imagePullSecrets": ["name"],
+        "spec.compute.pod.env": ["name"],
+        "spec.compute.pod.volumes": ["name"],
+        "spec.compute.pod.volumeMounts": ["mountPath"],
+        "status.conditions": ["type"],
+    }
+    for path, names in keys.items():
+        assert set(names) <= set(BY_PATH[f"{path}[]"]["required"]), "a list's key must be there"
+    sets = [path for path, part in FIELDS if part.get("x-kubernetes-list-type") == "set"]
+    assert sets == ["spec.data.tasks[].labels", "spec.evaluation.metrics"]
+
+
 def test_adding_or_removing_an_optional_block_is_a_change() -> None:
     [rule] = [rule["rule"] for path, rule in ALL_RULES if "oldSelf" in rule["rule"]]
     optional = set(SPEC["properties"]) - set(SPEC["required"]) - {"runPolicy"}

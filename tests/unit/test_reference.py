@@ -28,6 +28,12 @@ def test_all_blocks_of_the_spec_have_a_section() -> None:
             assert row(f"spec.{name}", field)
 
 
+def test_a_block_that_stands_in_several_places_is_explained_once() -> None:
+    assert "spec.model.secretRef" in SECTIONS
+    assert "spec.output.secretRef" not in SECTIONS
+    assert "](#specmodelsecretref)" in SECTIONS["spec.output"]
+
+
 def test_links_lead_to_sections() -> None:
     anchors = {re.sub("[^a-z0-9]", "", heading.lower()) for heading in SECTIONS}
     links = set(re.findall(r"\]\(#(\w+)\)", TEXT))
