@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 BATCH, RATE, WARM_UP, SEED = 8, 1e-3, 4, 17
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -27,6 +27,7 @@ SETTINGS = (*TRL, "trainer fp32", "ours")
 
 
 def main() -> None:
+    """Compare all settings, or measure one in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--rows", type=Path, required=True, help="jsonl with review_body and label")
@@ -111,7 +112,7 @@ def step_clock() -> Any:
     from transformers import TrainerCallback
 
     class StepClock(TrainerCallback):
-        seconds: list[float] = []
+        seconds: ClassVar[list[float]] = []
         begun = 0.0
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

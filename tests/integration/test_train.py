@@ -115,7 +115,7 @@ def test_a_loss_that_is_no_number_ends_training_with_a_remedy(tiny_model_dir: Pa
     save_file(
         {name: tensor * 1e30 for name, tensor in weights.items()}, overflowing / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(TrainingDivergedError, match=r"loss became nan at step 1; lower spec\.training\.learningRate"):
+    with pytest.raises(TrainingDivergedError, match=r"loss became nan at step \d; lower spec\.training\.learningRate"):
         train(overflowing, tmp_path)
 
 

@@ -1,6 +1,6 @@
 """What is trained: all weights, low-rank updates of some, or a soft prompt. One small function a method."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import (
@@ -67,7 +67,8 @@ class SoftPromptModel(PeftModelForCausalLM):
     def _forward_packed(
         self, gather: Tensor, scatter: Tensor, virtual: int, input_ids: Tensor, position_ids: Tensor, **kwargs: Any
     ) -> Any:
-        embedded = self.word_embeddings(input_ids)
+        embed = cast(PreTrainedModel, self.get_base_model()).get_input_embeddings()
+        embedded = embed(input_ids)
         prompt = self.get_prompt(batch_size=1).to(embedded.dtype)
         root = torch.arange(virtual, device=gather.device)
         rows, longest = gather.shape

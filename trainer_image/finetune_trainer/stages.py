@@ -1,5 +1,7 @@
-"""The stages of one job and their order: check, train, evaluate (which publishes). Each reads what it needs from the
-spec and the workspace, so a stage can run in a process or pod of its own, and a finished one is not run again.
+"""The stages of one job and their order: check, train, evaluate, which publishes too.
+
+Each reads what it needs from the spec and the workspace, so a stage can run in a process or pod of its own, and a
+finished one is not run again.
 """
 
 import gc
