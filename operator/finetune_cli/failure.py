@@ -34,7 +34,7 @@ def describe_invalid_job(error: InvalidJobError) -> Failure:
     """Return all that is wrong with a job."""
     return Failure(
         ExitCode.BAD_SPEC,
-        tuple(f"{error.source}: {field}" for field in error.errors),
+        tuple(str(error).splitlines()),
         fields=tuple(dataclasses.asdict(field) for field in error.errors),
     )
 

@@ -42,7 +42,7 @@ def inspect_file(file: Path) -> Finding:
         read_job(file)
     except InvalidJobError as error:
         fields = tuple(dataclasses.asdict(field) for field in error.errors)
-        return Finding(str(file), tuple(f"{file}: {field}" for field in error.errors), fields)
+        return Finding(str(file), tuple(str(error).splitlines()), fields)
     except SpecError as error:
         unreadable: dict[str, object] = {"path": "", "value": "", "problem": str(error), "remedy": ""}
         return Finding(str(file), (str(error),), (unreadable,))

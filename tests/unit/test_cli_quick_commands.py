@@ -49,7 +49,7 @@ def test_all_errors_of_all_files_are_told(valid, faulty, tmp_path, capsys):
     lines = output.err.splitlines()
     assert len(lines) == 3
     for expected in ("spec.method.lora.rank", "spec.training.epochs"):
-        assert any(line.startswith(f"error: {faulty}: ") and expected in line for line in lines)
+        assert any(line.startswith(f"error: {faulty}:") and expected in line for line in lines)
     assert lines[-1].startswith(f"error: cannot read {missing}: No such file or directory")
 
 

@@ -1,5 +1,6 @@
 """Reading manifests: YAML as the API server reads it, hostile input, relative paths, and the hash."""
 
+import copy
 import json
 import time
 from pathlib import Path
@@ -211,7 +212,7 @@ def test_junk_anywhere_is_answered_with_errors_that_name_it(changes: list[tuple[
         try:
             for part in place[:-1]:
                 target = target[part]
-            target[place[-1]] = junk
+            target[place[-1]] = copy.deepcopy(junk)
         except (KeyError, IndexError, TypeError):
             continue  # an earlier change has taken this place away
     with pytest.raises(InvalidJobError) as caught:  # much of it is not supported yet in any case
