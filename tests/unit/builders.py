@@ -35,7 +35,8 @@ def make_manifest(overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the minimal manifest with ``overrides`` put in by path: ``{"spec.method.type": "full"}``."""
     manifest = copy.deepcopy(MINIMAL)
     for path, value in (overrides or {}).items():
-        _put(manifest, path.replace("[", ".").replace("]", "").split("."), value)
+        own = value if value is ABSENT else copy.deepcopy(value)
+        _put(manifest, path.replace("[", ".").replace("]", "").split("."), own)
     return manifest
 
 
