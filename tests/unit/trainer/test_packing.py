@@ -1,9 +1,10 @@
 """A pack holds every sequence whole, and every common beginning once."""
 
 import pytest
-from finetune_trainer.packing import Pack, pack
 from hypothesis import given
 from hypothesis import strategies as st
+
+from finetune_trainer.packing import Pack, pack
 
 sequences = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=12)
 
