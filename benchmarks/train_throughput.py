@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar
 
-BATCH, RATE, WARM_UP, SEED = 8, 1e-3, 4, 17
+BATCH, RATE, WARM_UP, SEED = 8, 3e-4, 4, 17
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 PROMPT = "Classify this review as positive or negative.\n\n{{ review_body }}\n\nSentiment:"
 TRL = ("trl fp32", "trl bf16 autocast", "trl bf16 weights", "trl bf16 weights padding_free")

@@ -47,8 +47,11 @@ def open_pair(job: FineTuneJob, files: ModelFiles, tuned: Path) -> ModelPair:
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """Return ``base`` with the adapter in ``folder`` switched on, for inference."""
     config = PeftConfig.from_pretrained(str(folder))
-    kind = SoftPromptModel if config.peft_type == PeftType.PROMPT_TUNING else PeftModel
-    return kind.from_pretrained(base, str(folder)).eval()
+    if config.peft_type != PeftType.PROMPT_TUNING:
+        return PeftModel.from_pretrained(base, str(folder)).eval()
+    model = SoftPromptModel(base, config)
+    model.load_adapter(str(folder), model.active_adapter)
+    return model.eval()
 
 
 @dataclass(slots=True)
