@@ -170,7 +170,7 @@ BAD = (
     Bad("a column that is not there", set_prompt("{{ body }}"), ExitCode.BAD_DATA, ("body", "label", "text")),
     Bad(
         "a template that fails at a row",
-        set_prompt("{{ 1 // (text | length - text | length) }}"),
+        set_prompt("{{ 1 // (label.find(label)) }}"),
         ExitCode.BAD_DATA,
         ("row ",),
     ),
