@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from finetune_api.job import FineTuneJob, load_job
-from finetune_api.resolve import resolve
 from rouge_score.rouge_scorer import RougeScorer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from finetune_api.job import FineTuneJob, load_job
 from finetune_api.report import EvaluationReport, Progress
+from finetune_api.resolve import resolve
 from finetune_trainer.attention import register
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.errors import DataError, TrainingDivergedError

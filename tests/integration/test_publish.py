@@ -13,13 +13,12 @@ from typing import Literal
 import pytest
 import torch
 import yaml
-from finetune_api.job import FineTuneJob
-from finetune_api.spec import ModelSpec
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune_api.job import FineTuneJob
 from finetune_api.report import (
     ArtifactKind,
     DataReport,
@@ -29,6 +28,7 @@ from finetune_api.report import (
     SplitRows,
     TrainingReport,
 )
+from finetune_api.spec import ModelSpec
 from finetune_trainer.errors import DataError, SpecError, StorageError
 from finetune_trainer.manifest import is_complete, verify_manifest, write_manifest
 from finetune_trainer.model import fetch_model, load_model, load_tokenizer

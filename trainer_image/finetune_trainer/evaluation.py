@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from finetune_api.job import FineTuneJob
 from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from finetune_api.job import FineTuneJob
 from finetune_api.report import EvaluationReport, MetricComparison, Progress, PromptChoice, SideBySide, Stage
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError, TrainingDivergedError

@@ -2,9 +2,9 @@
 
 from typing import Literal, Protocol
 
-from finetune_api.job import FineTuneJob
 from transformers import PreTrainedTokenizerBase
 
+from finetune_api.job import FineTuneJob
 from finetune_api.model import ApiModel
 
 

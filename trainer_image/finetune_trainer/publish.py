@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from finetune_api.job import FineTuneJob
 from peft import PeftModel
 from peft.tuners.lora import LoraModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune_api.job import FineTuneJob
 from finetune_api.report import Artifact, ArtifactKind, Report
 from finetune_trainer.durable import disk_errors, partial_name, sync_folder, write_file
 from finetune_trainer.errors import FineTuneError, SpecError, StorageError
