@@ -188,7 +188,9 @@ def test_folder_that_does_not_exist_is_a_fault_of_the_spec(tmp_path: Path) -> No
 
 def test_trust_in_remote_code_is_refused_whatever_the_model(folder: Path) -> None:
     with pytest.raises(SpecError, match=r"spec\.model\.trustRemoteCode must stay false"):
-        fetch_model(ModelSpec(source=folder.as_uri(), trust_remote_code=True), folder.parent, environment={})
+        # The contract refuses it first; who passes by the contract is refused here.
+        asked = ModelSpec(source=folder.as_uri()).model_copy(update={"trust_remote_code": True})
+        fetch_model(asked, folder.parent, environment={})
 
 
 def test_file_instead_of_a_folder_is_a_fault_of_the_spec(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Training: what must not depend on how rows are batched, packed or interrupted, and what ends it early."""
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,15 +28,23 @@ class Silence:
         pass
 
 
-class StopAt:
-    """Asks for a stop once a step is reached."""
+class StopBehindStep(threading.Event):
+    """A stop request that comes in the middle of a given step."""
 
-    def __init__(self, step: int, stop: StopFlag) -> None:
-        self._step, self._stop = step, stop
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        # Asked once before the rows are read, then once behind every step.
+        self._refusals = step
 
-    def report(self, progress: Progress) -> None:
-        if progress.step == self._step:
-            self._stop.event.set()
+    def is_set(self) -> bool:
+        self._refusals -= 1
+        return self._refusals < 0
+
+
+def stop_behind(step: int) -> StopFlag:
+    flag = StopFlag()
+    flag.event = StopBehindStep(step)
+    return flag
 
 
 def train(
@@ -77,10 +86,10 @@ def test_micro_batch_times_accumulation_is_all_that_counts(tiny_model_dir: Path,
 
 def test_an_interrupted_run_goes_on_to_the_same_end(tiny_model_dir: Path, tmp_path: Path):
     straight = train(tiny_model_dir, tmp_path, "straight")
-    job, workspace, stop = tiny_job(tiny_model_dir, tmp_path), Workspace(tmp_path / "broken"), StopFlag()
+    job, workspace = tiny_job(tiny_model_dir, tmp_path), Workspace(tmp_path / "broken")
     workspace.root.mkdir()
     with pytest.raises(Preempted, match="step 5 of 8"):
-        train_stage(job, workspace, StopAt(5, stop), stop)
+        train_stage(job, workspace, Silence(), stop_behind(5))
     resumed = train_stage(job, workspace, Silence(), StopFlag())
     assert resumed.resumed_from_step == 5
     # Order, dropout, optimiser and schedule all go on: the very same numbers.
@@ -92,10 +101,10 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tiny_model_dir: Path, tmp_pa
 
 
 def test_an_unfinished_checkpoint_is_passed_over(tiny_model_dir: Path, tmp_path: Path):
-    job, workspace, stop = tiny_job(tiny_model_dir, tmp_path), Workspace(tmp_path / "workspace"), StopFlag()
+    job, workspace = tiny_job(tiny_model_dir, tmp_path), Workspace(tmp_path / "workspace")
     workspace.root.mkdir()
     with pytest.raises(Preempted):
-        train_stage(job, workspace, StopAt(5, stop), stop)
+        train_stage(job, workspace, Silence(), stop_behind(5))
     (workspace.checkpoints / "checkpoint-5" / "COMPLETE").unlink()
     assert train_stage(job, workspace, Silence(), StopFlag()).resumed_from_step == 3
 
