@@ -144,6 +144,8 @@ class PromptChoice(ApiModel):
     task: str
     template: int
     """Index of the template in ``spec.data.tasks[].templates``."""
+    format: str = ""
+    """``raw`` when the base of a chat job did better without its chat template; empty: the job's own format."""
     normaliser: str
     """How label likelihoods are compared: ``sum``, ``mean``, ``calibrated``."""
     validation_accuracy: float

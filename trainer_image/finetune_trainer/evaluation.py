@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -127,21 +127,33 @@ def evaluate(
     started = time.monotonic()
     seed = job.spec.training.seed
     papers = [_set_paper(task, dataset, job) for task in dataset.tasks]
-    meter = _Meter(sum(_work(paper) for paper in papers), on_progress)
+    meter = _Meter(sum(_work(paper, renderer.format) for paper in papers), on_progress)
     max_new_tokens = job.spec.evaluation.generation.max_new_tokens or answer_bound(
         tokenizer, (example.completion for example in dataset.examples(Split.TRAIN))
     )
 
-    def examiner(lent: nn.Module, name: str) -> _Examiner:
+    def examiner(lent: nn.Module, name: str, renderer: Renderer) -> _Examiner:
         lent.eval()
         return _Examiner(lent, name, scorer_factory(lent), tokenizer, renderer, dataset, max_new_tokens, meter)
 
+    decisions: dict[str, PromptDecision] = {}
+    label_decisions: dict[str, PromptDecision] = {}
+    base_answers: dict[str, _Answers] = {}
     with model.base() as base:
-        base_examiner = examiner(base, "base")
-        decisions = {paper.task: base_examiner.choose(paper) for paper in papers}
-        base_answers = {paper.task: base_examiner.answer(paper, decisions[paper.task]) for paper in papers}
+        own = examiner(base, "base", renderer)
+        raw = examiner(base, "base", Renderer(tokenizer, "raw", None, renderer.max_length))
+        for paper in papers:
+            decisions[paper.task] = label_decisions[paper.task] = own.choose(paper)
+            base_answers[paper.task] = own.answer(paper, decisions[paper.task])
+            if paper.labels and renderer.format == "chat":
+                # Small chat models often know the answer but not the chat: the base may name it without its template.
+                # Likelihoods are compared in the job's own format all the same: they differ between formats.
+                decision = label_decisions[paper.task] = _better(decisions[paper.task], raw.choose(paper))
+                if decision.format:
+                    labels = raw.answer(paper, decision).labels
+                    base_answers[paper.task] = replace(base_answers[paper.task], labels=labels)
     with model.tuned() as tuned:
-        tuned_examiner = examiner(tuned, "tuned")
+        tuned_examiner = examiner(tuned, "tuned", renderer)
         tuned_answers = {paper.task: tuned_examiner.answer(paper, None) for paper in papers}
 
     metrics: list[MetricComparison] = []
@@ -150,13 +162,13 @@ def evaluate(
     for paper in papers:
         answers = base_answers[paper.task], tuned_answers[paper.task]
         scores = _score_rows(paper, *answers)
-        metrics += _compare(paper, *answers, scores, decisions[paper.task], seed)
+        metrics += _compare(paper, *answers, scores, decisions[paper.task], label_decisions[paper.task], seed)
         examples += _pick_examples(paper, *answers, scores)
         predictions += _prediction_rows(paper, *answers)
     report = EvaluationReport(
         metrics=tuple(metrics),
         prompt_choices=tuple(
-            _prompt_choice(paper.task, decisions[paper.task]) for paper in papers if "accuracy" in paper.metrics
+            _prompt_choice(paper.task, label_decisions[paper.task]) for paper in papers if "accuracy" in paper.metrics
         ),
         examples=tuple(examples),
         seconds=time.monotonic() - started,
@@ -333,8 +345,9 @@ def _metrics_of(labels: Sequence[str], job: FineTuneJob) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*possible, "perplexity"]))
 
 
-def _work(paper: _Paper) -> int:
-    return len(paper.validation) * paper.templates + 2 * len(paper.test) * (2 if paper.generates else 1)
+def _work(paper: _Paper, job_format: str) -> int:
+    formats = 2 if paper.labels and job_format == "chat" else 1
+    return formats * len(paper.validation) * paper.templates + 2 * len(paper.test) * (2 if paper.generates else 1)
 
 
 def _label_indices(labels: Sequence[str], examples: Sequence[Example]) -> NDArray[np.int64]:
@@ -377,6 +390,7 @@ def _compare(
     tuned: _Answers,
     scores: Sequence[_RowScores],
     decision: PromptDecision,
+    label_decision: PromptDecision,
     seed: int,
 ) -> list[MetricComparison]:
     comparisons = [
@@ -385,7 +399,7 @@ def _compare(
             row_scores.metric,
             (float(row_scores.base.mean()), float(row_scores.tuned.mean())),
             paired_bootstrap(row_scores.base, row_scores.tuned, seed),
-            _notes(paper, row_scores.metric, tuned, decision),
+            _notes(paper, row_scores.metric, tuned, label_decision if row_scores.metric == "accuracy" else decision),
         )
         for row_scores in scores
     ]
@@ -423,8 +437,8 @@ def _notes(paper: _Paper, metric: str, tuned: _Answers, decision: PromptDecision
     notes = []
     if metric == "accuracy":
         notes.append(
-            f"by label likelihood; base asked by template {decision.template}, likelihoods compared by "
-            f"{decision.normaliser}, both chosen on {len(paper.validation)} validation rows"
+            f"by label likelihood; base asked by {decision.format} template {decision.template}, likelihoods compared "
+            f"by {decision.normaliser}, both chosen on {len(paper.validation)} validation rows".replace("  ", " ")
         )
     elif paper.templates > 1:
         notes.append(
@@ -442,10 +456,18 @@ def _notes(paper: _Paper, metric: str, tuned: _Answers, decision: PromptDecision
     return "; ".join(notes)
 
 
+def _better(own: PromptDecision, raw: PromptDecision) -> PromptDecision:
+    """Return the decision with the higher validation accuracy, ``own`` when equal, with all that was tried."""
+    candidates = own.candidates | {f"raw {name}": accuracy for name, accuracy in raw.candidates.items()}
+    chosen = replace(raw, format="raw") if raw.accuracy > own.accuracy else own
+    return replace(chosen, candidates=candidates)
+
+
 def _prompt_choice(task: str, decision: PromptDecision) -> PromptChoice:
     return PromptChoice(
         task=task,
         template=decision.template,
+        format=decision.format,
         normaliser=decision.normaliser,
         validation_accuracy=decision.accuracy,
         candidates=decision.candidates,

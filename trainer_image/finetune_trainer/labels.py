@@ -44,7 +44,10 @@ class PromptDecision:
     """``[labels]``: mean log-likelihood of each label under that template; what calibration takes away."""
     accuracy: float
     candidates: dict[str, float]
-    """Accuracy of everything tried, keyed ``template 0, mean``."""
+    """Accuracy of everything tried, keyed ``template 0, mean``, or ``raw template 0, mean`` for a chat job's prompts
+    without the chat template."""
+    format: str = ""
+    """``raw`` when that is how a chat job's base does best."""
 
 
 def with_label(completion: str, label: str) -> str:

@@ -232,6 +232,7 @@ def _prompt_table(choice: PromptChoice, prompts: Sequence[str]) -> PromptTable:
     tried = {tuple(name.rsplit(", ", 1)): accuracy for name, accuracy in choice.candidates.items()}
     templates = list(dict.fromkeys(name[0] for name in tried))
     normalisers = tuple(dict.fromkeys(name[-1] for name in tried))
+    winner = f"{choice.format} template {choice.template}".strip()
     rows = []
     for template in templates:
         number = int(template.rpartition(" ")[2])
@@ -239,7 +240,7 @@ def _prompt_table(choice: PromptChoice, prompts: Sequence[str]) -> PromptTable:
             f"{tried[template, normaliser]:.3f}" if (template, normaliser) in tried else ABSENT
             for normaliser in normalisers
         )
-        chosen = normalisers.index(choice.normaliser) if number == choice.template else None
+        chosen = normalisers.index(choice.normaliser) if template == winner else None
         text = visible(prompts[number], TEMPLATE_CHARACTERS) if number < len(prompts) else ""
         rows.append(PromptRow(template, text, results, chosen))
     return PromptTable(visible(choice.task), normalisers, tuple(rows))
