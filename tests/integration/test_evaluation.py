@@ -209,6 +209,20 @@ def test_accuracy_is_that_of_a_direct_computation(models: TwoModels, tokenizer, 
     assert [row["tuned_logprob"] for row in run.predictions] == pytest.approx(expected)
 
 
+def test_a_chat_models_base_may_name_labels_without_its_chat_template(models: TwoModels, tokenizer, tmp_path: Path):
+    job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES})
+    chat, raw = (run_evaluation(models, tokenizer, job, format) for format in ("chat", "raw"))
+    (choice,), (raw_choice,) = chat.report.prompt_choices, raw.report.prompt_choices
+    own = {name: accuracy for name, accuracy in choice.candidates.items() if not name.startswith("raw ")}
+    assert choice.candidates == own | {f"raw {name}": accuracy for name, accuracy in raw_choice.candidates.items()}
+    assert choice.validation_accuracy == max(choice.candidates.values())
+    assert (choice.format == "raw") == (raw_choice.validation_accuracy > max(own.values()))
+    expected = raw if choice.format == "raw" else run_evaluation(models, tokenizer, job, "chat")
+    assert chat.metric("accuracy").base == expected.metric("accuracy").base
+    # Likelihoods of different formats cannot be compared: both models keep the job's own.
+    assert chat.metric("perplexity").base != raw.metric("perplexity").base
+
+
 def test_perplexity_is_that_of_a_direct_computation(models: TwoModels, tokenizer, tmp_path: Path):
     run = run_evaluation(models, tokenizer, make_job(tmp_path, {"templates": OPEN_TEMPLATES}))
     for side, model in (("base", models.base_model), ("tuned", models.tuned_model)):
