@@ -30,7 +30,9 @@ NOT_YET: dict[str, str] = {
     "compute.image": _INSTEAD,
     "compute.imagePullSecrets": _INSTEAD,
     "compute.priorityClassName": _INSTEAD,
+    "compute.gpusPerWorker": "Leave it out; a GPU is used where there is one.",
     "compute.gpuResource": _INSTEAD,
+    "compute.resources": _INSTEAD,
     "compute.deepspeed": _INSTEAD,
     "compute.sharedMemory": _INSTEAD,
     "compute.cacheVolume": _INSTEAD,
@@ -59,9 +61,10 @@ ONLY: dict[str, tuple[object, ...]] = {
     "method.regularization.type": ("none",),
     "compute.engine": ("auto", "job"),
     "compute.workers": (1,),
-    "compute.gpusPerWorker": (0, 1),
     "evaluation.metrics[]": ("accuracy", "exact_match", "rouge", "perplexity"),
     "evaluation.generation.numBeams": (1,),
+    "evaluation.baselines.zeroShot": (True,),
+    "runPolicy.preflight": ("enforce",),
 }
 """Fields of which some values work."""
 

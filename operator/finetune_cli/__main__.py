@@ -147,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="check, train, evaluate and publish; interrupted, the same command goes on")
     run.add_argument("file", type=Path, metavar="FILE", help="a FineTuneJob as YAML or JSON")
-    run.add_argument("--workspace", type=Path, metavar="DIR", help="default .finetune/<name of the job> beside FILE")
+    run.add_argument(
+        "--workspace", type=Path, metavar="DIR", help="default .finetune/<name>-<hash of the spec> beside FILE"
+    )
     run.add_argument(
         "--output",
         choices=["auto", "text", "json"],

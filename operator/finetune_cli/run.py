@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from finetune_api.job import FineTuneJob
+from finetune_api.job import FineTuneJob, spec_hash
 from finetune_api.report import ExitCode
 from finetune_api.resolve import resolve
 from finetune_cli.display import open_display
@@ -13,8 +13,11 @@ from finetune_cli.stop_notice import stop_notice
 
 
 def default_workspace(job: FineTuneJob, file: Path) -> Path:
-    """Return where a run keeps what it needs to go on: ``.finetune/<name>`` beside the job's file."""
-    return file.resolve().parent / ".finetune" / job.metadata.name
+    """Return where a run keeps what it needs to go on: ``.finetune/<name>-<hash>`` beside the job's file.
+
+    The hash is the spec's, so that an edited job starts afresh and the old one can still be gone on with.
+    """
+    return file.resolve().parent / ".finetune" / f"{job.metadata.name}-{spec_hash(resolve(job).spec)[:8]}"
 
 
 def run(job: FineTuneJob, workspace: Path, output: str, run_stages: StageRunner | None = None) -> ExitCode:

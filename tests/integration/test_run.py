@@ -14,12 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune_api.job import load_job
+from finetune_api.job import load_job, spec_hash
 from finetune_api.report import ExitCode, Progress
 from finetune_api.resolve import resolve
 from finetune_trainer import stages
-from finetune_trainer.errors import FineTuneError
+from finetune_trainer.errors import FineTuneError, SpecError
 from finetune_trainer.manifest import is_complete
+from finetune_trainer.workspace import Workspace
 
 from .jobs import tiny_document, write_reviews
 
@@ -86,6 +87,16 @@ def test_every_method_is_tuned_evaluated_and_published(tiny_chat_model_dir: Path
     assert "<svg" in html
     again = stages.run(job, tmp_path / "workspace", Silence())
     assert again.artifacts == report.artifacts
+
+
+def test_two_runs_cannot_share_a_workspace(tiny_model_dir: Path, tmp_path: Path):
+    job = resolve(load_job(json.dumps(tiny_document(tiny_model_dir, tmp_path)), str(tmp_path / "job.yaml")))
+    with Workspace(tmp_path / "workspace").claim(spec_hash(job.spec)):
+        with pytest.raises(SpecError, match="another process is running this job"):
+            stages.run(job, tmp_path / "workspace", Silence())
+    other = resolve(load_job(json.dumps(tiny_document(tiny_model_dir, tmp_path, training__seed=5)), "job.yaml"))
+    with pytest.raises(SpecError, match="another version of this job"):
+        stages.run(other, tmp_path / "workspace", Silence())
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.job import FineTuneJob
+from finetune_api.job import FineTuneJob, spec_hash
 from finetune_api.report import (
     Artifact,
     ArtifactKind,
@@ -116,7 +116,7 @@ def test_the_stages_get_the_resolved_job_and_the_workspace_beside_the_file(job_f
 
     run_command(["run", str(job_file)], stages)
     [(job, workspace)] = seen
-    assert workspace == job_file.parent / ".finetune" / "reviews"
+    assert workspace == job_file.parent / ".finetune" / f"reviews-{spec_hash(job.spec)[:8]}"
     assert job.spec.training.learning_rate is not None, "defaults are filled in"
 
 

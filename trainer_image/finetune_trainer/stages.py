@@ -59,8 +59,8 @@ def run(job: FineTuneJob, folder: Path, sink: Sink) -> Report:
     Raises:
         FineTuneError: what kept the job from its end.
     """
-    workspace = _claim(job, folder)
-    with StopFlag() as stop:
+    workspace = Workspace(folder)
+    with workspace.claim(spec_hash(job.spec)), StopFlag() as stop:
         check_stage(job, workspace, sink, stop)
         train_stage(job, workspace, sink, stop)
         return evaluate_stage(job, workspace, sink, stop)
@@ -73,15 +73,9 @@ def run_one(stage: Stage, job: FineTuneJob, folder: Path, sink: Sink) -> None:
         Stage.TRAIN: train_stage,
         Stage.EVALUATE: evaluate_stage,
     }
-    workspace = _claim(job, folder)
-    with StopFlag() as stop:
-        steps[stage](job, workspace, sink, stop)
-
-
-def _claim(job: FineTuneJob, folder: Path) -> Workspace:
     workspace = Workspace(folder)
-    workspace.claim(spec_hash(job.spec))
-    return workspace
+    with workspace.claim(spec_hash(job.spec)), StopFlag() as stop:
+        steps[stage](job, workspace, sink, stop)
 
 
 # --- check

@@ -1,5 +1,8 @@
 """What a run keeps on its own disk between stages and attempts. Running again on a used workspace goes on from it."""
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -44,13 +47,26 @@ class Workspace:
         """report.json, report.html and what belongs to them."""
         return self.root / "report"
 
-    def claim(self, spec_hash: str) -> None:
-        """Make the workspace belong to one spec.
+    @contextmanager
+    def claim(self, spec_hash: str) -> Iterator[None]:
+        """Make the workspace belong to one spec, and to this process as long as the context lasts.
 
         Raises:
-            SpecError: another spec's run is in it.
+            SpecError: another spec's run is in it, or another process is at work in it.
             StorageError: it cannot be written.
         """
+        self._check_owner(spec_hash)
+        # The lock goes with the process, however that ends: nothing stale can keep a workspace closed.
+        with (self.root / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SpecError(
+                    f"another process is running this job in {self.root}; wait for it, or give another --workspace."
+                ) from error
+            yield
+
+    def _check_owner(self, spec_hash: str) -> None:
         owner = self.root / "spec-hash"
         with disk_errors("create", self.root):
             self.root.mkdir(parents=True, exist_ok=True)
