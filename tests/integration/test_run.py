@@ -91,9 +91,9 @@ def test_every_method_is_tuned_evaluated_and_published(tiny_chat_model_dir: Path
 
 def test_two_runs_cannot_share_a_workspace(tiny_model_dir: Path, tmp_path: Path):
     job = resolve(load_job(json.dumps(tiny_document(tiny_model_dir, tmp_path)), str(tmp_path / "job.yaml")))
-    with Workspace(tmp_path / "workspace").claim(spec_hash(job.spec)):
-        with pytest.raises(SpecError, match="another process is running this job"):
-            stages.run(job, tmp_path / "workspace", Silence())
+    claimed = Workspace(tmp_path / "workspace").claim(spec_hash(job.spec))
+    with claimed, pytest.raises(SpecError, match="another process is running this job"):
+        stages.run(job, tmp_path / "workspace", Silence())
     other = resolve(load_job(json.dumps(tiny_document(tiny_model_dir, tmp_path, training__seed=5)), "job.yaml"))
     with pytest.raises(SpecError, match="another version of this job"):
         stages.run(other, tmp_path / "workspace", Silence())
