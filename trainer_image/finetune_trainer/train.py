@@ -92,8 +92,8 @@ def train(given: TrainingInput) -> TrainingReport:
 
 def _quiet_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray sets OMP_NUM_THREADS=1 for its workers; a training process wants every core it was given.
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    # Every core this process was given, unless the environment says otherwise.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
 
 
 def _train_here(given: TrainingInput) -> TrainingReport:
