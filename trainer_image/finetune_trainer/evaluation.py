@@ -209,7 +209,8 @@ class _Meter:
         self.done += rows
 
         def advance(share: float) -> None:
-            percent = 100 * (before + rows * share) / self.total
+            # A second way to ask the base, found worth it on the way, was not counted in advance.
+            percent = min(100.0, 100 * (before + rows * share) / self.total)
             self.on_progress(Progress(stage=Stage.EVALUATE, message=message, percent=percent))
 
         return advance
