@@ -119,7 +119,7 @@ def unreachable_fields(spec: object, where: Place) -> Iterator[Refusal]:
 
 
 def _listed(values: tuple[object, ...]) -> str:
-    return " or ".join(str(value) for value in values)
+    return " or ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
 
 
 _DEFAULTS: dict[str, object] = {

@@ -37,17 +37,17 @@ SUPPORTED = {
         "spec.data.packing": False,
         "spec.data.maxLength": 64,
     },
-    "compute": {"spec.compute": {"workers": 1, "gpusPerWorker": 0, "engine": "job", "resources": {"cpu": "2"}}},
+    "compute": {"spec.compute": {"workers": 1, "engine": "job"}},
     "evaluation": {
         "spec.evaluation": {
             "metrics": ["accuracy", "exact_match", "rouge", "perplexity"],
-            "baselines": {"zeroShot": False},
+            "baselines": {"zeroShot": True},
             "generation": {"maxNewTokens": 8},
             "maxExamples": 10,
         }
     },
     "output": {"spec.output": {"uri": "file:///m", "merge": True, "publishOn": "always"}, "spec.checkpoint.keep": 1},
-    "preflight": {"spec.runPolicy.preflight": "warn"},
+    "preflight": {"spec.runPolicy.preflight": "enforce"},
 }
 
 
@@ -72,7 +72,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
         *("data.mixing.temperature", "data.tasks[].validationSource", "data.tasks[].testSource"),
         *("data.tasks[].secretRef", "runPolicy.suspend", "runPolicy.startDeadlineSeconds"),
         *("runPolicy.childTtlSeconds", "model.task", "method.regularization.type", "evaluation.generation.numBeams"),
-        *("model.source",),
+        *("model.source", "evaluation.baselines.zeroShot", "runPolicy.preflight"),
     }
     assert names == {*NOT_YET, *ONLY, *SCHEMES} - exceptions
 
@@ -87,6 +87,9 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
         ({"spec.method.type": "qlora"}, "spec.method.type", "full or lora or promptTuning"),
         ({"spec.evaluation.metrics": ["accuracy", "bleu"]}, "spec.evaluation.metrics[1]", "rouge"),
         ({"spec.runPolicy.retries": 1}, "spec.runPolicy.retries", "Leave it out"),
+        ({"spec.runPolicy.preflight": "warn"}, "spec.runPolicy.preflight", "Use enforce"),
+        ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),
+        ({"spec.compute": {"gpusPerWorker": 0}}, "spec.compute.gpusPerWorker", "Leave it out"),
     ],
 )
 def test_a_job_that_asks_for_what_is_not_there_yet_is_told_what_to_do(given: dict[str, Any], path: str, remedy: str):
