@@ -1,6 +1,7 @@
 """Training: what must not depend on how rows are batched, packed or interrupted, and what ends it early."""
 
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune_api.report import Progress, TrainingReport
+from finetune_api.spec import TrainingSpec
 from finetune_trainer.dataset import load_dataset
-from finetune_trainer.errors import Preempted, TrainingDivergedError
+from finetune_trainer.errors import Preempted, StorageError, TrainingDivergedError
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.progress import Sink
+from finetune_trainer.settings_map import plan_steps
 from finetune_trainer.stages import train_stage
 from finetune_trainer.workspace import Workspace
 
@@ -131,3 +134,23 @@ def test_a_loss_that_is_no_number_ends_training_with_a_remedy(tiny_model_dir: Pa
 def test_a_stage_that_is_done_is_not_run_again(tiny_model_dir: Path, tmp_path: Path):
     first = train(tiny_model_dir, tmp_path)
     assert train(tiny_model_dir, tmp_path) == first
+
+
+def test_a_full_disk_in_training_is_named(tiny_model_dir: Path, tmp_path: Path):
+    full = tmp_path / "full"
+    full.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", full], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("no right to mount a small file system here: a full disk cannot be had")
+    try:
+        with pytest.raises(StorageError, match=r"cannot write a checkpoint to .*full.*--workspace"):
+            train(tiny_model_dir, tmp_path, "full", method={"type": "full"})
+    finally:
+        # Lazily: the failed writer may still hold its file open.
+        subprocess.run(["umount", "--lazy", full], check=True)
+
+
+def test_a_micro_batch_that_does_not_divide_the_rows_leaves_none_out():
+    training = TrainingSpec(epochs=1, global_batch_size=128, micro_batch_size=64)
+    steps = plan_steps(training, rows=91, longest_tokens=10)
+    assert steps.total * steps.micro_batch * steps.accumulation >= 91

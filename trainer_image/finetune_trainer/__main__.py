@@ -11,7 +11,7 @@ from pathlib import Path
 from finetune_api.job import InvalidJobError, load_job
 from finetune_api.report import ExitCode, Progress, Stage
 from finetune_api.resolve import resolve
-from finetune_trainer.errors import FineTuneError
+from finetune_trainer.errors import FineTuneError, SpecError
 
 logger = logging.getLogger("finetune_trainer")
 
@@ -29,16 +29,13 @@ def main(arguments: list[str] | None = None) -> ExitCode:
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
     try:
-        job = resolve(load_job(options.spec.read_text(), str(options.spec)))
+        job = resolve(load_job(_read(options.spec), str(options.spec)))
         # Imported here: a bad spec is answered before torch is loaded.
         from finetune_trainer import stages
 
         stages.run_one(Stage(options.stage), job, options.workspace, _JsonLines())
     except InvalidJobError as error:
         logger.error("%s", error)
-        return ExitCode.BAD_SPEC
-    except OSError as error:
-        logger.error("cannot read %s: %s", options.spec, error.strerror)
         return ExitCode.BAD_SPEC
     except FineTuneError as error:
         logger.error("%s", error)
@@ -47,6 +44,13 @@ def main(arguments: list[str] | None = None) -> ExitCode:
         logger.exception("internal error; please report it with this trace")
         return ExitCode.INTERNAL
     return ExitCode.OK
+
+
+def _read(spec: Path) -> str:
+    try:
+        return spec.read_text()
+    except OSError as error:
+        raise SpecError(f"cannot read {spec}: {error.strerror}; give the FineTuneJob's file with --spec.") from error
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -39,9 +39,10 @@ def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: 
     else:
         fitting = max(1, MICRO_BATCH_TOKENS // max(1, longest_tokens))
         micro = max(size for size in range(1, share + 1) if share % size == 0 and size <= fitting)
-    per_epoch = math.ceil(rows / (share * workers))
+    accumulation = max(1, share // micro)
+    per_epoch = math.ceil(rows / (micro * accumulation * workers))
     total = training.max_steps or math.ceil(per_epoch * training.epochs)
-    return Steps(micro_batch=micro, accumulation=max(1, share // micro), total=total, per_epoch=per_epoch)
+    return Steps(micro_batch=micro, accumulation=accumulation, total=total, per_epoch=per_epoch)
 
 
 def training_arguments(

@@ -19,6 +19,7 @@ import ray.train
 import torch
 from peft import PeftModel
 from ray.train.torch import TorchTrainer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
@@ -35,7 +36,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.report import LossPoint, Progress, Stage, TrainingReport
 from finetune_trainer import attention
 from finetune_trainer.checkpoint import newest_complete, seal, step_of
-from finetune_trainer.errors import FineTuneError, OutOfMemoryError, Preempted, TrainingDivergedError
+from finetune_trainer.errors import FineTuneError, OutOfMemoryError, Preempted, StorageError, TrainingDivergedError
 from finetune_trainer.example import Encoded
 from finetune_trainer.layout import LayoutChoice, build_batch, choose_layout, token_losses
 from finetune_trainer.manifest import write_manifest
@@ -111,15 +112,29 @@ def _train_here(given: TrainingInput) -> TrainingReport:
     reporter.say(f"resuming at step {step_of(resume)}" if resume else "training")
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(
-            f"a training step with {steps.micro_batch} rows did not fit into memory; lower "
-            "spec.training.microBatchSize or spec.data.maxLength."
-        ) from error
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError, SafetensorError) as error:
+        raise _named(error, steps, given.workspace) from error
     if trainer.state.global_step < steps.total:
         raise Preempted(f"stopped at step {trainer.state.global_step} of {steps.total}; the checkpoint is saved.")
     _save_tuned(model, given.workspace.tuned)
     return _summarise(given, model, trainer, recorder, layout, precision, resume)
+
+
+def _named(error: Exception, steps: Steps, workspace: Workspace) -> Exception:
+    """Return the error in words a user can act on; one that has none as it is."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in text:
+        return OutOfMemoryError(
+            f"a training step with {steps.micro_batch} rows did not fit into memory; lower "
+            "spec.training.microBatchSize or spec.data.maxLength."
+        )
+    # torch's own file writer says a full disk as a RuntimeError about its container format.
+    if isinstance(error, OSError | SafetensorError) or "inline_container" in text or "PytorchStreamWriter" in text:
+        return StorageError(
+            f"cannot write a checkpoint to {workspace.checkpoints}: {text.splitlines()[0][:200]}. Free space there, or "
+            "give another folder with --workspace; running again goes on from the last complete checkpoint."
+        )
+    return error
 
 
 def loss_per_token(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -258,7 +273,13 @@ class _Recorder(TrainerCallback):
 
 def _save_tuned(model: nn.Module, folder: Path) -> None:
     assert isinstance(model, PreTrainedModel | PeftModel)
-    model.save_pretrained(str(folder))
+    try:
+        model.save_pretrained(str(folder))
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"cannot write the tuned model to {folder}: {str(error).splitlines()[0][:200]}. Free space there, or give "
+            "another folder with --workspace."
+        ) from error
     write_manifest(folder)
 
 
