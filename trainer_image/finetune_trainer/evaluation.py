@@ -143,15 +143,16 @@ def evaluate(
         own = examiner(base, "base", renderer)
         raw = examiner(base, "base", Renderer(tokenizer, "raw", None, renderer.max_length))
         for paper in papers:
-            decisions[paper.task] = label_decisions[paper.task] = own.choose(paper)
-            base_answers[paper.task] = own.answer(paper, decisions[paper.task])
+            task = paper.task
+            decisions[task] = label_decisions[task] = own.choose(paper)
+            base_answers[task] = own.answer(paper, decisions[task])
             if paper.labels and renderer.format == "chat":
                 # Small chat models often know the answer but not the chat: the base may name it without its template.
                 # Likelihoods are compared in the job's own format all the same: they differ between formats.
-                decision = label_decisions[paper.task] = _better(decisions[paper.task], raw.choose(paper))
-                if decision.format:
-                    labels = raw.answer(paper, decision).labels
-                    base_answers[paper.task] = replace(base_answers[paper.task], labels=labels)
+                label_decisions[task] = _better(decisions[task], raw.choose(paper))
+                if label_decisions[task].format:
+                    labels = raw.answer(paper, label_decisions[task]).labels
+                    base_answers[task] = replace(base_answers[task], labels=labels)
     with model.tuned() as tuned:
         tuned_examiner = examiner(tuned, "tuned", renderer)
         tuned_answers = {paper.task: tuned_examiner.answer(paper, None) for paper in papers}
@@ -438,8 +439,8 @@ def _notes(paper: _Paper, metric: str, tuned: _Answers, decision: PromptDecision
     notes = []
     if metric == "accuracy":
         notes.append(
-            f"by label likelihood; base asked by {decision.format} template {decision.template}, likelihoods compared "
-            f"by {decision.normaliser}, both chosen on {len(paper.validation)} validation rows".replace("  ", " ")
+            f"by label likelihood; base asked by {f'{decision.format} template'.lstrip()} {decision.template}, "
+            f"likelihoods compared by {decision.normaliser}, both chosen on {len(paper.validation)} validation rows"
         )
     elif paper.templates > 1:
         notes.append(

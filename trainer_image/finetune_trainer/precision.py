@@ -29,7 +29,6 @@ def choose_precision(method: MethodType, precision: Precision, dtype: DType) -> 
     least 1.2 times as fast in it as in float32. Trained weights keep float32 masters in any case: a bfloat16 Adam
     step of 1e-5 moves 2 % of the weights only.
     """
-    gain = 0.0
     if precision is Precision.AUTO and dtype is DType.AUTO:
         gain = bfloat16_gain()
         wanted = gain >= _WORTHWHILE

@@ -130,11 +130,15 @@ def _named(error: Exception, steps: Steps, workspace: Workspace) -> Exception:
         )
     # torch's own file writer says a full disk as a RuntimeError about its container format.
     if isinstance(error, OSError | SafetensorError) or "inline_container" in text or "PytorchStreamWriter" in text:
-        return StorageError(
-            f"cannot write a checkpoint to {workspace.checkpoints}: {text.splitlines()[0][:200]}. Free space there, or "
-            "give another folder with --workspace; running again goes on from the last complete checkpoint."
-        )
+        return _unwritable("a checkpoint", workspace.checkpoints, error)
     return error
+
+
+def _unwritable(what: str, place: Path, error: Exception) -> StorageError:
+    return StorageError(
+        f"cannot write {what} to {place}: {str(error).splitlines()[0][:200]}. Free space there, or give another folder "
+        "with --workspace; running again goes on from the last complete checkpoint."
+    )
 
 
 def loss_per_token(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -216,6 +220,11 @@ class _Recorder(TrainerCallback):
         self.rows_per_second = 0.0
 
     @property
+    def seconds(self) -> float:
+        """Since training began, looks at the validation rows included."""
+        return time.monotonic() - self._started
+
+    @property
     def tokens_per_second(self) -> float:
         return self.rows_per_second * self._tokens_per_row
 
@@ -239,7 +248,7 @@ class _Recorder(TrainerCallback):
         self._loss = kwargs["logs"].get("loss", self._loss)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        seconds = time.monotonic() - self._started - self._aside
+        seconds = self.seconds - self._aside
         done = state.global_step - self._first_step
         self.rows_per_second = done * self._rows_per_step / seconds
         validation_loss = self._validate(state)
@@ -276,10 +285,7 @@ def _save_tuned(model: nn.Module, folder: Path) -> None:
     try:
         model.save_pretrained(str(folder))
     except (OSError, SafetensorError) as error:
-        raise StorageError(
-            f"cannot write the tuned model to {folder}: {str(error).splitlines()[0][:200]}. Free space there, or give "
-            "another folder with --workspace."
-        ) from error
+        raise _unwritable("the tuned model", folder, error) from error
     write_manifest(folder)
 
 
@@ -304,7 +310,7 @@ def _summarise(
         epochs=float(trainer.state.epoch or 0),
         final_loss=sum(last) / len(last) if last else None,
         curve=curve,
-        seconds=time.monotonic() - recorder._started,
+        seconds=recorder.seconds,
         rows_per_second=recorder.rows_per_second,
         tokens_per_second=recorder.tokens_per_second,
         peak_memory_bytes=peak_memory_bytes(),
