@@ -14,6 +14,8 @@ def generated_files() -> dict[str, str]:
     """Return the content of every generated file by its path in the project."""
     return {
         f"crds/{GROUP}_{PLURAL}.yaml": crd_yaml(),
+        # Helm never upgrades its own crds/ folder, so this is part of a template, which must not be uninstalled.
+        f"charts/finetune-operator/files/{GROUP}_{PLURAL}.yaml": crd_yaml({"helm.sh/resource-policy": "keep"}),
         "docs/spec.md": spec_reference(),
         "docs/report.schema.json": report_schema(),
     }

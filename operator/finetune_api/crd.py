@@ -72,9 +72,12 @@ def crd() -> dict[str, Any]:
     }
 
 
-def crd_yaml() -> str:
-    """Return the CustomResourceDefinition as YAML, ready for ``kubectl apply -f -``."""
-    text: str = yaml.dump(crd(), Dumper=_PlainDumper, sort_keys=False, width=120, allow_unicode=True)
+def crd_yaml(annotations: Mapping[str, str] | None = None) -> str:
+    """Return the CustomResourceDefinition with ``annotations`` as YAML, ready for ``kubectl apply -f -``."""
+    definition = crd()
+    if annotations:
+        definition["metadata"]["annotations"] = dict(annotations)
+    text: str = yaml.dump(definition, Dumper=_PlainDumper, sort_keys=False, width=120, allow_unicode=True)
     return text
 
 

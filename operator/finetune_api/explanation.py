@@ -7,10 +7,12 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from finetune_api.block import BROKEN_RULE
 from finetune_api.problem import FieldError, Path, shown, written
 from finetune_api.spec.field import PATTERN_MEANINGS
+from finetune_api.support import working_values
 
 
 def field_errors(model: type[BaseModel], error: ValidationError, lines: Mapping[Path, int]) -> tuple[FieldError, ...]:
@@ -25,9 +27,16 @@ def field_errors(model: type[BaseModel], error: ValidationError, lines: Mapping[
     for found in error.errors(include_url=False):
         path = tuple(part for part in found["loc"] if part != "[key]")
         problem, remedy = _explain(model, found, path)
-        value = shown(None if found["type"] == "missing" else found["input"])
+        value = _shown_input(found, path)
         errors.append(FieldError(written(path), value, f"{problem}.", remedy, line_of(path, lines)))
     return tuple(errors)
+
+
+def _shown_input(found: ErrorDetails, path: Path) -> str:
+    if found["type"] == "missing":
+        return ""
+    # Who writes a key where the name of its Secret belongs must not find it in a log.
+    return "(not shown)" if "secretRef" in path else shown(found["input"])
 
 
 def line_of(path: Path, lines: Mapping[Path, int]) -> int | None:
@@ -76,7 +85,7 @@ def _explain(model: type[BaseModel], found: Any, path: Path) -> tuple[str, str]:
     if kind == "extra_forbidden":
         return "is no field here", _suggest_field(model, path)
     if kind == "enum":
-        return "is none of the choices", _suggest_choice(ctx["expected"], found["input"])
+        return "is none of the choices", _suggest_choice(ctx["expected"], found["input"], path)
     if kind in _TYPES:
         return f"is not {_TYPES[kind]}", _say_how_to_write(kind, found["input"])
     if kind in _LIMITS:
@@ -96,8 +105,8 @@ def _say_how_to_write(kind: str, value: object) -> str:
     return f"Write {_TYPES[kind]}."
 
 
-def _suggest_choice(expected: str, value: object) -> str:
-    choices = [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")]
+def _suggest_choice(expected: str, value: object, path: Path) -> str:
+    choices = working_values(path, [choice.strip("'") for choice in expected.replace(" or ", ", ").split(", ")])
     near = difflib.get_close_matches(str(value), choices, n=1)
     return (f"Did you mean {near[0]}? " if near else "") + f"Choose one of {', '.join(choices)}."
 

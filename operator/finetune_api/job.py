@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
@@ -34,6 +34,9 @@ __all__ = [
 
 API_VERSION = "finetune.dev/v1alpha1"
 KIND = "FineTuneJob"
+NAMESPACE = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+"""A DNS-1123 label."""
+
 MAX_NAME = 40
 """Children's names and labels (63 characters) need the rest."""
 
@@ -49,16 +52,26 @@ def _name_is_short(name: str) -> Iterator[Problem]:
         )
 
 
+def _namespace_is_a_label(namespace: str) -> Iterator[Problem]:
+    if not re.fullmatch(NAMESPACE, namespace):
+        yield Problem(
+            ("namespace",),
+            namespace,
+            "must be 63 lower-case letters, digits and '-' at most, beginning and ending with a letter or digit",
+            "Correct it: team-a.",
+        )
+
+
 class Metadata(Block):
     """Name and labels of a job; what else the API server keeps here is ignored."""
 
     model_config = ConfigDict(extra="ignore")
-    rules = (_name_is_short,)
+    rules = (_name_is_short, _namespace_is_a_label)
 
     name: Annotated[str, Field(min_length=1, max_length=253)]
     """At most 40 characters, DNS-1035."""
-    namespace: Annotated[str, Field(min_length=1, max_length=63)] = "default"
-    """Namespace; part of the output's path."""
+    namespace: Annotated[str, Field(max_length=253)] = "default"
+    """Namespace; part of the output's path. At most 63 characters, DNS-1123."""
     uid: Annotated[str, Field(max_length=64)] = ""
     """Set by the API server; empty without a cluster."""
     labels: Labels = Field(default_factory=dict)
@@ -82,12 +95,15 @@ class FineTuneJob(Block):
     """What is known; written by the operator alone."""
 
 
-def load_job(text: str, source: str) -> FineTuneJob:
+def load_job(
+    text: str, source: str, find_more: Callable[[Document], Iterable[FieldError]] = lambda document: ()
+) -> FineTuneJob:
     """Return the job in ``text``, whose features this version all has.
 
     Args:
         text: YAML or JSON with one FineTuneJob.
         source: path of the manifest: ``file://./rows.jsonl`` is relative to its folder. Also used in messages.
+        find_more: finds errors that take more than the contract to see; all are reported together.
 
     Raises:
         InvalidJobError: all that is wrong with it.
@@ -100,6 +116,7 @@ def load_job(text: str, source: str) -> FineTuneJob:
         for path, value, problem, remedy in unsupported_fields(document.content.get("spec"))
         if written(path) not in {error.path for error in errors}
     ]
+    errors += find_more(document)
     if errors or job is None:
         raise InvalidJobError(source, sorted(errors, key=lambda error: error.line or 0))
     return job

@@ -4,6 +4,7 @@ Read by the command line, the trainer and the operator alike; written by the tra
 """
 
 from enum import IntEnum, StrEnum
+from typing import Annotated
 
 from pydantic import Field
 
@@ -76,6 +77,8 @@ class DataReport(ApiModel):
     """Tokens of the training split, prompts included."""
     completion_tokens: int | None = None
     longest_tokens: int | None = None
+    max_length: int | None = None
+    """Tokens that a row may have: ``spec.data.maxLength``, or what the model has places for."""
     truncated_percent: float = 0.0
     duplicates: int = 0
     """Rows whose normalised input equals or nearly equals another row's; such rows share a split."""
@@ -125,7 +128,8 @@ class MetricComparison(ApiModel):
 
     task: str
     metric: str
-    """``accuracy``, ``exact_match``, ``rouge1``, ``rouge2``, ``rougeL``, ``perplexity``."""
+    """``accuracy``, ``macro_f1``, ``rouge1``, ``rouge2``, ``rougeL``, ``exact_match``, ``token_f1``, ``bleu``,
+    ``chrf``, ``perplexity``."""
     base: float | None = None
     tuned: float
     delta: float | None = None
@@ -139,7 +143,7 @@ class MetricComparison(ApiModel):
 
 
 class PromptChoice(ApiModel):
-    """How the base model was given its best chance: choices made on the validation split alone."""
+    """How the base model was given its best chance: choices made without the test split."""
 
     task: str
     template: int
@@ -149,6 +153,7 @@ class PromptChoice(ApiModel):
     normaliser: str
     """How label likelihoods are compared: ``sum``, ``mean``, ``calibrated``."""
     validation_accuracy: float
+    """On the validation rows, or on training rows where the job keeps none back."""
     candidates: dict[str, float] = Field(default_factory=dict)
     """Validation accuracy of every template and normaliser tried."""
 
@@ -163,16 +168,47 @@ class SideBySide(ApiModel):
     base: str
     tuned: str
     metric: str = ""
-    """The metric that chose this row: ``accuracy``, ``rougeL``, ``exact_match``."""
+    """The metric that chose this row: ``accuracy``, ``rougeL``, ``exact_match``, ``token_f1``, ``chrf``, ``bleu``."""
     base_score: float | None = None
     """The base model's ``metric`` on this row alone, 0 to 1."""
     tuned_score: float | None = None
+
+
+class HarnessAccuracy(ApiModel):
+    """Accuracy on a task with labels as lm-evaluation-harness computes it, to be put beside published numbers.
+
+    It decides nothing: the verdict and the gates take the metric ``accuracy``, for which the base was given its best
+    chance. Here both models are asked in the job's own format, and how likelihoods are compared is fixed.
+    """
+
+    task: str
+    base_acc: float
+    """The answer is the label with the highest log-probability; the end token does not count."""
+    base_acc_norm: float
+    """The same with the log-probability divided by the label's characters, so that long labels are not at a loss."""
+    tuned_acc: float
+    tuned_acc_norm: float
+
+
+class GateResult(ApiModel):
+    """Whether one gate let the model through."""
+
+    # Bounded because the status holds it, too.
+    metric: Annotated[str, Field(min_length=1, max_length=128)]
+    """The gate's metric."""
+    passed: bool
+    """The verdict."""
+    why: Annotated[str, Field(max_length=512)] = ""
+    """The numbers behind it, in a sentence."""
 
 
 class EvaluationReport(ApiModel):
     """The untouched test split, scored."""
 
     metrics: tuple[MetricComparison, ...] = ()
+    gates: tuple[GateResult, ...] = ()
+    """One for each of ``spec.evaluation.gates``, in their order."""
+    harness: tuple[HarnessAccuracy, ...] = ()
     prompt_choices: tuple[PromptChoice, ...] = ()
     examples: tuple[SideBySide, ...] = ()
     seconds: float = 0.0
@@ -212,6 +248,8 @@ class Report(ApiModel):
     evaluation: EvaluationReport | None = None
     artifacts: tuple[Artifact, ...] = ()
     published: bool = False
+    why_not_published: str = ""
+    """Why the model was kept back, in a sentence."""
     seed: int
     versions: dict[str, str] = Field(default_factory=dict)
     """Package versions that the numbers depend on."""

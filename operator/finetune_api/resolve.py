@@ -1,7 +1,8 @@
 """Fill in every default that depends on other fields. Pure: neither hardware nor rows are looked at.
 
-Constant defaults stand in the spec itself. What is still absent afterwards depends on the rows or on the hardware:
-``training.microBatchSize``, ``training.maxSteps``, ``evaluation.generation.maxNewTokens``.
+Constant defaults stand in the spec itself. What is still absent afterwards depends on the model, the rows or the
+hardware: ``data.maxLength``, ``training.microBatchSize``, ``training.maxSteps``,
+``evaluation.generation.maxNewTokens``.
 """
 
 from typing import Any

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import AwareDatetime, Field
 
 from finetune_api.model import ApiModel
-from finetune_api.report import ArtifactKind, Stage
+from finetune_api.report import ArtifactKind, GateResult, Stage
 
 LONGEST_MESSAGE = 1024
 """Characters of a condition's message."""
@@ -88,6 +88,8 @@ class Reason(StrEnum):
     KUBERAY_MISSING = "KubeRayMissing"
     CONTRACT_SKEW = "ContractSkew"
     WAITING_FOR_JOB = "WaitingForJob"
+    # Admitted
+    ADMITTED = "Admitted"
     # any stage
     WAITING = "Waiting"
     IN_QUEUE = "InQueue"
@@ -107,6 +109,11 @@ class Reason(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     QUOTA_EXCEEDED = "QuotaExceeded"
     CHILD_LOST = "ChildLost"
+    REFERENCE_MISSING = "ReferenceMissing"
+    POD_NOT_STARTED = "PodNotStarted"
+    NAME_TAKEN = "NameTaken"
+    STAGE_STARTED = "StageStarted"
+    ACCEPTED = "Accepted"
     # how a job ends
     GATES_PASSED = "GatesPassed"
     GATES_NOT_PASSED = "GatesNotPassed"
@@ -173,7 +180,7 @@ class ProgressStatus(ApiModel):
     tokens_per_second: Figure | None = None
     """Over all workers, prompts included."""
     last_update_time: AwareDatetime
-    """When the trainer said so."""
+    """When the operator heard of it, by its own clock."""
 
 
 class MetricValue(ApiModel):
@@ -233,12 +240,18 @@ class DataStatus(ApiModel):
 
 
 class Attempt(ApiModel):
-    """One try at training."""
+    """One try at a stage."""
 
+    stage: Stage = Stage.TRAIN
+    """What was tried."""
     number: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Counts from 1."""
+    """Counts from 1 within the stage."""
+    failures: Count = 0
+    """Tries of the stage up to this one that count against runPolicy.retries: neither preempted nor suspended."""
     child: ObjectName
     """Name of its Job or RayJob."""
+    record_time: AwareDatetime | None = None
+    """When it was entered here, just before its Job was created."""
     start_time: AwareDatetime | None = None
     """When its first pod ran."""
     end_time: AwareDatetime | None = None
@@ -253,6 +266,10 @@ class Attempt(ApiModel):
     """Step of the checkpoint it went on from."""
     change: Text = ""
     """What was changed against the attempt before: ``microBatchSize 8 -> 4``."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Rows in one forward pass, where it is not the spec's own."""
+    earlier_seconds: Count = 0
+    """Running time before ``startTime``, over all attempts; counts against runPolicy.activeDeadlineSeconds."""
 
 
 class Checkpoint(ApiModel):
@@ -287,17 +304,6 @@ class TaskResult(ApiModel):
     """Upper end."""
 
 
-class GateResult(ApiModel):
-    """Whether one gate let the model through."""
-
-    metric: MetricName
-    """The gate's metric."""
-    passed: bool
-    """The verdict."""
-    why: Annotated[str, Field(max_length=512)] = ""
-    """The numbers behind it, in a sentence."""
-
-
 class EvaluationStatus(ApiModel):
     """The base model against the tuned one."""
 
@@ -322,6 +328,25 @@ class PublishedArtifact(ApiModel):
     """Of its MANIFEST.json, which holds the sha256 of every file."""
     bytes: Count
     """Size of all its files."""
+
+
+class StageStatus(ApiModel):
+    """How a stage ended, for good."""
+
+    stage: Stage
+    """Which one."""
+    attempt: Annotated[int, Field(ge=1, le=1_000_000)]
+    """The attempt that ended it."""
+    exit_code: Annotated[int, Field(ge=0, le=255)] | None = None
+    """Of the trainer, by sysexits.h."""
+    end_time: AwareDatetime | None = None
+    """When it ended."""
+    message: Annotated[str, Field(max_length=LONGEST_MESSAGE)] = ""
+    """What the trainer said last."""
+    report_sha256: Sha256 | None = None
+    """Of report.json, once there is one."""
+    published: bool | None = None
+    """Whether the model was published; absent before evaluation has ended."""
 
 
 class ResolvedStatus(ApiModel):
@@ -365,7 +390,15 @@ class FineTuneJobStatus(ApiModel):
     data: DataStatus | None = None
     """What the rows looked like."""
     attempts: Annotated[tuple[Attempt, ...], Field(max_length=10)] = ()
-    """The newest ten tries at training."""
+    """The newest ten tries, all stages together, oldest first."""
+    stages: Annotated[
+        tuple[StageStatus, ...],
+        Field(
+            max_length=4,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["stage"]},
+        ),
+    ] = ()
+    """Stages that have ended."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=5)] = ()
     """The newest five."""
     evaluation: EvaluationStatus | None = None

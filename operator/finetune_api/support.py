@@ -4,7 +4,7 @@ Apart from validity, so that what is written today stays valid; the tables shrin
 to change then. Works on the manifest as written: a default is never refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any
 
@@ -14,43 +14,21 @@ _INSTEAD = "Leave it out."
 
 NOT_YET: dict[str, str] = {
     "model.startFrom": "Start from the base model, or name published full weights in spec.model.source.",
-    "model.secretRef": "Leave it out, and set HF_TOKEN in the environment.",
     "data.tasks[].validationSource": "Leave it out; spec.data.splits.validation takes rows from source.",
     "data.tasks[].testSource": "Leave it out; spec.data.splits.test takes rows from source.",
     "data.tasks[].library": "Write templates.",
     "data.tasks[].messages": "Write templates over columns of text.",
     "data.tasks[].weight": _INSTEAD,
-    "data.tasks[].secretRef": _INSTEAD,
     "data.mixing.temperature": _INSTEAD,
     "data.mixing.maxExamplesPerTask": "Set maxExamples on each task.",
     "data.splits.stratifyBy": _INSTEAD,
     "data.replay": "Add the rows as another task.",
     "training.earlyStopping": "Leave it out, and set maxSteps.",
-    "compute.profile": _INSTEAD,
-    "compute.image": _INSTEAD,
-    "compute.imagePullSecrets": _INSTEAD,
-    "compute.priorityClassName": _INSTEAD,
-    "compute.gpusPerWorker": "Leave it out; a GPU is used where there is one.",
-    "compute.gpuResource": _INSTEAD,
-    "compute.resources": _INSTEAD,
     "compute.deepspeed": _INSTEAD,
-    "compute.sharedMemory": _INSTEAD,
-    "compute.cacheVolume": _INSTEAD,
-    "compute.pod": _INSTEAD,
-    "evaluation.resources": _INSTEAD,
     "evaluation.baselines.fewShot": _INSTEAD,
     "evaluation.forgetting": _INSTEAD,
     "evaluation.benchmarks": _INSTEAD,
     "evaluation.holistic": _INSTEAD,
-    "evaluation.gates": "Read the numbers in the report; publishOn: never keeps the model back.",
-    "output.endpoint": _INSTEAD,
-    "output.secretRef": _INSTEAD,
-    "runPolicy.suspend": _INSTEAD,
-    "runPolicy.activeDeadlineSeconds": _INSTEAD,
-    "runPolicy.startDeadlineSeconds": _INSTEAD,
-    "runPolicy.childTtlSeconds": _INSTEAD,
-    "runPolicy.retries": _INSTEAD,
-    "runPolicy.checkQueueName": _INSTEAD,
 }
 """Fields that are refused whatever they say, and what to do instead. Below spec; ``[]`` stands for any index."""
 
@@ -61,17 +39,16 @@ ONLY: dict[str, tuple[object, ...]] = {
     "method.regularization.type": ("none",),
     "compute.engine": ("auto", "job"),
     "compute.workers": (1,),
-    "evaluation.metrics[]": ("accuracy", "exact_match", "rouge", "perplexity"),
+    "compute.gpusPerWorker": (0, 1),
     "evaluation.generation.numBeams": (1,),
     "evaluation.baselines.zeroShot": (True,),
-    "runPolicy.preflight": ("enforce",),
 }
 """Fields of which some values work."""
 
 SCHEMES: dict[str, tuple[str, ...]] = {
-    "model.source": ("file", "hf"),
-    "data.tasks[].source": ("file",),
-    "output.uri": ("file",),
+    "model.source": ("file", "hf", "s3", "pvc"),
+    "data.tasks[].source": ("file", "s3", "pvc", "configMap"),
+    "output.uri": ("file", "s3", "pvc"),
 }
 """Schemes of URIs that work."""
 
@@ -104,18 +81,32 @@ def unsupported_fields(spec: object) -> Iterator[Refusal]:
                 yield place, value, problem, f"Use {' or '.join(f'{one}://' for one in SCHEMES[name])}."
 
 
+def working_values(path: Path, values: Iterable[str]) -> list[str]:
+    """Return those of ``values`` that work in the field at ``path``: advice must not name what is refused then."""
+    name = "".join("[]" if isinstance(part, int) else f".{part}" for part in path[1:]).removeprefix(".")
+    return [value for value in values if name not in ONLY or value in ONLY[name]]
+
+
 def unreachable_fields(spec: object, where: Place) -> Iterator[Refusal]:
     """Yield everything in ``spec`` that cannot be reached from ``where``: a cluster's pods share no folder with you."""
-    if where is Place.LOCAL:
-        return
+    schemes, problem, remedy = _UNREACHABLE[where]
     for path, _, value in _walk(spec):
-        if isinstance(value, str) and value.startswith("file://") and path[-1] in ("source", "uri"):
-            yield (
-                ("spec", *path),
-                value,
-                "is a folder of one machine, which pods of a cluster do not see.",
-                "Use s3://bucket/path or pvc://claim/path.",
-            )
+        if isinstance(value, str) and value.startswith(schemes) and path[-1] in ("source", "uri"):
+            yield ("spec", *path), value, problem, remedy
+
+
+_UNREACHABLE = {
+    Place.LOCAL: (
+        ("pvc://", "configMap://"),
+        "is mounted into pods of a cluster, not on this machine.",
+        "Use file:///path or s3://bucket/path.",
+    ),
+    Place.CLUSTER: (
+        ("file://",),
+        "is a folder of one machine, which pods of a cluster do not see.",
+        "Use s3://bucket/path or pvc://claim/path.",
+    ),
+}
 
 
 def _listed(values: tuple[object, ...]) -> str:
@@ -124,10 +115,6 @@ def _listed(values: tuple[object, ...]) -> str:
 
 _DEFAULTS: dict[str, object] = {
     "data.tasks[].weight": 1.0,
-    "runPolicy.suspend": False,
-    "runPolicy.startDeadlineSeconds": 1800,
-    "runPolicy.childTtlSeconds": 86400,
-    "runPolicy.retries": 3,
 }
 """What a resolved manifest says where nothing was asked for."""
 

@@ -19,6 +19,7 @@ from finetune_api.spec.compute import (
     VolumeSpec,
 )
 from finetune_api.spec.data import (
+    DEFAULT_MAX_LENGTH,
     DataSpec,
     Format,
     LossOn,
@@ -63,6 +64,7 @@ from finetune_api.spec.training import EarlyStoppingSpec, GradientCheckpointing,
 
 __all__ = [
     "BLOCK_OF",
+    "DEFAULT_MAX_LENGTH",
     "AdapterSpec",
     "BaselinesSpec",
     "BenchmarkSpec",
@@ -153,6 +155,16 @@ def _batch_is_shared_evenly(training: TrainingSpec, compute: ComputeSpec) -> Ite
             training.global_batch_size,
             f"cannot be shared evenly by {processes} processes (workers x gpusPerWorker)",
             f"Take a multiple of {processes}.",
+        )
+
+
+def _products_are_no_finer_than_weights(model: ModelSpec, training: TrainingSpec) -> Iterator[Problem]:
+    if model.dtype is DType.BFLOAT16 and training.precision is Precision.FP32:
+        yield Problem(
+            ("training", "precision"),
+            training.precision.value,
+            "contradicts spec.model.dtype bfloat16: products of rounded weights are not exact",
+            "Set spec.model.dtype: float32, or precision: bf16.",
         )
 
 
@@ -257,6 +269,7 @@ class FineTuneJobSpec(Block):
         _soft_prompts_have_one_worker,
         _quantization_needs_a_gpu,
         _batch_is_shared_evenly,
+        _products_are_no_finer_than_weights,
         _only_low_rank_merges,
         _only_low_rank_scales,
         _weights_are_used,

@@ -64,11 +64,12 @@ class ModelSpec(Block):
     task: ModelTask = ModelTask.CAUSAL_LM
     """causal-lm (Llama, Qwen, GPT) or seq2seq-lm (T5, FLAN-T5)."""
     dtype: DType = DType.AUTO
-    """Number format of weights that are not trained. bfloat16 halves their memory; auto measures what the hardware does
-    well. What is trained is always kept in float32: a bfloat16 step of 1e-5 moves 2 % of the weights only."""
+    """Number format of weights that are not trained. bfloat16 halves their memory; auto: that of the products, see
+    spec.training.precision. What is trained is always kept in float32: a bfloat16 step of 1e-5 moves 2 % of the weights
+    only."""
     trust_remote_code: Flag = False
     """Must be false: code from a model repository is never run."""
     secret_ref: SecretRef | None = None
-    """Secret with HF_TOKEN, or with the store's keys for s3://."""
+    """Secret with HF_TOKEN, or with the keys of an s3:// source, as spec.data.tasks[].secretRef has them."""
     start_from: StartFrom | None = None
     """Go on from what another job published instead of from the bare base model."""

@@ -1,4 +1,4 @@
-"""``spec.compute``: what the job runs on. Ignored on a laptop except for the size of the run."""
+"""``spec.compute``: what the job runs on in a cluster."""
 
 import re
 from collections.abc import Iterator
@@ -396,11 +396,11 @@ class PodSpec(Block):
     rules = (_mounts_have_volumes, _entries_differ)
 
     node_selector: Labels | None = None
-    """Labels that a node must have."""
+    """Labels that a node must have. Not for the check stage of a job with GPUs, which needs none."""
     tolerations: Annotated[tuple[TolerationSpec, ...], Field(max_length=16)] = ()
-    """Taints that the pods tolerate."""
+    """Taints that the pods tolerate, in every stage."""
     affinity: AffinitySpec | None = None
-    """Where the pods may run."""
+    """Where the pods may run; for the check stage as nodeSelector."""
     labels: Labels | None = None
     """Labels put on the pods."""
     annotations: Annotations | None = None
@@ -450,7 +450,7 @@ def _deepspeed_needs_company(
 
 
 class ComputeSpec(Block):
-    """What the job runs on."""
+    """What the job runs on in a cluster. Without effect on a laptop, which is what it is."""
 
     rules = (_resource_has_an_amount, _job_is_one_process, _deepspeed_needs_company)
 

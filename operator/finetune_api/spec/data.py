@@ -10,6 +10,9 @@ from pydantic import Field
 from finetune_api.block import Block, Problem
 from finetune_api.spec.field import Column, DataUri, Flag, Int, Name, Number, Prose, SecretRef, Seed, Share, TaskName
 
+DEFAULT_MAX_LENGTH = 1024
+"""Tokens of a row where the spec leaves it open and the model has places for so many."""
+
 
 class Format(StrEnum):
     """How prompts are wrapped for the model."""
@@ -85,8 +88,8 @@ class TaskSpec(Block):
     name: TaskName
     """Short name, unique in the job; gates and reports use it."""
     source: DataUri
-    """The rows: a jsonl, csv, parquet or arrow file, a folder of such files, or a hub data set. file://, s3://, pvc://,
-    hf:// or configMap://name/key; file://./rows.jsonl is relative to the manifest."""
+    """The rows: a jsonl, csv or parquet file. file://, s3://, pvc:// or configMap://name/key, later hf:// for a hub
+    data set; file://./rows.jsonl is relative to the manifest."""
     validation_source: DataUri | None = None
     """Rows for validation from a place of their own; ``splits.validation`` is then not cut from ``source``."""
     test_source: DataUri | None = None
@@ -106,7 +109,8 @@ class TaskSpec(Block):
     weight: Annotated[Number, Field(gt=0, le=1000)] = 1.0
     """Share of this task among the rows seen, relative to the others', under ``mixing.strategy: weights``."""
     secret_ref: SecretRef | None = None
-    """Secret with the keys of the source's store."""
+    """Secret with the keys of an s3:// source: those of spec.output.secretRef, with AWS_ENDPOINT_URL for a store that
+    is not AWS. Absent: the output's store is meant, with its endpoint and Secret."""
 
 
 def _temperature_is_used(strategy: Mixing, temperature: float | None) -> Iterator[Problem]:
@@ -179,7 +183,8 @@ class ReplaySpec(Block):
     fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """Share of the rows seen that are replayed; 0.05-0.1 is usual (arXiv:2403.08763)."""
     secret_ref: SecretRef | None = None
-    """Secret with the keys of the source's store."""
+    """Secret with the keys of an s3:// source: those of spec.output.secretRef, with AWS_ENDPOINT_URL for a store that
+    is not AWS. Absent: the output's store is meant, with its endpoint and Secret."""
 
 
 def _task_names_differ(tasks: tuple[TaskSpec, ...]) -> Iterator[Problem]:
@@ -233,9 +238,10 @@ class DataSpec(Block):
     """System prompt for format chat. Absent: the template's own, which the report shows."""
     replay: ReplaySpec | None = None
     """General rows mixed in against forgetting."""
-    max_length: Annotated[Int, Field(ge=16, le=1_048_576)] = 1024
+    max_length: Annotated[Int, Field(ge=16, le=1_048_576)] | None = None
     """Longest row in tokens, prompt and completion together. Longer prompts are shortened in their longest column;
-    completions never. Memory grows at least linearly with it."""
+    completions never. Memory grows at least linearly with it. Absent: 1024, or fewer where the model has fewer places
+    for tokens."""
     packing: Flag = True
     """Put several rows into one sequence without padding, isolated from each other; several times faster on short rows.
     Where the model cannot isolate them, rows are padded all the same."""

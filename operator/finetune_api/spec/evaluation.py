@@ -25,7 +25,13 @@ class Metric(StrEnum):
     @property
     def figures(self) -> tuple[str, ...]:
         """Names of the figures that come of it; gates use these."""
-        return ("rouge1", "rouge2", "rougeL") if self is Metric.ROUGE else (self.value,)
+        match self:
+            case Metric.ACCURACY:
+                return ("accuracy", "macro_f1")
+            case Metric.ROUGE:
+                return ("rouge1", "rouge2", "rougeL")
+            case _:
+                return (self.value,)
 
 
 class ForgettingRemedy(StrEnum):
@@ -93,14 +99,24 @@ class HolisticSpec(Block):
 
 
 class GateSpec(Block):
-    """What must hold for the model to be published."""
+    """What must hold for the model to be published: min, max and minDelta; ``minDelta: 0`` when none is set."""
 
     metric: Annotated[str, Field(min_length=3, max_length=128, pattern=GATE_METRIC)]
     """<task>.<figure>: sentiment.accuracy, summary.rougeL."""
-    min_delta: Annotated[Number, Field(ge=-1000, le=1000)] = 0.0
-    """The one-sided lower bound of tuned minus base must exceed this (base minus tuned for perplexity)."""
+    min: Annotated[Number, Field(ge=-1000, le=1_000_000)] | None = None
+    """The tuned model's figure must not be below this."""
+    max: Annotated[Number, Field(ge=-1000, le=1_000_000)] | None = None
+    """The tuned model's figure must not be above this: for perplexity."""
+    min_delta: Annotated[Number, Field(ge=-1000, le=1000)] | None = None
+    """The one-sided lower bound of tuned minus base must exceed this (base minus tuned for perplexity): 0 demands that
+    the tuned model is better, -0.02 that it is not much worse."""
     confidence: Confidence = 0.95
     """Of that bound. With 300 rows a true gain of 0.05 passes in 48 % of the cases, with 1,000 in 90 %."""
+
+    @property
+    def required_delta(self) -> float | None:
+        """What the gain must exceed; absent when the gate is about the figure itself."""
+        return 0.0 if (self.min, self.max, self.min_delta) == (None, None, None) else self.min_delta
 
 
 def _asked_once(metrics: tuple[Metric, ...]) -> Iterator[Problem]:
@@ -115,8 +131,8 @@ class EvaluationSpec(Block):
     rules = (_asked_once,)
 
     metrics: Annotated[tuple[Metric, ...], Field(max_length=16)] = ()
-    """Absent: accuracy for tasks with labels, rouge and exact_match for others. perplexity is always measured. All but
-    accuracy and perplexity need generated text, which takes longest."""
+    """Absent: accuracy for tasks with labels, rouge and exact_match for others. perplexity is always measured, and
+    macro_f1 with accuracy. All but accuracy and perplexity need generated text, which takes longest."""
     baselines: BaselinesSpec = BaselinesSpec()
     """What the tuned model is compared with."""
     generation: GenerationSpec = GenerationSpec()

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finetune_api.block import Block, Problem
 from finetune_api.spec.field import Flag, Int, Number
+from finetune_api.support import working_values
 
 
 class MethodType(StrEnum):
@@ -210,6 +211,9 @@ BLOCK_OF = {
 """The block that belongs to a method; the only one that may be set."""
 
 
+_TYPE = ("spec", "method", "type")
+
+
 def _only_the_methods_block(
     type: MethodType,
     lora: LoraSpec | None,
@@ -229,26 +233,24 @@ def _only_the_methods_block(
     }
     for name, block in blocks.items():
         if block is not None and name != BLOCK_OF[type]:
-            wanted = " or ".join(str(method) for method, own in BLOCK_OF.items() if own == name)
+            owners = [str(method) for method, own in BLOCK_OF.items() if own == name]
+            wanted = " or ".join(working_values(_TYPE, owners))
             yield Problem(
                 (name,),
                 block.model_dump(mode="json", by_alias=True, exclude_unset=True),
                 f"belongs to another method than {type.value}",
-                f"Remove it, or set spec.method.type: {wanted}.",
+                f"Remove it, or set spec.method.type: {wanted}." if wanted else "Remove it.",
             )
 
 
 def _regularization_pulls_weights(type: MethodType, regularization: RegularizationSpec | None) -> Iterator[Problem]:
-    if (
-        regularization is not None
-        and regularization.type is not RegularizationType.NONE
-        and type not in (MethodType.FULL, MethodType.SELECTIVE)
-    ):
+    pulled = [MethodType.FULL.value, MethodType.SELECTIVE.value]
+    if regularization is not None and regularization.type is not RegularizationType.NONE and type.value not in pulled:
         yield Problem(
             ("regularization", "type"),
             regularization.type.value,
             f"is for methods that change the model's own weights, not for {type.value}",
-            "Leave regularization out, or set spec.method.type to full or selective.",
+            f"Leave regularization out, or set spec.method.type: {' or '.join(working_values(_TYPE, pulled))}.",
         )
 
 

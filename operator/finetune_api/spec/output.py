@@ -49,10 +49,11 @@ class OutputSpec(Block):
     uri: OutputUri
     """s3://bucket/path, pvc://claim/path or file:///folder (file://./folder is relative to the manifest)."""
     endpoint: Annotated[str, Field(min_length=1, max_length=512, pattern=ENDPOINT)] | None = None
-    """Address of an S3-compatible store: http://minio:9000. Absent: AWS."""
+    """Address of an S3-compatible store: http://minio:9000. Absent: AWS_ENDPOINT_URL of the Secret, else AWS. An s3://
+    source without a secretRef of its own is read from here, too, with this Secret."""
     secret_ref: SecretRef | None = None
-    """Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if needed, AWS_SESSION_TOKEN and AWS_REGION. Absent:
-    workload identity."""
+    """Secret with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if needed, AWS_SESSION_TOKEN, AWS_REGION and
+    AWS_ENDPOINT_URL. Absent: workload identity."""
     merge: Flag = False
     """Also publish full weights with the adapter merged in: as large as the base model, usable without PEFT."""
     publish_on: PublishOn = PublishOn.GATES
@@ -69,14 +70,14 @@ class CheckpointSpec(Block):
 
 
 class RunPolicySpec(Block):
-    """How the run is looked after."""
+    """How the run is looked after in a cluster. Without effect on a laptop, where it is in sight."""
 
     suspend: Flag = False
     """true stops the job and keeps its checkpoint; false goes on. May be changed while the job exists."""
     active_deadline_seconds: Seconds | None = None
     """The job fails when it has run for longer. May be changed while the job exists. Absent: no limit."""
     start_deadline_seconds: Seconds = 1800
-    """The job fails when a stage's pod has not started this long after it was admitted."""
+    """The job fails when a stage's pod has not started this long after it was admitted, or while no Job can be made."""
     child_ttl_seconds: Annotated[Int, Field(ge=0, le=31_536_000)] = 86400
     """Finished pods are removed after this; the job itself, its report and its model stay. May be changed."""
     retries: Annotated[Int, Field(ge=0, le=20)] = 3
