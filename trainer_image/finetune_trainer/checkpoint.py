@@ -1,9 +1,10 @@
 """Which checkpoint a run goes on from: the newest one that was written to its end."""
 
 import re
+import shutil
 from pathlib import Path
 
-from finetune_trainer.manifest import is_complete, write_manifest
+from finetune_trainer.manifest import COMPLETE_NAME, is_complete, write_manifest
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -24,6 +25,24 @@ def step_of(checkpoint: Path) -> int:
     return int(match[1])
 
 
-def seal(folder: Path, step: int) -> None:
-    """Declare the checkpoint of ``step`` complete; to be called once all its files are written."""
-    write_manifest(folder / f"checkpoint-{step}")
+def folder_of(folder: Path, step: int) -> Path:
+    """Return where below ``folder`` the checkpoint of ``step`` is; the name is the trainer's."""
+    return folder / f"checkpoint-{step}"
+
+
+def seal(folder: Path, step: int) -> Path:
+    """Declare the checkpoint of ``step`` complete, once all its files are written, and return where it is."""
+    checkpoint = folder_of(folder, step)
+    write_manifest(checkpoint)
+    return checkpoint
+
+
+def discard_old(folder: Path, keep: int) -> None:
+    """Remove what is not among the ``keep`` newest sealed checkpoints; to be called behind `seal`, never before."""
+    checkpoints = sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of, reverse=True)
+    sealed = [path for path in checkpoints if is_complete(path)]
+    for path in checkpoints:
+        if path not in sealed[:keep]:
+            # First, so that a half-removed one is never taken for a whole one.
+            (path / COMPLETE_NAME).unlink(missing_ok=True)
+            shutil.rmtree(path)

@@ -158,6 +158,13 @@ def content_files(folder: Path) -> Iterator[Path]:
         yield path
 
 
+def marker_files(folder: Path) -> Iterator[Path]:
+    """Yield what ``content_files`` leaves out and a published folder needs; the marker last."""
+    for name in (MANIFEST_NAME, COMPLETE_NAME):
+        if (folder / name).is_file() and not (folder / name).is_symlink():
+            yield folder / name
+
+
 def file_sha256(path: Path) -> str:
     """Return the hex sha256 of a file's content."""
     with disk_errors("read", path), path.open("rb") as file:

@@ -1,398 +1,132 @@
-"""Where outputs live: one protocol over every scheme, ``file://`` so far.
+"""Open what the URIs of a job name: a store for its output, local files and folders for what it reads.
 
-A store maps keys (``team/job-1a2b3c4d/model/README.md``) to files. It never follows a symbolic link, never leaves
-its root, and never shows a half-written file under its final name. A new scheme is one class here, one line in
-``open_store`` and one parameter of the contract tests.
+Sources that are not local are copied first. An ``s3://`` source uses the Secret it names, with that Secret's
+AWS_ENDPOINT_URL; one that names none uses the output's endpoint and Secret.
 """
 
-import errno
-import os
-import secrets
-import shutil
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from finetune_trainer.durable import disk_errors, is_partial, is_partial_of, partial_name, sync_folder
-from finetune_trainer.errors import DataError, SpecError, StorageError
-from finetune_trainer.manifest import COMPLETE_NAME, MANIFEST_NAME, content_files, verify_manifest
+from finetune_api.spec import OutputSpec, SecretRef
+from finetune_api.support import SCHEMES
+from finetune_trainer.errors import SpecError
+from finetune_trainer.file_store import FileStore
+from finetune_trainer.location import Mounts, bucket_and_key, config_map_path, local_path, volume_path
+from finetune_trainer.s3_client import S3Access, S3Client, read_key
+from finetune_trainer.s3_store import S3Store
+from finetune_trainer.source import fetch_local
+from finetune_trainer.store import Store
 
-_COPY_BYTES = 1 << 20
-_SWAP_ATTEMPTS = 20
-"""How often a writer steps aside for another one that publishes to the same prefix at the same moment."""
+logger = logging.getLogger(__name__)
+
+OUTPUT_FIELD = "spec.output.uri"
 
 
-class Store(Protocol):
-    """Files under keys. Every method raises StorageError when the store refuses, SpecError for a key that escapes."""
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The stores of one job, seen from where it runs."""
 
-    @property
-    def uri(self) -> str:
-        """Where the store's root is, without a slash at the end."""
-        ...
+    output: OutputSpec
+    mounts: Mounts
 
-    def check_writable(self) -> None:
-        """Prove with a real file, removed again, that outputs can be written."""
-        ...
-
-    def list(self, prefix: str = "") -> tuple[str, ...]:
-        """Return all keys below the folder ``prefix``, sorted; none when there is no such folder."""
-        ...
-
-    def exists(self, key: str) -> bool:
-        """Whether a file stands under ``key``."""
-        ...
-
-    def get_bytes(self, key: str) -> bytes:
-        """Return the content of one file."""
-        ...
-
-    def put_bytes(self, key: str, content: bytes) -> None:
-        """Write one file, replacing an older one in one step."""
-        ...
-
-    def get_tree(self, prefix: str, folder: Path) -> None:
-        """Fetch everything below ``prefix`` into ``folder``, which must be absent or empty.
-
-        A tree with a COMPLETE marker is verified against its manifest first; on any error ``folder`` stays as it was.
+    def open_output(self) -> Store:
+        """Return the store of ``spec.output``; touches nothing yet.
 
         Raises:
-            DataError: there is nothing below ``prefix``, or it is not what its manifest says.
+            SpecError: its scheme cannot be written from here.
         """
-        ...
+        uri = self.output.uri
+        match scheme := urlsplit(uri).scheme:
+            case "file":
+                return FileStore(local_path(uri))
+            case "pvc":
+                return FileStore(volume_path(uri, self.mounts, OUTPUT_FIELD), uri)
+            case "s3":
+                bucket, key = bucket_and_key(uri, OUTPUT_FIELD)
+                return S3Store(S3Client(bucket, self._access_to_output()), key)
+            case _:
+                raise _unknown_scheme(OUTPUT_FIELD, uri, scheme, "output.uri")
 
-    def put_tree(self, folder: Path, prefix: str) -> None:
-        """Make ``prefix`` hold exactly the files of ``folder``.
+    def fetch_rows(self, uri: str, field: str, secret_ref: SecretRef | None, folder: Path) -> Path:
+        """Return the path of a file of rows; one in a bucket is copied into ``folder`` each time.
 
-        Whoever finds a COMPLETE marker finds the files that belong to it: at no moment, also after a crash and with
-        two writers at once, does a marker stand beside files of another tree.
+        Args:
+            uri: the source as written; a plain path is returned as it is.
+            field: the setting that names it, such as ``spec.data.tasks[0].source``.
+            secret_ref: the task's own Secret.
+            folder: for copies; made when it is needed.
         """
-        ...
+        match scheme := urlsplit(uri).scheme if "://" in uri else "":
+            case "" | "file":
+                return fetch_local(uri, field)
+            case "pvc":
+                return volume_path(uri, self.mounts, field)
+            case "configMap" | "configmap":  # urlsplit lowers a scheme's case
+                return config_map_path(uri, self.mounts, field)
+            case "s3":
+                bucket, key = bucket_and_key(uri, field)
+                client = S3Client(bucket, self._access_to_source(field, secret_ref))
+                return S3Store(client, "").get_file(key, folder)
+            case _:
+                raise _unknown_scheme(field, uri, scheme, "data.tasks[].source")
 
-    def delete_tree(self, prefix: str) -> None:
-        """Remove everything below ``prefix``; nothing happens when there is nothing."""
-        ...
+    def fetch_model_folder(
+        self, uri: str, secret_ref: SecretRef | None, cache: Path, check_names: Callable[[Collection[str]], None]
+    ) -> Path:
+        """Return the folder of a model; one in a bucket is copied into ``cache`` unless the same is there already.
 
-
-def open_store(uri: str) -> Store:
-    """Return the store for ``spec.output.uri``; touches nothing yet."""
-    scheme = urlsplit(uri).scheme
-    if scheme == "file":
-        return FileStore(local_path(uri))
-    raise SpecError(
-        f"spec.output.uri: {uri!r} has the scheme {scheme!r}, which is not supported yet. "
-        "Use file:///path/to/folder (three slashes)."
-    )
-
-
-def local_path(uri: str) -> Path:
-    """Return the absolute path behind ``file:///path``, percent escapes decoded.
-
-    Raises:
-        SpecError: the URI names a host or a relative path, or climbs with ``..``.
-    """
-    parts = urlsplit(uri)
-    path = unquote(uri.removeprefix("file://"))
-    if parts.scheme != "file" or not path.startswith("/"):
-        raise SpecError(f"{uri!r} is no local folder. Write file:///absolute/path (three slashes).")
-    if "\0" in path or ".." in path.split("/"):
-        raise SpecError(f"{uri!r} climbs out with '..' or holds a NUL character. Write the path it really means.")
-    return Path(path)
-
-
-class FileStore:
-    """A folder of the local file system or of a mounted volume.
-
-    Paths are walked by directory descriptors that refuse links, so a link put into a shared volume, even at the last
-    moment, leads nowhere. The root itself may be reached through links: the user named it.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    @property
-    def uri(self) -> str:
-        """The root as ``file:///path``."""
-        return self._root.as_uri()
-
-    def check_writable(self) -> None:
-        """Prove with a real file, removed again, that outputs can be written."""
-        content = secrets.token_bytes(4096)
-        name = partial_name("write-test")
-        with disk_errors("write to", self._root), self._folder((), create=True) as folder:
-            try:
-                _write_new(folder, name, content)
-                with _open(folder, name, os.O_RDONLY) as file:
-                    read_back = file.read()
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=folder)
-        if read_back != content:
-            raise StorageError(f"{self._root} gave back other bytes than were written. Check the volume behind it.")
-
-    def list(self, prefix: str = "") -> tuple[str, ...]:
-        """Return all keys below the folder ``prefix``, sorted; none when there is no such folder."""
-        parts = _parts(prefix) if prefix else ()
-        with disk_errors("list", self._path(parts)):
-            try:
-                with self._folder(parts) as folder:
-                    return tuple(sorted("/".join((*parts, name)) for name in _names_below(folder)))
-            except FileNotFoundError:
-                return ()
-
-    def exists(self, key: str) -> bool:
-        """Whether a file stands under ``key``."""
-        *above, name = _parts(key)
-        with disk_errors("look for", self._path(_parts(key))):
-            try:
-                with self._folder(tuple(above)) as folder:
-                    return stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
-            except FileNotFoundError:
-                return False
-
-    def get_bytes(self, key: str) -> bytes:
-        """Return the content of one file."""
-        *above, name = _parts(key)
-        with (
-            disk_errors("read", self._path(_parts(key))),
-            self._folder(tuple(above)) as folder,
-            _open(folder, name, os.O_RDONLY) as file,
-        ):
-            return file.read()
-
-    def put_bytes(self, key: str, content: bytes) -> None:
-        """Write one file, replacing an older one in one step."""
-        *above, name = _parts(key)
-        with disk_errors("write", self._path(_parts(key))), self._folder(tuple(above), create=True) as folder:
-            partial = partial_name(name)
-            try:
-                _write_new(folder, partial, content)
-                os.rename(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    os.unlink(partial, dir_fd=folder)
-                raise
-            os.fsync(folder)
-
-    def get_tree(self, prefix: str, folder: Path) -> None:
-        """Fetch everything below ``prefix`` into ``folder``; see ``Store.get_tree``."""
-        parts = _parts(prefix)
-        if not self.list(prefix):
-            raise DataError(f"there is nothing at {self._path(parts)}. Check the path and that it was published.")
-        partial = folder.with_name(partial_name(folder.name))
-        try:
-            with disk_errors(f"copy {self._path(parts)} to", folder):
-                partial.mkdir(parents=True)
-                with self._folder(parts) as source:
-                    _copy_out(source, partial)
-            if (partial / COMPLETE_NAME).exists():
-                verify_manifest(partial)
-            with disk_errors("create", folder):
-                # An empty folder is replaced by the rename, a full one makes it fail.
-                partial.rename(folder)
-                sync_folder(folder.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-    def put_tree(self, folder: Path, prefix: str) -> None:
-        """Make ``prefix`` hold exactly the files of ``folder``; see ``Store.put_tree``.
-
-        The tree is built under a hidden name beside its place, then takes the place by a rename: each tree that is
-        ever visible was written by one writer, to its end.
+        Args:
+            uri: ``spec.model.source``: file://, pvc:// or s3://.
+            secret_ref: ``spec.model.secretRef``.
+            cache: for copies, each in a folder named by its content.
+            check_names: is shown the names of the files before anything is copied, and raises when they are not those
+                of a model.
         """
-        *above, name = _parts(prefix)
-        files = [*content_files(folder), *_marker_files(folder)]
-        place = self._path(_parts(prefix))
-        with disk_errors("write", place), self._folder(tuple(above), create=True) as parent:
-            _remove_leftovers(parent, name)
-            partial = partial_name(name)
-            os.mkdir(partial, dir_fd=parent)
-            try:
-                # One descriptor for all files: when a newer writer clears the folder away, this one must not make it
-                # again by name and go on with half of its files.
-                with _walk(os.dup(parent), (partial,), create=False) as target:
-                    for path in files:
-                        _copy_in(path, target, path.relative_to(folder).parts)
-                    os.fsync(target)
-                _swap_in(parent, partial, name)
-            finally:
-                _remove(parent, partial, owner=name)
+        field = "spec.model.source"
+        match scheme := urlsplit(uri).scheme:
+            case "file":
+                return local_path(uri)
+            case "pvc":
+                return volume_path(uri, self.mounts, field)
+            case "s3":
+                bucket, key = bucket_and_key(uri, field)
+                client = S3Client(bucket, self._access_to_source(field, secret_ref))
+                return S3Store(client, key).cached_folder(cache / "s3", check_names)
+            case _:
+                raise _unknown_scheme(field, uri, scheme, "model.source")
 
-    def delete_tree(self, prefix: str) -> None:
-        """Remove everything below ``prefix``; nothing happens when there is nothing."""
-        *above, name = _parts(prefix)
-        with disk_errors("remove", self._path(_parts(prefix))):
-            try:
-                with self._folder(tuple(above)) as parent:
-                    _remove_leftovers(parent, name)
-                    _remove(parent, name, owner=name)
-            except FileNotFoundError:
-                return
+    def hub_token(self, secret_ref: SecretRef | None, environment: Mapping[str, str]) -> str | None:
+        """Return the hub's token: of the model's Secret where there is one, else HF_TOKEN of the environment."""
+        secret = self._secret(secret_ref, "spec.model.secretRef")
+        if secret is None:
+            return environment.get("HF_TOKEN") or None
+        return read_key(secret, "HF_TOKEN") or read_key(secret, "token")
 
-    def _path(self, parts: tuple[str, ...]) -> Path:
-        """The path to show in messages; never opened."""
-        return self._root.joinpath(*parts)
+    def _access_to_output(self) -> S3Access:
+        secret = self._secret(self.output.secret_ref, "spec.output.secretRef")
+        return S3Access(self.output.endpoint, secret, OUTPUT_FIELD, "spec.output.secretRef")
 
-    @contextmanager
-    def _folder(self, parts: tuple[str, ...], *, create: bool = False) -> Iterator[int]:
-        """Open ``root/parts`` one part after the other, following no link below the root."""
-        if create:
-            self._root.mkdir(parents=True, exist_ok=True)
-        with _walk(os.open(self._root, os.O_RDONLY | os.O_DIRECTORY), parts, create=create) as descriptor:
-            yield descriptor
+    def _access_to_source(self, field: str, secret_ref: SecretRef | None) -> S3Access:
+        own = f"{field.rpartition('.')[0]}.secretRef"
+        if secret_ref is not None and (secret := self._secret(secret_ref, own)) is not None:
+            return S3Access(None, secret, field, own)
+        if not self.output.uri.startswith("s3://"):
+            return S3Access(None, None, field, own)
+        output = self._access_to_output()
+        return S3Access(output.endpoint, output.secret, field, output.secret_field)
 
-
-def _parts(key: str) -> tuple[str, ...]:
-    """Split a key into names, each of which stays inside its folder."""
-    parts = tuple(key.split("/"))
-    for part in parts:
-        if part in ("", ".", "..") or "\0" in part or "\\" in part:
-            raise SpecError(
-                f"{key!r} is no key of a store: {part!r} is not a plain name. "
-                "Use names joined by '/', without '..', empty parts, backslashes or a leading slash."
-            )
-        if is_partial(part):
-            raise SpecError(f"{key!r} is no key of a store: names like {part!r} are kept for unfinished files.")
-    return parts
+    def _secret(self, secret_ref: SecretRef | None, field: str) -> Path | None:
+        if secret_ref is None:
+            return None
+        folder = self.mounts.secret(secret_ref.name)
+        if folder is None:
+            logger.info("secret not used, no Secrets are mounted here field=%s name=%s", field, secret_ref.name)
+        return folder
 
 
-@contextmanager
-def _walk(descriptor: int, parts: tuple[str, ...], *, create: bool) -> Iterator[int]:
-    """Yield a descriptor of the folder ``parts`` below ``descriptor``, which is closed in the end."""
-    try:
-        for part in parts:
-            if create:
-                with suppress(FileExistsError):
-                    os.mkdir(part, dir_fd=descriptor)
-                    os.fsync(descriptor)
-            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
-            os.close(descriptor)
-            descriptor = below
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _open(folder: int, name: str, flags: int) -> BinaryIO:
-    """Open a regular file of ``folder``; links, devices and pipes are refused (a pipe would block for ever)."""
-    descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode=0o666, dir_fd=folder)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "no regular file", name)
-        return os.fdopen(descriptor, "rb" if flags == os.O_RDONLY else "wb")
-    except BaseException:
-        os.close(descriptor)
-        raise
-
-
-def _create(folder: int, name: str) -> BinaryIO:
-    return _open(folder, name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _write_new(folder: int, name: str, content: bytes) -> None:
-    with _create(folder, name) as file:
-        file.write(content)
-        _sync(file)
-
-
-def _names_below(folder: int) -> Iterator[str]:
-    """Yield relative names of all files below a folder's descriptor."""
-    for parent, folders, files, descriptor in os.fwalk(dir_fd=folder, follow_symlinks=False, onerror=_raise):
-        folders[:] = [name for name in folders if not is_partial(name)]
-        for name in [*folders, *files]:
-            mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
-            if stat.S_ISLNK(mode):
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
-            if stat.S_ISREG(mode) and not is_partial(name):
-                yield Path(parent, name).as_posix()
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _copy_out(source: int, folder: Path) -> None:
-    """Copy all files below a descriptor into a local folder."""
-    for name in _names_below(source):
-        *above, last = name.split("/")
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            _walk(os.dup(source), tuple(above), create=False) as descriptor,
-            _open(descriptor, last, os.O_RDONLY) as reader,
-            target.open("xb") as writer,
-        ):
-            shutil.copyfileobj(reader, writer, _COPY_BYTES)
-            _sync(writer)
-
-
-def _copy_in(path: Path, parent: int, parts: tuple[str, ...]) -> None:
-    """Copy one local file to ``parts`` below a folder's descriptor."""
-    *above, name = parts
-    with (
-        _walk(os.dup(parent), tuple(above), create=True) as descriptor,
-        path.open("rb") as reader,
-        _create(descriptor, name) as writer,
-    ):
-        shutil.copyfileobj(reader, writer, _COPY_BYTES)
-        _sync(writer)
-        os.fsync(descriptor)
-
-
-def _swap_in(parent: int, partial: str, name: str) -> None:
-    """Give the finished tree ``partial`` its final name; the tree that had it is removed."""
-    for _ in range(_SWAP_ATTEMPTS):
-        old = partial_name(name)
-        with suppress(FileNotFoundError):
-            os.rename(name, old, src_dir_fd=parent, dst_dir_fd=parent)
-        try:
-            os.rename(partial, name, src_dir_fd=parent, dst_dir_fd=parent)
-        except OSError as error:
-            # Put back what was there, unless yet another tree has taken the place: this writer did not replace it.
-            with suppress(OSError):
-                os.rename(old, name, src_dir_fd=parent, dst_dir_fd=parent)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-        else:
-            os.fsync(parent)
-            return
-        finally:
-            _remove(parent, old, owner=name)
-    raise StorageError(f"another run keeps writing to {name!r} at the same time. Stop it, then try again.")
-
-
-def _marker_files(folder: Path) -> Iterator[Path]:
-    """Yield what ``content_files`` leaves out and a published folder needs."""
-    for name in (MANIFEST_NAME, COMPLETE_NAME):
-        if (folder / name).is_file() and not (folder / name).is_symlink():
-            yield folder / name
-
-
-def _remove_leftovers(parent: int, name: str) -> None:
-    """Remove what crashed writers of ``name`` left; one that still runs finds its files gone and fails: newest wins."""
-    for leftover in os.listdir(parent):
-        if is_partial_of(leftover, name):
-            _remove(parent, leftover, owner=name)
-
-
-def _remove(parent: int, name: str, owner: str) -> None:
-    """Remove ``name``, a file, link or tree that belongs to the tree ``owner``; nothing happens when it is not there.
-
-    It gets out of sight by one rename first: a tree that is half removed must not be taken for a whole one, nor be
-    given its final name by a writer that still runs. What resists waits for the next ``_remove_leftovers``.
-    """
-    trash = partial_name(owner)
-    with suppress(FileNotFoundError):
-        os.rename(name, trash, src_dir_fd=parent, dst_dir_fd=parent)
-        os.fsync(parent)
-        if stat.S_ISDIR(os.stat(trash, dir_fd=parent, follow_symlinks=False).st_mode):
-            shutil.rmtree(trash, ignore_errors=True, dir_fd=parent)
-        else:
-            os.unlink(trash, dir_fd=parent)
+def _unknown_scheme(field: str, uri: str, scheme: str, name: str) -> SpecError:
+    supported = " or ".join(f"{one}://" for one in SCHEMES[name])
+    return SpecError(f"{field}: {uri!r} has the scheme {scheme!r}, which is not supported here. Use {supported}.")

@@ -1,0 +1,406 @@
+"""Buckets as stores.
+
+A bucket knows no rename, so a tree appears file by file: the old marker goes first, the new one comes last, and holds
+the manifest's sha256. Files are only ever created, never overwritten (``If-None-Match: *``): a writer that was thought
+dead cannot change files of a tree that a newer one has completed. Readers take what the manifest lists and verify it.
+"""
+
+import hashlib
+import logging
+import random
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from boto3.s3.transfer import TransferConfig
+from botocore.exceptions import ClientError
+
+from finetune_trainer.durable import disk_errors, is_partial, partial_name, sync_folder, write_file
+from finetune_trainer.errors import DataError, StorageError
+from finetune_trainer.manifest import (
+    COMPLETE_NAME,
+    MANIFEST_NAME,
+    content_files,
+    is_complete,
+    marker_files,
+    read_manifest,
+    verify_manifest,
+)
+from finetune_trainer.s3_client import S3_ERRORS, S3Client
+from finetune_trainer.store import key_parts
+
+logger = logging.getLogger(__name__)
+
+PART_BYTES = 8 << 20
+_MOST_PARTS = 10_000
+_THREADS = 4
+_DELETED_AT_ONCE = 1000
+_WRITE_ATTEMPTS = 4
+_READ_ATTEMPTS = 3
+_CHECK_PATIENCE_SECONDS = 30.0
+"""Someone waits for the answer whether the output can be written: a wrong address is told soon."""
+
+_SHA256 = {"ChecksumAlgorithm": "SHA256"}
+_ONLY_NEW = {"IfNoneMatch": "*"}
+_TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchUpload", "412", "409")
+"""How a server says that a key is not free any more, or that another writer has cleared the upload away."""
+_WRITER = "writer"
+"""Metadata that tells a writer's own object, whose answer was lost, from another writer's."""
+
+
+class _DisturbedError(Exception):
+    """Another writer is at work below the same prefix."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    etag: str
+    bytes: int
+
+
+class S3Store:
+    """A bucket, or a prefix of one."""
+
+    def __init__(self, client: S3Client, root: str, part_bytes: int = PART_BYTES) -> None:
+        self._client = client
+        self._root = root
+        self._part_bytes = part_bytes
+
+    @property
+    def uri(self) -> str:
+        """The root as ``s3://bucket/path``."""
+        return f"s3://{self._client.bucket}/{self._root}".rstrip("/")
+
+    def check_writable(self) -> None:
+        """Prove with a real object, removed again, that outputs can be written."""
+        content = secrets.token_bytes(4096)
+        key = self._below(partial_name("write-test"))
+
+        def write(client: Any) -> bytes:
+            client.put_object(Bucket=self._client.bucket, Key=key, Body=content, **_SHA256)
+            read_back: bytes = client.get_object(Bucket=self._client.bucket, Key=key)["Body"].read()
+            client.delete_object(Bucket=self._client.bucket, Key=key)
+            return read_back
+
+        if self._client.call("write to", self.uri, write, _CHECK_PATIENCE_SECONDS) != content:
+            raise StorageError(f"{self.uri} gave back other bytes than were written. Check the store behind it.")
+
+    def list(self, prefix: str = "") -> tuple[str, ...]:
+        """Return all keys below the folder ``prefix``, sorted; none when there is no such folder."""
+        skip = len(self._below(""))
+        names = (key[skip:] for key in self._objects(prefix))
+        return tuple(sorted(name for name in names if not any(is_partial(part) for part in name.split("/"))))
+
+    def exists(self, key: str) -> bool:
+        """Whether a file stands under ``key``."""
+        return self._head(self._key(key)) is not None
+
+    def get_bytes(self, key: str) -> bytes:
+        """Return the content of one file."""
+        name = self._key(key)
+
+        def read(client: Any) -> bytes:
+            content: bytes = client.get_object(Bucket=self._client.bucket, Key=name, ChecksumMode="ENABLED")[
+                "Body"
+            ].read()
+            return content
+
+        return self._client.call("read", self._show(name), read)
+
+    def put_bytes(self, key: str, content: bytes) -> None:
+        """Write one file, replacing an older one in one step."""
+        name = self._key(key)
+        self._client.call(
+            "write",
+            self._show(name),
+            lambda client: client.put_object(Bucket=self._client.bucket, Key=name, Body=content, **_SHA256),
+        )
+
+    def get_file(self, key: str, folder: Path) -> Path:
+        """Copy one object into ``folder`` under its own name and return where it is.
+
+        Raises:
+            DataError: there is no such object.
+        """
+        name = self._key(key)
+        if self._head(name) is None:
+            raise DataError(f"there is no {self._show(name)}. Correct the path (a folder is not read: name one file).")
+        with disk_errors("create", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name.rpartition("/")[2]
+        self._download(name, path)
+        return path
+
+    def get_tree(self, prefix: str, folder: Path) -> None:
+        """Fetch everything below ``prefix`` into ``folder``; see ``Store.get_tree``."""
+        key_parts(prefix)
+        partial = folder.with_name(partial_name(folder.name))
+        try:
+            self._fetch_tree(prefix, partial)
+            with disk_errors("create", folder):
+                # An empty folder is replaced by the rename, a full one makes it fail.
+                partial.rename(folder)
+                sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def put_tree(self, folder: Path, prefix: str) -> None:
+        """Make ``prefix`` hold exactly the files of ``folder``; see ``Store.put_tree``."""
+        key_parts(prefix)
+        files = [*content_files(folder), *marker_files(folder)]
+        for _ in range(_WRITE_ATTEMPTS):
+            try:
+                self._write_tree(folder, files, prefix)
+            except _DisturbedError as error:
+                logger.warning("another writer is at work, starting again uri=%s reason=%s", self._show(prefix), error)
+                time.sleep(random.uniform(0.1, 2.0))
+            else:
+                return
+        raise StorageError(
+            f"another run keeps writing to {self.uri}/{prefix} at the same time. Stop it, then try again."
+        )
+
+    def delete_tree(self, prefix: str) -> None:
+        """Remove everything below ``prefix``, the marker first; nothing happens when there is nothing."""
+        key_parts(prefix)
+        self._abort_uploads(prefix)
+        marker = self._below(f"{prefix}/{COMPLETE_NAME}")
+        rest = [key for key in self._objects(prefix) if key != marker]
+        # Also when the listing did not show it: it may have been written meanwhile.
+        for keys in ([marker], *(rest[at : at + _DELETED_AT_ONCE] for at in range(0, len(rest), _DELETED_AT_ONCE))):
+            self._delete(keys)
+
+    def cached_folder(self, cache: Path, check_names: Callable[[Collection[str]], None]) -> Path:
+        """Copy what lies below the root, but not below its folders, unless ``cache`` holds the same already.
+
+        Args:
+            cache: holds a folder for every content.
+            check_names: is shown the names before anything is copied.
+        """
+        skip = len(self._below(""))
+        objects = {key[skip:]: found for key, found in self._objects("").items() if "/" not in key[skip:]}
+        if not objects:
+            raise DataError(f"there is nothing at {self.uri}. Check the path and that this is where the model lies.")
+        check_names(objects.keys())
+        identity = "".join(f"{name}\0{found.etag}\0{found.bytes}\n" for name, found in sorted(objects.items()))
+        folder = cache / hashlib.sha256(f"{self.uri}\n{identity}".encode()).hexdigest()[:32]
+        if folder.is_dir():
+            return folder
+        partial = folder.with_name(partial_name(folder.name))
+        try:
+            self._download_all("", [name for name in objects if not is_partial(name)], partial)
+            if is_complete(partial):
+                verify_manifest(partial)
+            with disk_errors("create", folder), suppress(FileExistsError):
+                # Another job may have fetched the same meanwhile.
+                if not folder.is_dir():
+                    partial.rename(folder)
+                    sync_folder(cache)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder
+
+    # --- keys
+
+    def _key(self, key: str) -> str:
+        return self._below("/".join(key_parts(key)))
+
+    def _below(self, name: str) -> str:
+        return f"{self._root}/{name}" if self._root else name
+
+    def _show(self, name: str) -> str:
+        """Return a key of the bucket as a URI, for messages."""
+        return f"s3://{self._client.bucket}/{name}"
+
+    # --- reading
+
+    def _head(self, key: str) -> dict[str, Any] | None:
+        def head(client: Any) -> dict[str, Any] | None:
+            try:
+                found: dict[str, Any] = client.head_object(Bucket=self._client.bucket, Key=key)
+                return found
+            except ClientError as error:
+                if self._client.is_missing(error):
+                    return None
+                raise
+
+        return self._client.call("look for", self._show(key), head)
+
+    def _objects(self, prefix: str) -> dict[str, _Object]:
+        """Return the bucket's keys below the folder ``prefix``; names that end in a slash stand for folders only."""
+        start = self._below("/".join((*key_parts(prefix), "")) if prefix else "")
+
+        def list_all(client: Any) -> dict[str, _Object]:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._client.bucket, Prefix=start)
+            return {
+                entry["Key"]: _Object(entry["ETag"], entry["Size"])
+                for page in pages
+                for entry in page.get("Contents", ())
+                if not entry["Key"].endswith("/")
+            }
+
+        return self._client.call("list", self._show(start), list_all)
+
+    def _fetch_tree(self, prefix: str, folder: Path) -> None:
+        marker = self._key(f"{prefix}/{COMPLETE_NAME}")
+        for attempt in range(_READ_ATTEMPTS):
+            shutil.rmtree(folder, ignore_errors=True)
+            names = self.list(prefix)
+            if not names:
+                raise DataError(f"there is nothing at {self.uri}/{prefix}. Check the path and that it was published.")
+            before = self._head(marker)
+            try:
+                if before is None:
+                    self._download_all(prefix, [name.removeprefix(f"{prefix}/") for name in names], folder)
+                else:
+                    self._download_complete(prefix, folder)
+            except (DataError, StorageError):
+                # A writer may have replaced the tree while it was read; that shows in its marker.
+                if _etag(self._head(marker)) == _etag(before) or attempt == _READ_ATTEMPTS - 1:
+                    raise
+                continue
+            return
+
+    def _download_complete(self, prefix: str, folder: Path) -> None:
+        """Fetch what the manifest lists, and nothing that another writer may have left beside it."""
+        write_file(folder / MANIFEST_NAME, self.get_bytes(f"{prefix}/{MANIFEST_NAME}"))
+        write_file(folder / COMPLETE_NAME, self.get_bytes(f"{prefix}/{COMPLETE_NAME}"))
+        self._download_all(prefix, [entry.path for entry in read_manifest(folder).files], folder)
+        verify_manifest(folder)
+
+    def _download_all(self, prefix: str, names: Collection[str], folder: Path) -> None:
+        for name in names:
+            # The names come from the store: one that climbs out must not be written.
+            path = folder.joinpath(*key_parts(name))
+            with disk_errors("create", path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._download(self._key(f"{prefix}/{name}" if prefix else name), path)
+
+    def _download(self, key: str, path: Path) -> None:
+        transfer = TransferConfig(max_concurrency=_THREADS, multipart_chunksize=self._part_bytes)
+
+        def fetch(client: Any) -> None:
+            client.download_file(self._client.bucket, key, str(path), Config=transfer)
+
+        with disk_errors("write", path):
+            self._client.call("read", self._show(key), fetch)
+
+    # --- writing
+
+    def _write_tree(self, folder: Path, files: Sequence[Path], prefix: str) -> None:
+        self.delete_tree(prefix)
+        writer = secrets.token_hex(16)
+        *content, marker = files if files and files[-1] == folder / COMPLETE_NAME else [*files, None]
+        written = {}
+        for path in content:
+            assert path is not None
+            key = self._key(f"{prefix}/{path.relative_to(folder).as_posix()}")
+            written[key] = self._create(path, key, writer)
+        self._refuse_others(prefix, written)
+        if marker is None:
+            return
+        key = self._key(f"{prefix}/{COMPLETE_NAME}")
+        written[key] = self._create(marker, key, writer)
+        try:
+            self._refuse_others(prefix, written)
+        except _DisturbedError:
+            self._delete([key])
+            raise
+
+    def _refuse_others(self, prefix: str, written: dict[str, str]) -> None:
+        found = {key: entry.etag for key, entry in self._objects(prefix).items()}
+        if others := sorted(key for key in found.keys() | written.keys() if found.get(key) != written.get(key)):
+            raise _DisturbedError(f"{self._show(others[0])} is not what was written there")
+
+    def _create(self, path: Path, key: str, writer: str) -> str:
+        """Upload one file under a key that must be free; return its ETag."""
+        with disk_errors("read", path):
+            size = path.stat().st_size
+
+        def upload(client: Any) -> str:
+            try:
+                if size <= self._part_bytes:
+                    return self._put(client, path, key, writer)
+                return self._put_parts(client, path, size, key, writer)
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") not in _TAKEN:
+                    raise
+                # By this very upload when its answer was lost, else by another writer.
+                return self._etag_of_own(key, writer)
+
+        with disk_errors("read", path):
+            return self._client.call("write", self._show(key), upload)
+
+    def _put(self, client: Any, path: Path, key: str, writer: str) -> str:
+        with path.open("rb") as file:
+            answer = client.put_object(
+                Bucket=self._client.bucket, Key=key, Body=file, Metadata={_WRITER: writer}, **_SHA256, **_ONLY_NEW
+            )
+        return str(answer["ETag"])
+
+    def _put_parts(self, client: Any, path: Path, size: int, key: str, writer: str) -> str:
+        target = {"Bucket": self._client.bucket, "Key": key}
+        upload = client.create_multipart_upload(**target, Metadata={_WRITER: writer}, **_SHA256)["UploadId"]
+        step = max(self._part_bytes, -(-size // _MOST_PARTS))
+
+        def put(number: int) -> dict[str, Any]:
+            with path.open("rb") as file:
+                file.seek((number - 1) * step)
+                content = file.read(step)
+            answer = client.upload_part(**target, UploadId=upload, PartNumber=number, Body=content, **_SHA256)
+            return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": answer["ChecksumSHA256"]}
+
+        try:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                parts = list(pool.map(put, range(1, -(-size // step) + 1)))
+            answer = client.complete_multipart_upload(
+                **target, UploadId=upload, MultipartUpload={"Parts": parts}, **_ONLY_NEW
+            )
+        except BaseException:
+            with suppress(*S3_ERRORS):
+                client.abort_multipart_upload(**target, UploadId=upload)
+            raise
+        return str(answer["ETag"])
+
+    def _etag_of_own(self, key: str, writer: str) -> str:
+        found = self._head(key)
+        if found is None or found.get("Metadata", {}).get(_WRITER) != writer:
+            raise _DisturbedError(f"{self._show(key)} was written by another run")
+        return str(found["ETag"])
+
+    def _abort_uploads(self, prefix: str) -> None:
+        """End what crashed writers left: parts of unfinished uploads are invisible and cost money."""
+        start = f"{self._key(prefix)}/"
+
+        def abort(client: Any) -> None:
+            pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self._client.bucket, Prefix=start)
+            for page in pages:
+                for upload in page.get("Uploads", ()):
+                    client.abort_multipart_upload(
+                        Bucket=self._client.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+
+        try:
+            self._client.call("clean up", self._show(start), abort, patience_seconds=0)
+        except StorageError as error:
+            # Not everyone who may write may list uploads; a lifecycle rule of the bucket does the same.
+            logger.info("unfinished uploads stay uri=%s reason=%s", self._show(start), error)
+
+    def _delete(self, keys: Collection[str]) -> None:
+        # One request a key: DeleteObjects reports refusals key by key, and not every server has it.
+        def delete(client: Any) -> None:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                for _ in pool.map(lambda key: client.delete_object(Bucket=self._client.bucket, Key=key), keys):
+                    pass
+
+        self._client.call("remove", self._show(next(iter(keys))), delete)
+
+
+def _etag(found: dict[str, Any] | None) -> str:
+    return "" if found is None else str(found["ETag"])

@@ -1,0 +1,131 @@
+"""The run's state in the output store, for stages whose pods share no disk. A laptop's workspace needs none of this.
+
+Below the job's prefix: ``state/*.json`` (results), ``state/tuned`` (weights), ``state/predictions.parquet`` and, while
+training, ``checkpoints/step-000100``. Trees are complete when their marker is there.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.status import Checkpoint
+from finetune_trainer.checkpoint import folder_of, newest_complete
+from finetune_trainer.durable import disk_errors, write_file
+from finetune_trainer.errors import DataError, SpecError
+from finetune_trainer.manifest import COMPLETE_NAME, is_complete
+from finetune_trainer.store import Store
+from finetune_trainer.workspace import RESULTS, Workspace
+
+logger = logging.getLogger(__name__)
+
+MOST_LISTED = 5
+_MARKER = re.compile(rf"step-(\d+)/{COMPLETE_NAME}")
+
+
+@dataclass(frozen=True, slots=True)
+class SharedState:
+    """What stages leave to each other in the output store."""
+
+    store: Store
+    prefix: str
+    """The job's folder in the store."""
+    workspace: Workspace
+
+    # --- results
+
+    def pull_results(self) -> None:
+        """Bring the results of finished stages into the workspace."""
+        present = set(self.store.list(f"{self.prefix}/state"))
+        for name in RESULTS:
+            if (key := self._result_key(name)) in present:
+                write_file(self.workspace.result_file(name), self.store.get_bytes(key))
+
+    def push_result(self, name: str) -> None:
+        """Store one result of the workspace."""
+        path = self.workspace.result_file(name)
+        with disk_errors("read", path):
+            content = path.read_bytes()
+        self.store.put_bytes(self._result_key(name), content)
+
+    # --- the tuned weights and what they answered
+
+    def has_tuned(self) -> bool:
+        """Whether the tuned weights are there, whole."""
+        return self.store.exists(f"{self.prefix}/state/tuned/{COMPLETE_NAME}")
+
+    def pull_tuned(self) -> None:
+        """Bring the tuned weights into the workspace.
+
+        Raises:
+            SpecError: training has not ended yet.
+        """
+        if is_complete(self.workspace.tuned):
+            return
+        if not self.has_tuned():
+            raise SpecError(f"{self._show('state/tuned')} is not there: the train stage has not ended; run it first.")
+        self.store.get_tree(f"{self.prefix}/state/tuned", self.workspace.tuned)
+
+    def push_tuned(self) -> None:
+        """Store the tuned weights; checkpoints are of no use any more and go."""
+        self.store.put_tree(self.workspace.tuned, f"{self.prefix}/state/tuned")
+
+    def pull_predictions(self) -> None:
+        """Bring the test rows' answers into the workspace's report, if they are there."""
+        key = f"{self.prefix}/state/{self.workspace.predictions.name}"
+        if self.store.exists(key):
+            write_file(self.workspace.predictions, self.store.get_bytes(key))
+
+    def push_predictions(self) -> None:
+        """Store the test rows' answers."""
+        path = self.workspace.predictions
+        with disk_errors("read", path):
+            content = path.read_bytes()
+        self.store.put_bytes(f"{self.prefix}/state/{path.name}", content)
+
+    # --- checkpoints
+
+    def pull_checkpoint(self) -> None:
+        """Bring the newest complete checkpoint into the workspace, unless it holds one; nothing where there is none."""
+        if newest_complete(self.workspace.checkpoints) is not None:
+            return
+        for step in self.complete_steps():
+            try:
+                self.store.get_tree(self._checkpoint_key(step), folder_of(self.workspace.checkpoints, step))
+            except DataError as error:
+                # An older one is better than to begin anew.
+                logger.warning("checkpoint is damaged step=%s reason=%s", step, error)
+            else:
+                return
+
+    def push_checkpoint(self, folder: Path, step: int, keep: int) -> None:
+        """Store a sealed checkpoint, then remove all but the ``keep`` newest complete ones."""
+        self.store.put_tree(folder, self._checkpoint_key(step))
+        for old in self.complete_steps()[keep:]:
+            self.store.delete_tree(self._checkpoint_key(old))
+
+    def drop_checkpoints(self) -> None:
+        """Remove all checkpoints."""
+        self.store.delete_tree(f"{self.prefix}/checkpoints")
+
+    def complete_steps(self) -> list[int]:
+        """Return the steps of the complete checkpoints, newest first."""
+        found = (_MARKER.fullmatch(key.removeprefix(f"{self.prefix}/checkpoints/")) for key in self._checkpoint_keys())
+        return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def checkpoints(self) -> tuple[Checkpoint, ...]:
+        """Return the newest complete checkpoints, as the status lists them."""
+        steps = self.complete_steps()[:MOST_LISTED]
+        return tuple(Checkpoint(step=step, uri=f"{self.store.uri}/{self._checkpoint_key(step)}") for step in steps)
+
+    def _checkpoint_keys(self) -> tuple[str, ...]:
+        return self.store.list(f"{self.prefix}/checkpoints")
+
+    def _checkpoint_key(self, step: int) -> str:
+        return f"{self.prefix}/checkpoints/step-{step:06d}"
+
+    def _result_key(self, name: str) -> str:
+        return f"{self.prefix}/state/{name}.json"
+
+    def _show(self, name: str) -> str:
+        return f"{self.store.uri}/{self.prefix}/{name}"
