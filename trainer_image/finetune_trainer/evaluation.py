@@ -1,13 +1,15 @@
 """Compare the tuned model with its base on the test split, with the base given its best chance.
 
-Everything that is chosen (the base's template, how label likelihoods are compared) is chosen on the validation split;
-the test split is scored once and decides nothing. Each model is asked for once and answers all its questions then, so
+Everything that is chosen (the base's template, how label likelihoods are compared) is chosen on the validation split,
+or, where the job keeps none back, on training rows, which the base has not seen either; the test split is scored once
+and decides nothing. Each model is asked for once and answers all its questions then, so
 that two loads never have to be in memory together.
 """
 
+import operator
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,29 +20,54 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import EvaluationReport, MetricComparison, Progress, PromptChoice, SideBySide, Stage
+from finetune_api.report import (
+    EvaluationReport,
+    HarnessAccuracy,
+    MetricComparison,
+    Progress,
+    PromptChoice,
+    SideBySide,
+    Stage,
+)
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError, TrainingDivergedError
 from finetune_trainer.example import Encoded, Example
+from finetune_trainer.figure import (
+    Figure,
+    bleu_figure,
+    chrf_figure,
+    macro_f1_figure,
+    mean_figure,
+    perplexity_figure,
+    signatures,
+    token_f1,
+)
+from finetune_trainer.gate import Measurement, judge_gates
 from finetune_trainer.generation import generate
 from finetune_trainer.labels import (
     Normaliser,
     PromptDecision,
     choose_prompt,
     collect_scores,
+    harness_accuracy,
     label_prior,
     predict,
     with_label,
 )
+from finetune_trainer.memory import memory_errors
 from finetune_trainer.metrics import ROUGE_NAMES, exact_match, perplexity, rouge, rouge_reads
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.split import Split
-from finetune_trainer.statistics import FEW_ROWS, Interval, paired_bootstrap, paired_bootstrap_perplexity
+from finetune_trainer.statistics import FEW_ROWS, paired_difference
+from finetune_trainer.verdict import LEADING_METRICS
 
 Floats = NDArray[np.float64]
 
 CHOICE_ROWS = 200
 """Validation rows per task that the base's prompt is chosen on: enough to tell 0.60 from 0.75, cheap to score."""
+
+_BY_LABEL = ("accuracy", "macro_f1")
+"""Figures of the label that a model finds likeliest; the others are of what it writes, or of what it was to write."""
 
 LONGEST_ANSWER_TOKENS = 64
 SPARE_ANSWER_TOKENS = 8
@@ -76,12 +103,15 @@ class _Paper:
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
     templates: int
-    validation: list[Example]
+    choice: list[Example]
+    """Rows that the base's prompt is chosen on; empty when there is nothing to choose."""
+    choice_split: Split
+    """Where they come from: validation, or train where the job keeps no validation rows back."""
     test: list[Example]
 
     @property
     def generates(self) -> bool:
-        return "exact_match" in self.metrics or "rouge" in self.metrics
+        return not {*self.metrics} <= {"accuracy", "perplexity"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +124,18 @@ class _Answers:
     """Of the tokens of the expected completions, end token included."""
     labels: list[str] | None
     texts: list[str] | None
+    harness: tuple[float, float] | None = None
+    """acc and acc_norm as lm-evaluation-harness computes them, of a task with labels."""
 
     @property
     def references(self) -> list[str]:
         return [example.completion.strip() for example in self.examples]
 
 
-@dataclass(frozen=True, slots=True)
-class _RowScores:
-    """One metric, row by row, of both models."""
-
-    metric: str
-    base: Floats
-    tuned: Floats
-
-
+@memory_errors(
+    "a batch of the evaluation",
+    "lower spec.data.maxLength or spec.evaluation.generation.maxNewTokens, or give it more memory",
+)
 def evaluate(
     model: Pair,
     tokenizer: PreTrainedTokenizerBase,
@@ -121,8 +148,9 @@ def evaluate(
     """Return the comparison on the test split, and what both models said to every row of it.
 
     Raises:
-        DataError: a task has no validation or no test row.
+        DataError: a task has no test row, or none that the base's prompt can be chosen on.
         TrainingDivergedError: a model's log-probabilities are not numbers.
+        OutOfMemoryError: a batch did not fit.
     """
     started = time.monotonic()
     seed = job.spec.training.seed
@@ -158,16 +186,25 @@ def evaluate(
         tuned_answers = {paper.task: tuned_examiner.answer(paper, None) for paper in papers}
 
     metrics: list[MetricComparison] = []
+    measured: dict[str, Measurement] = {}
     examples: list[SideBySide] = []
     predictions: list[dict[str, object]] = []
     for paper in papers:
         answers = base_answers[paper.task], tuned_answers[paper.task]
-        scores = _score_rows(paper, *answers)
-        metrics += _compare(paper, *answers, scores, decisions[paper.task], label_decisions[paper.task], seed)
-        examples += _pick_examples(paper, *answers, scores)
+        figures = [(base, tuned) for base, tuned in zip(*(_figures(paper, one) for one in answers), strict=True)]
+        for base_figure, tuned_figure in figures:
+            name = base_figure.name
+            found = measured[f"{paper.task}.{name}"] = _measure(base_figure, tuned_figure, seed)
+            decision = (label_decisions if name in _BY_LABEL else decisions)[paper.task]
+            metrics.append(_comparison(paper.task, name, found, _notes(paper, name, answers[1], decision)))
+        examples += _pick_examples(paper, *answers, {base.name: (base, tuned) for base, tuned in figures})
         predictions += _prediction_rows(paper, *answers)
     report = EvaluationReport(
         metrics=tuple(metrics),
+        gates=judge_gates(job.spec.evaluation.gates, measured),
+        harness=tuple(
+            found for paper in papers for found in _harness(paper, base_answers[paper.task], tuned_answers[paper.task])
+        ),
         prompt_choices=tuple(
             _prompt_choice(paper.task, label_decisions[paper.task]) for paper in papers if "accuracy" in paper.metrics
         ),
@@ -231,22 +268,22 @@ class _Examiner:
     meter: _Meter
 
     def choose(self, paper: _Paper) -> PromptDecision:
-        """Choose template and normaliser on validation rows: by accuracy, or by perplexity where there are no labels.
+        """Choose template and normaliser: by accuracy, or by perplexity where there are no labels.
 
         With a single template and no labels there is nothing to choose, and nothing is scored.
         """
         if paper.labels:
             scores = {
                 template: collect_scores(
-                    self._label_logprobs(paper.labels, self._rendered(paper.validation, template)), len(paper.labels)
+                    self._label_logprobs(paper.labels, self._rendered(paper.choice, template)), len(paper.labels)
                 )
                 for template in range(paper.templates)
             }
-            return choose_prompt(scores, _label_indices(paper.labels, paper.validation), tuple(Normaliser))
+            return choose_prompt(scores, _label_indices(paper.labels, paper.choice), tuple(Normaliser))
         if paper.templates == 1:
             return PromptDecision(0, Normaliser.SUM, np.zeros(0), 0.0, {})
         perplexities = {
-            template: perplexity(self._completion_logprobs(self._rendered(paper.validation, template)))
+            template: perplexity(self._completion_logprobs(self._rendered(paper.choice, template)))
             for template in range(paper.templates)
         }
         best = min(perplexities, key=lambda template: perplexities[template])
@@ -266,7 +303,8 @@ class _Examiner:
         chosen = predict(scores, normaliser, prior)
         right = _label_indices(paper.labels, examples)
         expected = [logprobs[row * len(paper.labels) + label] for row, label in enumerate(right)]
-        return _Answers(examples, expected, [paper.labels[label] for label in chosen], texts)
+        harness = harness_accuracy(logprobs, paper.labels, right, self.renderer.end_length)
+        return _Answers(examples, expected, [paper.labels[label] for label in chosen], texts, harness)
 
     def _rendered(self, examples: Sequence[Example], template: int) -> list[Example]:
         return [self.dataset.rendered(example, template) for example in examples]
@@ -295,9 +333,13 @@ class _Examiner:
             self.meter.part(len(rows), f"scoring {self.name} model"),
         )
         if not all(np.isfinite(row).all() for row in logprobs):
+            remedy = (
+                "Set spec.model.dtype: float32, or choose another model in spec.model.source."
+                if self.name == "base"
+                else "Lower spec.training.learningRate or set spec.training.precision: fp32."
+            )
             raise TrainingDivergedError(
-                f"the {self.name} model's log-probabilities are not finite: its weights hold NaN or overflow. "
-                "Lower spec.training.learningRate or set spec.training.precision: fp32."
+                f"the {self.name} model's log-probabilities are not finite: its weights hold NaN or overflow. {remedy}"
             )
         return logprobs
 
@@ -317,15 +359,15 @@ class _Examiner:
 def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
     seed = job.spec.training.seed
     labels = dataset.labels(task)
-    validation, test = (
-        [example for example in dataset.examples(split) if example.task == task]
-        for split in (Split.VALIDATION, Split.TEST)
+    choice_split = Split.VALIDATION if job.spec.data.splits.validation else Split.TRAIN
+    choice, test = (
+        [example for example in dataset.examples(split) if example.task == task] for split in (choice_split, Split.TEST)
     )
     templates = len(dataset.task(task).templates)
     has_choice = bool(labels) or templates > 1
-    if not test or (has_choice and not validation):
+    if not test or (has_choice and not choice):
         raise DataError(
-            f"task {task!r} has {len(test)} test rows and {len(validation)} validation rows; evaluation measures on "
+            f"task {task!r} has {len(test)} test rows and {len(choice)} {choice_split} rows; evaluation measures on "
             "the first and chooses the base model's prompt on the second. Raise spec.data.splits.test and "
             "spec.data.splits.validation, or give the task more rows."
         )
@@ -334,7 +376,8 @@ def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
         labels=labels,
         metrics=_metrics_of(labels, job),
         templates=templates,
-        validation=choose_rows(validation, CHOICE_ROWS, seed) if has_choice else [],
+        choice=choose_rows(choice, CHOICE_ROWS, seed) if has_choice else [],
+        choice_split=choice_split,
         test=choose_rows(test, job.spec.evaluation.max_examples, seed),
     )
 
@@ -349,7 +392,7 @@ def _metrics_of(labels: Sequence[str], job: FineTuneJob) -> tuple[str, ...]:
 
 def _work(paper: _Paper, job_format: str) -> int:
     formats = 2 if paper.labels and job_format == "chat" else 1
-    return formats * len(paper.validation) * paper.templates + 2 * len(paper.test) * (2 if paper.generates else 1)
+    return formats * len(paper.choice) * paper.templates + 2 * len(paper.test) * (2 if paper.generates else 1)
 
 
 def _label_indices(labels: Sequence[str], examples: Sequence[Example]) -> NDArray[np.int64]:
@@ -357,100 +400,78 @@ def _label_indices(labels: Sequence[str], examples: Sequence[Example]) -> NDArra
     return np.array([index[example.completion.strip()] for example in examples], dtype=np.int64)
 
 
-def _score_rows(paper: _Paper, base: _Answers, tuned: _Answers) -> list[_RowScores]:
-    """Return the metrics that every row has of its own, the most telling first."""
-    scores: list[_RowScores] = []
+def _figures(paper: _Paper, answers: _Answers) -> list[Figure]:
+    """Return what one model's answers amount to, the most telling first."""
+    figures: list[Figure] = []
+    expected = answers.references
     if "accuracy" in paper.metrics:
-        scores.append(_RowScores("accuracy", _right_labels(base), _right_labels(tuned)))
+        said = answers.labels or []
+        figures.append(_mean_of(operator.eq, "accuracy", said, expected))
+        figures.append(macro_f1_figure(said, expected, paper.labels))
+    texts = answers.texts or []
     if "rouge" in paper.metrics:
-        of_base, of_tuned = _rouge_rows(base), _rouge_rows(tuned)
-        scores += [_RowScores(name, of_base[name], of_tuned[name]) for name in ROUGE_NAMES]
+        scores = [rouge(text, reference) for text, reference in zip(texts, expected, strict=True)]
+        figures += [mean_figure(name, [score[name].f1 for score in scores]) for name in ROUGE_NAMES]
     if "exact_match" in paper.metrics:
-        scores.append(_RowScores("exact_match", _matches(base), _matches(tuned)))
-    return scores
+        figures.append(_mean_of(exact_match, "exact_match", texts, expected))
+    if "token_f1" in paper.metrics:
+        figures.append(_mean_of(token_f1, "token_f1", texts, expected))
+    if "bleu" in paper.metrics:
+        figures.append(bleu_figure(texts, expected))
+    if "chrf" in paper.metrics:
+        figures.append(chrf_figure(texts, expected))
+    return [*figures, perplexity_figure(answers.logprobs)]
 
 
-def _right_labels(answers: _Answers) -> Floats:
-    pairs = zip(answers.labels or (), answers.references, strict=True)
-    return np.array([label == reference for label, reference in pairs], dtype=np.float64)
+def _mean_of(score: Callable[[str, str], float], name: str, said: Sequence[str], expected: Sequence[str]) -> Figure:
+    return mean_figure(name, [float(score(one, reference)) for one, reference in zip(said, expected, strict=True)])
 
 
-def _matches(answers: _Answers) -> Floats:
-    pairs = zip(answers.texts or (), answers.references, strict=True)
-    return np.array([exact_match(text, reference) for text, reference in pairs], dtype=np.float64)
+def _measure(base: Figure, tuned: Figure, seed: int) -> Measurement:
+    return Measurement(
+        base=base.value,
+        tuned=tuned.value,
+        difference=paired_difference(base.rows, tuned.rows, base.combine, seed),
+        rows=len(base.rows),
+        higher_is_better=base.higher_is_better,
+    )
 
 
-def _rouge_rows(answers: _Answers) -> dict[str, Floats]:
-    pairs = zip(answers.texts or (), answers.references, strict=True)
-    scores = [rouge(text, reference) for text, reference in pairs]
-    return {name: np.array([score[name].f1 for score in scores], dtype=np.float64) for name in ROUGE_NAMES}
-
-
-def _compare(
-    paper: _Paper,
-    base: _Answers,
-    tuned: _Answers,
-    scores: Sequence[_RowScores],
-    decision: PromptDecision,
-    label_decision: PromptDecision,
-    seed: int,
-) -> list[MetricComparison]:
-    comparisons = [
-        _comparison(
-            paper,
-            row_scores.metric,
-            (float(row_scores.base.mean()), float(row_scores.tuned.mean())),
-            paired_bootstrap(row_scores.base, row_scores.tuned, seed),
-            _notes(paper, row_scores.metric, tuned, label_decision if row_scores.metric == "accuracy" else decision),
-        )
-        for row_scores in scores
-    ]
-    both = perplexity(base.logprobs), perplexity(tuned.logprobs)
-    interval = paired_bootstrap_perplexity(_likelihood_columns(base), _likelihood_columns(tuned), seed)
-    return [
-        *comparisons,
-        _comparison(paper, "perplexity", both, interval, _notes(paper, "perplexity", tuned, decision)),
-    ]
-
-
-def _comparison(
-    paper: _Paper, metric: str, both: tuple[float, float], interval: Interval, note: str
-) -> MetricComparison:
-    base, tuned = both
+def _comparison(task: str, metric: str, found: Measurement, note: str) -> MetricComparison:
+    interval = found.difference.interval()
     return MetricComparison(
-        task=paper.task,
+        task=task,
         metric=metric,
-        base=base,
-        tuned=tuned,
-        delta=tuned - base,
+        base=found.base,
+        tuned=found.tuned,
+        delta=found.difference.measured,
         low=interval.low,
         high=interval.high,
-        rows=len(paper.test),
-        higher_is_better=metric != "perplexity",
+        rows=found.rows,
+        higher_is_better=found.higher_is_better,
         note=note,
     )
 
 
-def _likelihood_columns(answers: _Answers) -> tuple[list[float], list[int]]:
-    return [-float(row.sum()) for row in answers.logprobs], [len(row) for row in answers.logprobs]
-
-
 def _notes(paper: _Paper, metric: str, tuned: _Answers, decision: PromptDecision) -> str:
     notes = []
-    if metric == "accuracy":
+    if metric in _BY_LABEL:
         notes.append(
             f"by label likelihood; base asked by {f'{decision.format} template'.lstrip()} {decision.template}, "
-            f"likelihoods compared by {decision.normaliser}, both chosen on {len(paper.validation)} validation rows"
+            f"likelihoods compared by {decision.normaliser}, both chosen on {_chosen_on(paper)}"
         )
     elif paper.templates > 1:
-        notes.append(
-            f"base asked by template {decision.template} of {paper.templates}, chosen on "
-            f"{len(paper.validation)} validation rows"
-        )
+        notes.append(f"base asked by template {decision.template} of {paper.templates}, chosen on {_chosen_on(paper)}")
     if metric in ROUGE_NAMES:
         notes.append("F1, no stemming")
         if not all(rouge_reads(reference) for reference in tuned.references):
             notes.append("some references hold letters outside a-z, which ROUGE does not see")
+    if metric == "macro_f1":
+        notes.append(f"mean of the F1 of {len(paper.labels)} labels")
+    if metric == "token_f1":
+        notes.append("shared words as SQuAD counts them: articles, case and punctuation aside")
+    if metric in ("bleu", "chrf"):
+        notes.append(f"sacrebleu {signatures()[metric]}, from 0 to 1")
     if metric == "perplexity":
         notes.append("over completion tokens, end token included")
     if len(paper.test) < FEW_ROWS:
@@ -458,11 +479,23 @@ def _notes(paper: _Paper, metric: str, tuned: _Answers, decision: PromptDecision
     return "; ".join(notes)
 
 
+def _chosen_on(paper: _Paper) -> str:
+    return f"{len(paper.choice)} {'training' if paper.choice_split is Split.TRAIN else 'validation'} rows"
+
+
 def _better(own: PromptDecision, raw: PromptDecision) -> PromptDecision:
     """Return the decision with the higher validation accuracy, ``own`` when equal, with all that was tried."""
     candidates = own.candidates | {f"raw {name}": accuracy for name, accuracy in raw.candidates.items()}
     chosen = replace(raw, format="raw") if raw.accuracy > own.accuracy else own
     return replace(chosen, candidates=candidates)
+
+
+def _harness(paper: _Paper, base: _Answers, tuned: _Answers) -> Iterator[HarnessAccuracy]:
+    if base.harness is not None and tuned.harness is not None:
+        (base_acc, base_norm), (tuned_acc, tuned_norm) = base.harness, tuned.harness
+        yield HarnessAccuracy(
+            task=paper.task, base_acc=base_acc, base_acc_norm=base_norm, tuned_acc=tuned_acc, tuned_acc_norm=tuned_norm
+        )
 
 
 def _prompt_choice(task: str, decision: PromptDecision) -> PromptChoice:
@@ -476,12 +509,15 @@ def _prompt_choice(task: str, decision: PromptDecision) -> PromptChoice:
     )
 
 
-def _pick_examples(paper: _Paper, base: _Answers, tuned: _Answers, scores: Sequence[_RowScores]) -> list[SideBySide]:
-    """Return the rows that moved most either way and some that stay wrong, best first; none without row scores."""
-    if not scores:
+def _pick_examples(
+    paper: _Paper, base: _Answers, tuned: _Answers, figures: Mapping[str, tuple[Figure, Figure]]
+) -> list[SideBySide]:
+    """Return the rows that moved most either way and some that stay wrong, best first; none by perplexity alone."""
+    metric = next(name for name in LEADING_METRICS if name in figures)
+    if metric == "perplexity":
         return []
-    leading = scores[0] if scores[0].metric not in ROUGE_NAMES else next(s for s in scores if s.metric == "rougeL")
-    change = leading.tuned - leading.base
+    base_scores, tuned_scores = (figure.of_each_row for figure in figures[metric])
+    change = tuned_scores - base_scores
     # Rows that moved equally far are ordered by how much likelier the expected answer became.
     likelihood = np.array(
         [float(t.mean() - b.mean()) for b, t in zip(base.logprobs, tuned.logprobs, strict=True)], dtype=np.float64
@@ -489,8 +525,8 @@ def _pick_examples(paper: _Paper, base: _Answers, tuned: _Answers, scores: Seque
     order = sorted(range(len(change)), key=lambda row: (-change[row], -likelihood[row]))
     improved = [row for row in order if change[row] > 0][:EXAMPLES_EACH]
     worsened = [row for row in order if change[row] < 0][-EXAMPLES_EACH:]
-    still_wrong = [row for row in order if change[row] == 0 and leading.tuned[row] < 1][: EXAMPLES_EACH // 2]
-    said = (base.labels, tuned.labels) if leading.metric == "accuracy" else (base.texts, tuned.texts)
+    still_wrong = [row for row in order if change[row] == 0 and tuned_scores[row] < 1][: EXAMPLES_EACH // 2]
+    said = (base.labels, tuned.labels) if metric == "accuracy" else (base.texts, tuned.texts)
     return [
         SideBySide(
             task=paper.task,
@@ -499,9 +535,9 @@ def _pick_examples(paper: _Paper, base: _Answers, tuned: _Answers, scores: Seque
             reference=_shortened(tuned.references[row]),
             base=_shortened((said[0] or [])[row]),
             tuned=_shortened((said[1] or [])[row]),
-            metric=leading.metric,
-            base_score=float(leading.base[row]),
-            tuned_score=float(leading.tuned[row]),
+            metric=metric,
+            base_score=float(base_scores[row]),
+            tuned_score=float(tuned_scores[row]),
         )
         for row in [*improved, *still_wrong, *worsened]
     ]

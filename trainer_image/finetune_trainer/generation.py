@@ -5,12 +5,15 @@ Knows nothing of tasks or metrics; prompts come as tokens, answers leave as text
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune_trainer.model import position_limit
 
 
 class _Generates(Protocol):
@@ -30,7 +33,8 @@ def generate(
 ) -> list[str]:
     """Return what the model says after each prompt, in the order given, without special tokens.
 
-    An answer ends before the first of ``end_token_ids``, or after ``max_new_tokens``.
+    An answer ends before the first of ``end_token_ids``, after ``max_new_tokens``, or where the model has no more
+    places for tokens.
 
     Args:
         model: any causal language model with or without PEFT methods, soft prompts included; put into eval mode.
@@ -43,31 +47,52 @@ def generate(
     """
     model.eval()
     answers: dict[int, str] = {}
-    for batch in _batches([len(prompt) for prompt in prompts], batch_size, _has_soft_prompt(model)):
-        generated = _generate_batch(model, [prompts[index] for index in batch], max_new_tokens, end_token_ids)
-        for index, ids in zip(batch, generated, strict=True):
+    virtual = _virtual_tokens(model)
+    limit = position_limit(cast(PreTrainedModel, model).config)
+    room = None if limit is None else limit - virtual
+    for batch in _batches([len(prompt) for prompt in prompts], batch_size, virtual > 0, max_new_tokens, room):
+        generated = _generate_batch(model, [prompts[index] for index in batch.numbers], batch.new, end_token_ids)
+        for index, ids in zip(batch.numbers, generated, strict=True):
             answers[index] = cast(str, tokenizer.decode(ids, skip_special_tokens=True))
         on_progress(len(answers), len(prompts))
     return [answers[index] for index in range(len(prompts))]
 
 
-def _batches(lengths: Sequence[int], batch_size: int, equal_lengths: bool) -> Iterator[list[int]]:
-    """Yield prompt numbers, longest first; with ``equal_lengths`` no batch holds prompts of two lengths."""
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    numbers: list[int]
+    """Of the prompts that are answered together."""
+    new: int
+    """Tokens that each answer may have."""
+
+
+def _batches(
+    lengths: Sequence[int], batch_size: int, equal_lengths: bool, max_new_tokens: int, room: int | None
+) -> Iterator[_Batch]:
+    """Yield prompt numbers, longest first; with ``equal_lengths`` no batch holds prompts of two lengths.
+
+    Prompts whose answers get cut short by the ``room`` that prompt and answer have together are not put beside others:
+    an answer must not depend on its neighbours.
+    """
     longest_first = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    groups = groupby(longest_first, key=lambda number: lengths[number] if equal_lengths else 0)
-    for _, group in groups:
+
+    def kind(number: int) -> tuple[int, int]:
+        new = max_new_tokens if room is None else min(max_new_tokens, room - lengths[number])
+        return new, lengths[number] if equal_lengths else 0
+
+    for (new, _), group in groupby(longest_first, key=kind):
         numbers = list(group)
-        yield from (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+        yield from (_Batch(numbers[start : start + batch_size], new) for start in range(0, len(numbers), batch_size))
 
 
-def _has_soft_prompt(model: nn.Module) -> bool:
-    """Return whether PEFT puts learnt vectors before the text.
+def _virtual_tokens(model: nn.Module) -> int:
+    """Return how many learnt vectors PEFT puts before the text.
 
     It puts them before the padding, too, and drops the position ids that would make up for it: a padded prompt would
     be read at another distance from its soft prompt than in training.
     """
     config = getattr(model, "active_peft_config", None)
-    return bool(config is not None and config.is_prompt_learning)
+    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
 
 def _generate_batch(
@@ -76,7 +101,7 @@ def _generate_batch(
     input_ids, attention_mask = _pad_left(prompts, end_token_ids[0])
     device = next(model.parameters()).device
     with torch.inference_mode(), warnings.catch_warnings():
-        # Without padding, which `_has_soft_prompt` sees to, position ids say nothing that PEFT could lose.
+        # Without padding, which `_virtual_tokens` is asked for, position ids say nothing that PEFT could lose.
         warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
         output = cast(_Generates, model).generate(
             input_ids=input_ids.to(device),

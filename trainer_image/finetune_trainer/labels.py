@@ -93,6 +93,23 @@ def predict(scores: LabelScores, normaliser: Normaliser, prior: Floats) -> NDArr
     return np.asarray(np.argmax(comparable, axis=1), dtype=np.int64)
 
 
+def harness_accuracy(
+    logprobs: Sequence[Floats], labels: Sequence[str], references: NDArray[np.int64], end_tokens: int
+) -> tuple[float, float]:
+    """Return (acc, acc_norm) as lm-evaluation-harness computes them for multiple choice.
+
+    Args:
+        logprobs: of every label's completion, label by label within row by row, as `collect_scores` takes them.
+        labels: their texts; acc_norm divides by their characters.
+        references: ``[rows]``, index of the right label.
+        end_tokens: tokens at the end of every completion that are not the label's; the harness does not score them.
+    """
+    sums = np.array([row[: len(row) - end_tokens].sum() for row in logprobs]).reshape(-1, len(labels))
+    characters = np.array([len(label) for label in labels], dtype=np.float64)
+    acc, acc_norm = (float((scores.argmax(axis=1) == references).mean()) for scores in (sums, sums / characters))
+    return acc, acc_norm
+
+
 def choose_prompt(
     scores: Mapping[int, LabelScores], references: NDArray[np.int64], normalisers: Sequence[Normaliser]
 ) -> PromptDecision:

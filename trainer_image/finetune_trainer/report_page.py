@@ -30,7 +30,11 @@ ABSENT = "\N{EN DASH}"
 
 METRIC_NAMES = {
     "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
     "exact_match": "Exact match",
+    "token_f1": "Token F1",
+    "bleu": "BLEU",
+    "chrf": "chrF",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
@@ -121,6 +125,7 @@ def render_page(report: Report) -> str:
         css=Markup((files("finetune_trainer") / "report_page.css").read_text(encoding="utf-8")),
         verdict=judge(evaluation) if report.evaluation else None,
         metrics=_metric_rows(evaluation.metrics),
+        gates=evaluation.gates,
         several_tasks=len({comparison.task for comparison in evaluation.metrics}) > 1,
         chart=lay_out_loss(report.training.curve),
         example_groups=_example_groups(evaluation.examples),

@@ -1,9 +1,12 @@
 """Say how sure a difference between two models is that were measured on the same rows. Pure; every seed is given."""
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
@@ -22,57 +25,98 @@ class Interval:
     high: float
 
 
-def paired_bootstrap(
-    base: ArrayLike, tuned: ArrayLike, seed: int, samples: int = 2000, confidence: float = 0.95
-) -> Interval:
-    """Return the percentile interval of ``mean(tuned) - mean(base)``, resampling rows and keeping pairs together.
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Tuned minus base of one figure: as measured, and as it comes out when the rows are drawn again."""
 
-    Args:
-        base: ``[rows]``, the base model's score of each row.
-        tuned: ``[rows]``, the tuned model's score of the same rows in the same order.
-        seed: equal seeds give equal intervals.
-        samples: how often the rows are drawn again.
-        confidence: share of the drawn differences inside the interval.
+    measured: float
+    drawn: Floats
+    """``[samples]``, sorted."""
 
-    Raises:
-        ValueError: there is no row, or the two differ in length.
-    """
-    rows = _paired_columns(base, tuned)
-    means = _resampled_sums(rows, seed, samples) / len(rows)
-    return _percentiles(means[:, 1] - means[:, 0], confidence)
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """Return the percentile interval with ``confidence`` inside it."""
+        return _percentiles(self.drawn, confidence)
+
+    def lower_bound(self, confidence: float) -> float:
+        """Return what the difference exceeds with one-sided ``confidence``."""
+        return float(np.quantile(self.drawn, 1 - confidence))
+
+    def upper_bound(self, confidence: float) -> float:
+        """Return what the difference stays below with one-sided ``confidence``."""
+        return float(np.quantile(self.drawn, confidence))
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided, of no difference: how often a draw is on the other side of zero; never 0, samples being finite."""
+        tail = min(np.count_nonzero(self.drawn <= 0), np.count_nonzero(self.drawn >= 0))
+        return min(1.0, 2 * (int(tail) + 1) / (len(self.drawn) + 1))
 
 
-def paired_bootstrap_perplexity(
-    base: tuple[ArrayLike, ArrayLike],
-    tuned: tuple[ArrayLike, ArrayLike],
+def paired_difference(
+    base: Floats,
+    tuned: Floats,
+    combine: Callable[[Floats], Floats],
     seed: int,
+    groups: Sequence[object] | None = None,
     samples: int = 2000,
-    confidence: float = 0.95,
-) -> Interval:
-    """Return the percentile interval of the difference in perplexity, resampling rows with all their tokens.
+) -> Difference:
+    """Return how a figure of the tuned model differs from the base's, rows drawn again with both models' parts.
 
     Args:
-        base: two arrays ``[rows]``: each row's summed negative log-likelihood in nats, and its number of tokens.
+        base: ``[rows, parts]``, what each row adds to the base's figure; see `finetune_trainer.figure`.
         tuned: the same of the tuned model, rows in the same order.
-        seed: equal seeds give equal intervals.
-        samples: how often the rows are drawn again.
-        confidence: share of the drawn differences inside the interval.
+        combine: ``[…, parts]`` sums to ``[…]`` values.
+        seed: equal seeds give equal differences.
+        groups: ``[rows]``; rows of one group (a film, a customer) are drawn together, because they are alike.
+        samples: how often the rows or groups are drawn again.
 
     Raises:
-        ValueError: there is no row, or the arrays differ in length.
+        ValueError: there is no row, or the two differ in shape.
     """
-    sums = _resampled_sums(_paired_columns(*base, *tuned), seed, samples)
-    with np.errstate(over="ignore"):
-        perplexities = np.exp(sums[:, [0, 2]] / sums[:, [1, 3]])
-    return _percentiles(perplexities[:, 1] - perplexities[:, 0], confidence)
+    if base.shape != tuned.shape or base.ndim != 2 or len(base) == 0:
+        raise ValueError(f"a paired bootstrap needs rows, equally many of each; got {base.shape} and {tuned.shape}")
+    parts = base.shape[1]
+    both = np.concatenate([base, tuned], axis=1)
+    if groups is not None:
+        both = _sums_by_group(both, groups)
+    sums = _resampled_sums(both, seed, samples)
+    # Two infinite perplexities have no difference.
+    with np.errstate(invalid="ignore"):
+        drawn = combine(sums[:, parts:]) - combine(sums[:, :parts])
+        measured = combine(tuned.sum(axis=0)) - combine(base.sum(axis=0))
+    known = np.sort(drawn[~np.isnan(drawn)])
+    return Difference(float(measured), known if len(known) else np.array([np.nan]))
 
 
-def _paired_columns(*columns: ArrayLike) -> Floats:
-    arrays = [np.asarray(column, dtype=np.float64) for column in columns]
-    shapes = {array.shape for array in arrays}
-    if len(shapes) != 1 or arrays[0].ndim != 1 or len(arrays[0]) == 0:
-        raise ValueError(f"a paired bootstrap needs rows, equally many of each; got shapes {sorted(shapes)}")
-    return np.stack(arrays, axis=1)
+def adjusted_p_values(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's step-down adjustment: with many figures, some look better by luck (jstor.org/stable/4615733)."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def rows_needed(difference: Difference, rows: int, margin: float, confidence: float, power: float = 0.9) -> int | None:
+    """Return how many test rows would show with ``power`` that the difference exceeds ``margin``; absent when none do.
+
+    By the normal approximation, taking the measured difference for the true one.
+    """
+    gain = difference.measured - margin
+    error = float(difference.drawn.std())
+    if gain <= 0 or not np.isfinite(error):
+        return None
+    normal = NormalDist()
+    return max(1, math.ceil(rows * (error * (normal.inv_cdf(confidence) + normal.inv_cdf(power)) / gain) ** 2))
+
+
+def _sums_by_group(rows: Floats, groups: Sequence[object]) -> Floats:
+    number = {group: index for index, group in enumerate(dict.fromkeys(groups))}
+    sums = np.zeros((len(number), rows.shape[1]))
+    np.add.at(sums, [number[group] for group in groups], rows)
+    return sums
 
 
 def _resampled_sums(rows: Floats, seed: int, samples: int) -> Floats:

@@ -1,0 +1,100 @@
+"""The general suite: what a tuned model should not have lost, in rows that belong to no training set.
+
+Three tasks of a closed choice, scored by likelihood, and prose for the loss. All rows are made from the files beside
+this module, always the same ones in the same order. Every second row is of the development half, on which a remedy may
+be chosen; the other half decides.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+CHOICES = 4
+"""Answers beside each other at most, the right one among them."""
+
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneralRow:
+    """A sentence to be continued, and the ways to continue it."""
+
+    task: str
+    group: str
+    """Rows of one group are alike: a relation, a subject."""
+    prompt: str
+    choices: tuple[str, ...]
+    """Continuations with the blank before them."""
+    right: int
+    """Index of the right one."""
+
+
+@cache
+def general_rows() -> tuple[GeneralRow, ...]:
+    """Return all rows with a closed choice: knowledge, grammar and counting."""
+    return (*_knowledge(), *_grammar(), *_counting())
+
+
+@cache
+def general_texts() -> tuple[str, ...]:
+    """Return prose whose loss is measured, a paragraph each."""
+    return tuple(_load("texts.yaml"))
+
+
+def development_half(rows: tuple[GeneralRow, ...]) -> tuple[GeneralRow, ...]:
+    """Return the rows on which something may be chosen."""
+    return rows[0::2]
+
+
+def deciding_half(rows: tuple[GeneralRow, ...]) -> tuple[GeneralRow, ...]:
+    """Return the rows that nothing was chosen on."""
+    return rows[1::2]
+
+
+def _knowledge() -> list[GeneralRow]:
+    rows = []
+    for relation in _load("knowledge.yaml"):
+        answers = list(relation["pairs"].values())
+        for position, (subject, answer) in enumerate(relation["pairs"].items()):
+            # Neighbours in the list, so that every answer is as often wrong as it is right.
+            others = [answers[(position + step) % len(answers)] for step in range(CHOICES)]
+            rotated = others[position % CHOICES :] + others[: position % CHOICES]
+            prompt = relation["prompt"].format(subject=subject)
+            rows.append(_row("knowledge", relation["relation"], prompt, rotated, answer))
+    return rows
+
+
+def _grammar() -> list[GeneralRow]:
+    content = _load("grammar.yaml")
+    rows = []
+    for subject in content["subjects"]:
+        for number, other in (("one", "many"), ("many", "one")):
+            for attractor in content["attractors"][other]:
+                for verb in content["verbs"]:
+                    prompt = f"{subject[number]} {attractor}"
+                    rows.append(_row("grammar", subject["one"], prompt, [verb["one"], verb["many"]], verb[number]))
+    return rows
+
+
+def _counting() -> list[GeneralRow]:
+    rows = []
+    for first in range(1, 7):
+        for second in range(1, 7):
+            total = first + second
+            prompt = (
+                f"One plus one is two. Two plus three is five. {NUMBERS[first].capitalize()} plus {NUMBERS[second]} is"
+            )
+            near = [NUMBERS[value] for value in (total - 2, total - 1, total, total + 1) if 0 <= value < len(NUMBERS)]
+            rows.append(_row("counting", NUMBERS[first], prompt, near, NUMBERS[total]))
+    return rows
+
+
+def _row(task: str, group: str, prompt: str, choices: list[str], answer: str) -> GeneralRow:
+    return GeneralRow(task, group, prompt, tuple(f" {choice}" for choice in choices), choices.index(answer))
+
+
+def _load(name: str) -> Any:
+    return yaml.safe_load(files(__name__).joinpath(name).read_text("utf-8"))
