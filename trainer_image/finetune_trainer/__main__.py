@@ -1,6 +1,7 @@
 """``python -m finetune_trainer {check,train,evaluate} --spec FILE --workspace DIR``: one stage, for a pod or a shell.
 
-Progress goes to standard output, one JSON object a line; the exit code says how the stage ended (see ExitCode).
+Progress goes to standard output, one JSON object a line; the exit code says how the stage ended (see ExitCode). With
+``--attempt`` the stage shares the run's state with the other stages' pods through the output store.
 """
 
 import argparse
@@ -8,12 +9,23 @@ import logging
 import sys
 from pathlib import Path
 
-from finetune_api.job import InvalidJobError, load_job
+from finetune_api.job import FineTuneJob, InvalidJobError, load_job, spec_hash
 from finetune_api.report import ExitCode, Progress, Stage
 from finetune_api.resolve import resolve
+from finetune_api.stage_result import StageResult, bounded
 from finetune_trainer.errors import FineTuneError, SpecError
+from finetune_trainer.interrupt import stopped_at_once
+from finetune_trainer.progress import Sink
+from finetune_trainer.progress_client import open_client
+from finetune_trainer.stage_summary import failure
+from finetune_trainer.trust import add_private_authorities
 
 logger = logging.getLogger("finetune_trainer")
+
+_USUAL_PATIENCE_SECONDS = 120.0
+"""For the operator to take the result; the termination message says the same to one that has been away for longer."""
+_PATIENCE_SECONDS = {ExitCode.PREEMPTED: 10.0}
+"""Who is being stopped has little time before it is killed, which would cost its exit code."""
 
 
 class _JsonLines:
@@ -24,26 +36,72 @@ class _JsonLines:
         sys.stdout.flush()
 
 
+class _Both:
+    """Tells two sinks."""
+
+    def __init__(self, first: Sink, second: Sink) -> None:
+        self._first = first
+        self._second = second
+
+    def report(self, progress: Progress) -> None:
+        self._first.report(progress)
+        self._second.report(progress)
+
+
 def main(arguments: list[str] | None = None) -> ExitCode:
-    """Run one stage and return its exit code."""
+    """Run one stage, tell how it ended and return its exit code."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    try:
-        job = resolve(load_job(_read(options.spec), str(options.spec)))
-        # Imported here: a bad spec is answered before torch is loaded.
-        from finetune_trainer import stages
+    client = open_client()
+    result = _run(options, _JsonLines() if client is None else _Both(_JsonLines(), client))
+    if result.message:
+        logger.error("%s", result.message)
+    # First, for it needs nobody to listen.
+    _leave_last_words(result, options.termination_log)
+    if client is not None:
+        client.deliver(result, _PATIENCE_SECONDS.get(result.exit_code, _USUAL_PATIENCE_SECONDS))
+        client.close()
+    return result.exit_code
 
-        stages.run_one(Stage(options.stage), job, options.workspace, _JsonLines())
+
+def _run(options: argparse.Namespace, sink: Sink) -> StageResult:
+    stage = Stage(options.stage)
+    try:
+        with stopped_at_once(f"stopped before the {stage.value} stage began, which starts again on the next run."):
+            job = resolve(load_job(_read(options.spec), str(options.spec)))
+            _refuse_other_spec(job, options.spec_hash)
+            add_private_authorities()
+            # Imported here: a bad spec is answered before torch is loaded.
+            from finetune_trainer import stages
+
+            pod = None if options.attempt is None else stages.PodOptions(options.micro_batch_size)
+            return stages.run_one(stage, job, options.workspace, sink, pod)
     except InvalidJobError as error:
-        logger.error("%s", error)
-        return ExitCode.BAD_SPEC
+        return failure(stage, ExitCode.BAD_SPEC, str(error))
     except FineTuneError as error:
-        logger.error("%s", error)
-        return error.exit_code
-    except Exception:
+        return failure(stage, error.exit_code, str(error))
+    except Exception as error:
         logger.exception("internal error; please report it with this trace")
-        return ExitCode.INTERNAL
-    return ExitCode.OK
+        return failure(stage, ExitCode.INTERNAL, f"internal error: {type(error).__name__}: {error}")
+
+
+def _refuse_other_spec(job: FineTuneJob, expected: str | None) -> None:
+    actual = spec_hash(job.spec)
+    if expected is not None and actual != expected:
+        raise SpecError(
+            f"the spec has the hash {actual[:12]}, not {expected[:12]} as --spec-hash says: operator and trainer are "
+            "of different versions. Install the same version of both."
+        )
+
+
+def _leave_last_words(result: StageResult, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        path.write_bytes(bounded(result))
+    except OSError as error:
+        # The exit code tells the most important part; it must not be replaced by this.
+        logger.warning("termination message not written path=%s reason=%s", path, error.strerror)
 
 
 def _read(spec: Path) -> str:
@@ -57,7 +115,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="finetune_trainer", description=__doc__)
     parser.add_argument("stage", choices=[Stage.CHECK.value, Stage.TRAIN.value, Stage.EVALUATE.value])
     parser.add_argument("--spec", type=Path, required=True, help="the FineTuneJob, JSON or YAML")
+    parser.add_argument("--spec-hash", help="refuse a spec that has another hash when resolved")
     parser.add_argument("--workspace", type=Path, required=True, help="folder kept between stages and attempts")
+    parser.add_argument(
+        "--attempt", type=int, help="which try this is; given, stages share their state through the output store"
+    )
+    parser.add_argument("--micro-batch-size", type=int, help="instead of spec.training.microBatchSize")
+    parser.add_argument("--termination-log", type=Path, help="file for the result, at most 4096 bytes of JSON")
     return parser.parse_args(arguments)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -29,6 +29,16 @@ def register() -> str:
     AttentionInterface.register(NAME, packed_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
+
+
+def is_taken_by(model: PreTrainedModel) -> bool:
+    """Return whether the model's class asks the AttentionInterface, so that `NAME` can be its attention."""
+    return bool(type(model)._supports_attention_backend)
+
+
+def give_back(model: PreTrainedModel) -> None:
+    """Let ``model`` attend by the implementation that transformers would have chosen for it."""
+    model.set_attn_implementation(None)  # type: ignore[arg-type] # None is what from_pretrained has by default, too
 
 
 def packed_attention(

@@ -10,11 +10,12 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from finetune_api.spec import DataSpec, TaskSpec
 from finetune_trainer.errors import DataError
 from finetune_trainer.example import Example
-from finetune_trainer.source import Row, read_rows
+from finetune_trainer.source import Fetch, Row, fetch_local, read_rows
 from finetune_trainer.split import DuplicateStats, Split, assign_splits, draw, input_key
 from finetune_trainer.template import Template
 
@@ -98,8 +99,13 @@ class _Candidate:
     key: str
 
 
-def load_dataset(data: DataSpec, splits: Collection[Split] = tuple(Split)) -> Dataset:
+def load_dataset(data: DataSpec, splits: Collection[Split] = tuple(Split), fetch: Fetch = fetch_local) -> Dataset:
     """Read, render, check and split the rows of every task; keep those of ``splits``.
+
+    Args:
+        data: what the job says of its rows.
+        splits: whose rows can be asked for afterwards.
+        fetch: finds each task's file of rows. Default: on this machine only.
 
     Raises:
         SpecError: a template is no valid Jinja, or a source cannot be read by this program.
@@ -115,7 +121,8 @@ def load_dataset(data: DataSpec, splits: Collection[Split] = tuple(Split)) -> Da
             Template(template.prompt, template.completion, f"{field}.templates[{number}]")
             for number, template in enumerate(task.templates)
         )
-        rows = _candidates(task, templates[task.name], data.splits.group_by, seed, field)
+        file = fetch(task.source, f"{field}.source", task.secret_ref)
+        rows = _candidates(task, file, templates[task.name], data.splits.group_by, seed, field)
         renderings = _render_all(rows, task, templates[task.name], field)
         _refuse_other_labels(task, renderings, field)
         candidates += rows
@@ -143,14 +150,14 @@ def load_dataset(data: DataSpec, splits: Collection[Split] = tuple(Split)) -> Da
 
 
 def _candidates(
-    task: TaskSpec, templates: Sequence[Template], group_by: str | None, seed: int, field: str
+    task: TaskSpec, file: Path, templates: Sequence[Template], group_by: str | None, seed: int, field: str
 ) -> list[_Candidate]:
     inputs = sorted(frozenset[str]().union(*(template.prompt_columns for template in templates)))
     completions = sorted(frozenset[str]().union(*(template.completion_columns for template in templates)))
     needed = dict.fromkeys([*inputs, *completions, *([group_by] if group_by is not None else [])])
     found: dict[str, None] = {}
     candidates = []
-    for number, row in enumerate(read_rows(task.source, f"{field}.source")):
+    for number, row in enumerate(read_rows(file, f"{field}.source")):
         found.update(dict.fromkeys(row))
         values = {column: row[column] for column in needed if column in row}
         # Without columns in the prompt (plain text to continue) the completion is what tells the rows apart.

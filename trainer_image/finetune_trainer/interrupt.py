@@ -1,8 +1,12 @@
 """Turn SIGTERM and Ctrl-C into a request to stop at the next good moment."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
+
+from finetune_trainer.errors import Preempted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -32,3 +36,38 @@ class StopFlag:
         if self.event.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.event.set()
+
+
+class _StopRequest(BaseException):
+    """Passes what libraries catch while they are imported."""
+
+
+@contextlib.contextmanager
+def stopped_at_once(message: str) -> Iterator[None]:
+    """Within the block, SIGTERM and Ctrl-C end what is done there and then: for all that leaves nothing half done.
+
+    A `StopFlag` entered inside takes over. Must be entered on the main thread.
+
+    Raises:
+        Preempted: a signal came; it says ``message``.
+    """
+    was_asked = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal was_asked
+        was_asked = True
+        raise _StopRequest
+
+    previous = {number: signal.signal(number, stop) for number in _SIGNALS}
+    try:
+        yield
+    except BaseException as error:
+        # An import that was cut short may end in an error of another kind.
+        if was_asked:
+            raise Preempted(message) from error
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if was_asked:  # a library has swallowed the request
+        raise Preempted(message)

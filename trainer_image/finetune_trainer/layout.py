@@ -13,8 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
+from finetune_trainer import attention
 from finetune_trainer.example import Encoded
+from finetune_trainer.model import ModelFiles, load_model, outline_model
 from finetune_trainer.packing import pack
 
 IGNORED = -100
@@ -107,15 +110,32 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
-def choose_layout(model: nn.Module, vocabulary: int, wanted: bool) -> LayoutChoice:
+def load_for_rows(files: ModelFiles, dtype: torch.dtype, packing: bool) -> tuple[PreTrainedModel, LayoutChoice]:
+    """Load the model with the attention that its rows need: ours where they are packed, its own where they are padded.
+
+    A class that does its attention itself may be wrong in silence, and not only slow, under another implementation's
+    name: Bloom then sees the future.
+    """
+    if not packing:
+        return load_model(files, dtype, None), LayoutChoice(Layout.PADDED, "spec.data.packing is false")
+    outline = outline_model(files)
+    if not attention.is_taken_by(outline):
+        name = type(outline).__name__
+        return load_model(files, dtype, None), LayoutChoice(Layout.PADDED, f"{name} does its attention by itself")
+    model = load_model(files, dtype, attention.register())
+    choice = choose_layout(model, model.config.vocab_size)
+    if choice.layout is Layout.PADDED:
+        attention.give_back(model)
+    return model, choice
+
+
+def choose_layout(model: nn.Module, vocabulary: int) -> LayoutChoice:
     """Decide by experiment whether ``model`` gives packed examples the logits it gives them alone.
 
     Two short sequences with a common beginning are packed with a third one; every logit must be what it is when the
     sequence runs alone. State-space layers, attention that does not go through the interface and models that ignore
     positions all fail here.
     """
-    if not wanted:
-        return LayoutChoice(Layout.PADDED, "spec.data.packing is false")
     generator = torch.Generator().manual_seed(0)
     first, second, third = torch.randint(vocabulary, (3, 12), generator=generator).tolist()
     items = [Encoded(tuple(ids), 1) for ids in (first, first[:5] + second, third)]

@@ -16,7 +16,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finetune_api.spec import LoraSpec, LoraTargets, MethodSpec, MethodType, PromptInit, PromptTuningSpec
+from finetune_api.support import ONLY
 from finetune_trainer.errors import SpecError
+
+_SHOWN_LAYERS = 12
 
 
 def prepare_model(model: PreTrainedModel, method: MethodSpec, tokenizer_path: str) -> nn.Module:
@@ -38,7 +41,18 @@ def prepare_model(model: PreTrainedModel, method: MethodSpec, tokenizer_path: st
         case MethodType.PROMPT_TUNING:
             config = _prompt_tuning_config(method.prompt_tuning or PromptTuningSpec(), tokenizer_path)
             return SoftPromptModel(model, config)
-    raise SpecError(f"spec.method.type: {method.type.value!r} is not supported yet; use full, lora or promptTuning.")
+    supported = " or ".join(map(str, ONLY["method.type"]))
+    raise SpecError(f"spec.method.type: {method.type.value!r} is not supported yet; use {supported}.")
+
+
+def check_method(model: nn.Module, method: MethodSpec) -> None:
+    """Find out whether ``model``, with or without weights, has the layers that the resolved ``method`` acts on.
+
+    Raises:
+        SpecError: it has not.
+    """
+    if method.type is MethodType.LORA:
+        _lora_targets(model, method.lora or LoraSpec())
 
 
 class SoftPromptModel(PeftModelForCausalLM):
@@ -92,10 +106,12 @@ def _lora_config(model: PreTrainedModel, lora: LoraSpec) -> LoraConfig:
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
         target_modules=_lora_targets(model, lora),
+        # GPT-2's layers hold their weights transposed.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
 
 
-def _lora_targets(model: PreTrainedModel, lora: LoraSpec) -> str | list[str]:
+def _lora_targets(model: nn.Module, lora: LoraSpec) -> str | list[str]:
     match lora.targets:
         case LoraTargets.ALL_LINEAR:
             return "all-linear"
@@ -127,13 +143,14 @@ def attention_layer_names(model: nn.Module) -> list[str]:
 
 
 def _existing_names(model: nn.Module, wanted: list[str]) -> list[str]:
-    linear = {
-        name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
-    }
-    missing = sorted(set(wanted) - linear)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    missing = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if missing:
+        known = sorted({name.rpartition(".")[2] for name in linear})
+        more = f" and {len(known) - _SHOWN_LAYERS} more" if len(known) > _SHOWN_LAYERS else ""
         raise SpecError(
-            f"spec.method.lora.targetNames: {missing} are no linear layers of this model; it has {sorted(linear)}."
+            f"spec.method.lora.targetNames: {', '.join(missing)}: no linear layers of this model "
+            f"({type(model).__name__}); it has {', '.join(known[:_SHOWN_LAYERS])}{more}. Name some of these."
         )
     return wanted
 

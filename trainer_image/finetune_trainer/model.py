@@ -4,16 +4,16 @@ Code from a model repository is never executed: no ``trust_remote_code``, no pic
 model is found from its small files before the large ones are downloaded.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
-from urllib.parse import urlsplit
 
 import httpx2
 import torch
@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    StrictDataclassError,
 )
 from safetensors import SafetensorError, safe_open
 from transformers import (
@@ -38,11 +39,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from finetune_api.spec import ModelSpec
+from finetune_api.spec import ModelSpec, OutputSpec
 from finetune_trainer.durable import disk_errors
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
+from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import file_sha256
-from finetune_trainer.storage import local_path
+from finetune_trainer.memory import memory_errors
+from finetune_trainer.storage import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,21 @@ _WEIGHT_FILES = ("model*.safetensors",)
 _BELOW = "*/*"
 """Folders inside a repository hold other formats (onnx, original): never fetched."""
 
+_SHOWN_TENSORS = 3
+"""A model with other weights than its config says differs in hundreds of tensors."""
+
+# What transformers raises while it builds a model from numbers and names that do not go together.
+_BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+
 _RETRY_SECONDS = (1.0, 3.0, 9.0)
 """Waits between the attempts to reach the hub; after the last one the stage ends with a retryable exit code."""
 
@@ -85,13 +103,14 @@ def fetch_model(
     model: ModelSpec,
     cache: Path,
     *,
+    storage: Storage | None = None,
     environment: Mapping[str, str] = os.environ,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ModelFiles:
     """Bring the model to the local disk and check its files; a complete copy in ``cache`` is used as it is.
 
-    ``environment`` gives HF_ENDPOINT (another hub) and HF_TOKEN (for private and gated models); no token is taken
-    from anywhere else.
+    ``environment`` gives HF_ENDPOINT (another hub) and, unless ``storage`` finds a Secret, HF_TOKEN (for private and
+    gated models); no token is taken from anywhere else.
 
     Raises:
         SpecError: no such model, no right to it, or a form that is refused.
@@ -100,21 +119,18 @@ def fetch_model(
     """
     if model.trust_remote_code:
         raise SpecError("spec.model.trustRemoteCode must stay false: code that comes with a model is never run.")
-    match urlsplit(model.source).scheme:
-        case "file":
-            return _open_folder(model)
-        case "hf":
-            hub = _Hub(
-                endpoint=environment.get("HF_ENDPOINT") or constants.ENDPOINT,
-                token=environment.get("HF_TOKEN") or None,
-                cache=cache,
-            )
-            return _retry(lambda: hub.fetch(model), sleep)
-        case scheme:
-            raise SpecError(
-                f"spec.model.source: {model.source!r} has the scheme {scheme!r}, which is not supported yet. "
-                "Use hf://organisation/name or file:///path/to/folder."
-            )
+    storage = storage or Storage(OutputSpec(uri="file:///"), Mounts.from_environment(environment))
+    if not model.source.startswith("hf://"):
+        folder = storage.fetch_model_folder(
+            model.source, model.secret_ref, cache, lambda names: _check_names(names, model.source)
+        )
+        return _open_folder(model, folder)
+    hub = _Hub(
+        endpoint=environment.get("HF_ENDPOINT") or constants.ENDPOINT,
+        token=storage.hub_token(model.secret_ref, environment),
+        cache=cache,
+    )
+    return _retry(lambda: hub.fetch(model), sleep)
 
 
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
@@ -140,7 +156,7 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    vocabulary = getattr(_config(files), "vocab_size", None)
+    vocabulary = getattr(read_config(files), "vocab_size", None)
     if vocabulary is not None and len(tokenizer) > vocabulary:
         raise DataError(
             f"the tokenizer in {files.path} knows {len(tokenizer):,} tokens, the model only {vocabulary:,}: "
@@ -149,30 +165,104 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(files: ModelFiles, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """Load the weights as ``dtype``; ``attention`` is a name that transformers' AttentionInterface knows.
+def load_model(files: ModelFiles, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+    """Load the weights as ``dtype``.
+
+    Args:
+        files: the model.
+        dtype: type of all weights.
+        attention: a name that transformers' AttentionInterface knows; None for the model's own choice.
 
     Raises:
         SpecError: the architecture is no causal language model.
         DataError: the weights lack tensors, hold others, or have other shapes than config.json says.
+        OutOfMemoryError: they are larger than the memory.
     """
-    _refuse_architecture(_config(files), files.path)
     _check_weights(files.path)
+    with memory_errors(
+        f"the model in {files.path}", "choose a smaller model, set spec.model.dtype: bfloat16, or give it more memory"
+    ):
+        return _load(files, dtype=dtype, attn_implementation=attention)
+
+
+def outline_model(files: ModelFiles) -> PreTrainedModel:
+    """Return the model without its weights, whose names and shapes are compared with what config.json says.
+
+    Takes a fraction of a second and no memory, whatever the model's size.
+
+    Raises:
+        SpecError: the architecture is no causal language model.
+        DataError: no model can be built from config.json, or the weights are of another one.
+    """
+    _check_weights(files.path)
+    try:
+        return _load(files, device_map="meta")
+    except _BUILD_ERRORS as error:
+        raise DataError(
+            f"no model can be built from {files.path / CONFIG}: {type(error).__name__} {_reason(error)}. "
+            "Copy the file again from where the model came from."
+        ) from error
+
+
+def position_limit(config: PretrainedConfig) -> int | None:
+    """Return how many tokens the model can tell the places of; None where it has no such limit."""
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def read_config(files: ModelFiles) -> PretrainedConfig:
+    """Return the model's config.json as transformers understands it.
+
+    Raises:
+        SpecError: it describes no model that transformers knows.
+        DataError: a value in it is of the wrong kind.
+    """
+    file = files.path / CONFIG
+    try:
+        config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
+    except (StrictDataclassError, ArithmeticError) as error:
+        raise DataError(
+            f"{file} holds a wrong value: {_reason(error)}. Copy the file again from where the model came from."
+        ) from error
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise SpecError(
+            f"{file} describes no model that this version of transformers knows: {_first_line(error)}. "
+            "Choose a model with a known model_type."
+        ) from error
+    return cast(PretrainedConfig, config)
+
+
+def find_broken_tensors(files: ModelFiles, most: int = _SHOWN_TENSORS) -> list[str]:
+    """Return the names of the first ``most`` tensors that hold NaN or infinity; reads the weights until then."""
+    broken: list[str] = []
+    for file in _weight_files(files.path):
+        with disk_errors("read", file), safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                if not bool(tensors.get_tensor(name).isfinite().all()):
+                    broken.append(name)
+                if len(broken) == most:
+                    return broken
+    return broken
+
+
+def _load(files: ModelFiles, **how: object) -> PreTrainedModel:
+    _refuse_architecture(read_config(files), files.path)
     try:
         model, loaded = cast(
             tuple[PreTrainedModel, dict[str, Collection[object]]],
             AutoModelForCausalLM.from_pretrained(
                 files.path,
-                dtype=dtype,
-                attn_implementation=attention,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, by name
+                **how,
             ),
         )
     except (SafetensorError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            raise MemoryError from error
         raise DataError(
             f"the weights in {files.path} cannot be read: {_first_line(error)}. Fetch the model again."
         ) from error
@@ -200,8 +290,7 @@ def find_licence(files: ModelFiles) -> str | None:
 # --- local folders
 
 
-def _open_folder(model: ModelSpec) -> ModelFiles:
-    path = local_path(model.source)
+def _open_folder(model: ModelSpec, path: Path) -> ModelFiles:
     with disk_errors("read", path):
         if not path.exists():
             raise SpecError(f"spec.model.source: {path} does not exist. Write the folder that holds the model.")
@@ -397,6 +486,18 @@ def _check_configs(path: Path) -> None:
 
 def _check_weights(path: Path) -> None:
     """Find missing, truncated and malformed weight files before anything large is read."""
+    for file in _weight_files(path):
+        try:
+            with disk_errors("read", file), safe_open(file, framework="pt") as tensors:
+                tensors.keys()
+        except SafetensorError as error:
+            raise DataError(
+                f"{file} is truncated or no safetensors file ({file.stat().st_size:,} bytes): {_first_line(error)}. "
+                "Fetch the model again."
+            ) from error
+
+
+def _weight_files(path: Path) -> Iterator[Path]:
     index = path / WEIGHTS_INDEX
     files = [path / WEIGHTS]
     if not files[0].is_file():
@@ -407,14 +508,7 @@ def _check_weights(path: Path) -> None:
     for file in files:
         if file.parent != path or not file.is_file():
             raise DataError(f"{index} names {file.name!r}, which is not there. Fetch the model again.")
-        try:
-            with disk_errors("read", file), safe_open(file, framework="pt") as tensors:
-                tensors.keys()
-        except SafetensorError as error:
-            raise DataError(
-                f"{file} is truncated or no safetensors file ({file.stat().st_size:,} bytes): {_first_line(error)}. "
-                "Fetch the model again."
-            ) from error
+        yield file
 
 
 def _refuse_architecture(config: PretrainedConfig, path: Path) -> None:
@@ -435,11 +529,11 @@ def _refuse_architecture(config: PretrainedConfig, path: Path) -> None:
 def _refuse_gaps(loaded: Mapping[str, Collection[object]], path: Path) -> None:
     """Raise for tensors that transformers would have filled with random numbers or thrown away in silence."""
     gaps = {
-        "lack": sorted(map(str, loaded["missing_keys"])),
-        "hold, unknown to the architecture,": sorted(map(str, loaded["unexpected_keys"])),
-        "have in another shape": sorted(str(entry) for entry in loaded["mismatched_keys"]),
+        "lack": [str(name) for name in loaded["missing_keys"]],
+        "hold, unknown to the architecture,": [str(name) for name in loaded["unexpected_keys"]],
+        "have in another shape": [_describe_mismatch(entry) for entry in loaded["mismatched_keys"]],
     }
-    said = [f"{verb} {_listed(names)}" for verb, names in gaps.items() if names]
+    said = [f"{verb} {_listed(names, _SHOWN_TENSORS)}" for verb, names in gaps.items() if names]
     if said:
         raise DataError(
             f"the weights in {path} do not fit its {CONFIG}: they {'; they '.join(said)}. "
@@ -447,15 +541,9 @@ def _refuse_gaps(loaded: Mapping[str, Collection[object]], path: Path) -> None:
         )
 
 
-def _config(files: ModelFiles) -> PretrainedConfig:
-    try:
-        config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise SpecError(
-            f"{files.path / CONFIG} describes no model that this version of transformers knows: {_first_line(error)}. "
-            "Choose a model with a known model_type."
-        ) from error
-    return cast(PretrainedConfig, config)
+def _describe_mismatch(entry: object) -> str:
+    name, found, expected = cast(tuple[str, torch.Size, torch.Size], entry)
+    return f"{name} ({list(found)} instead of {list(expected)})"
 
 
 def _read_json(path: Path) -> dict[str, object]:
@@ -472,6 +560,11 @@ def _read_json(path: Path) -> dict[str, object]:
 def _listed(names: Collection[str], most: int = 12) -> str:
     shown = ", ".join(sorted(names)[:most])
     return (shown + (f" and {len(names) - most} more" if len(names) > most else "")) or "no files"
+
+
+def _reason(error: BaseException) -> str:
+    """Return what a library says is wrong; a strict dataclass names the field and its value in the cause alone."""
+    return _first_line(error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error)
 
 
 def _first_line(error: BaseException) -> str:

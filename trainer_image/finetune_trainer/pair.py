@@ -13,10 +13,9 @@ from transformers import PreTrainedModel
 
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import MethodType
-from finetune_trainer import attention
-from finetune_trainer.layout import Layout, choose_layout
+from finetune_trainer.layout import Layout, load_for_rows
 from finetune_trainer.methods import SoftPromptModel
-from finetune_trainer.model import ModelFiles, load_model
+from finetune_trainer.model import ModelFiles
 from finetune_trainer.precision import choose_precision
 
 
@@ -38,10 +37,9 @@ def open_pair(job: FineTuneJob, files: ModelFiles, tuned: Path) -> ModelPair:
     spec = job.spec
     dtype = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype).weights
     if spec.method.type is MethodType.FULL:
-        return _TwoLoads(files, ModelFiles(tuned, files.revision), dtype, wanted=spec.data.packing)
-    base = load_model(files, dtype, attention.register())
-    layout = choose_layout(base, base.config.vocab_size, wanted=spec.data.packing).layout
-    return _OneLoad(load_adapter(base, tuned), layout)
+        return _TwoLoads(files, ModelFiles(tuned, files.revision), dtype, spec.data.packing)
+    base, choice = load_for_rows(files, dtype, spec.data.packing)
+    return _OneLoad(load_adapter(base, tuned), choice.layout)
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
@@ -72,10 +70,9 @@ class _OneLoad:
 class _TwoLoads:
     """Full weights: the two models are in memory one after the other."""
 
-    def __init__(self, base: ModelFiles, tuned: ModelFiles, dtype: torch.dtype, wanted: bool) -> None:
+    def __init__(self, base: ModelFiles, tuned: ModelFiles, dtype: torch.dtype, packing: bool) -> None:
         self._base, self._tuned, self._dtype = base, tuned, dtype
-        with self.tuned() as model:
-            self.layout = choose_layout(model, model.config.vocab_size, wanted).layout
+        self.layout = load_for_rows(tuned, dtype, packing)[1].layout
 
     def base(self) -> AbstractContextManager[PreTrainedModel]:
         return self._lend(self._base)
@@ -85,9 +82,9 @@ class _TwoLoads:
 
     @contextmanager
     def _lend(self, files: ModelFiles) -> Iterator[PreTrainedModel]:
-        model = load_model(files, self._dtype, attention.register()).eval()
+        model, _ = load_for_rows(files, self._dtype, packing=self.layout is Layout.PACKED)
         try:
-            yield model
+            yield model.eval()
         finally:
             del model
             gc.collect()

@@ -28,11 +28,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Artifact, ArtifactKind, Report
 from finetune_trainer.durable import disk_errors, partial_name, sync_folder, write_file
-from finetune_trainer.errors import FineTuneError, SpecError, StorageError
+from finetune_trainer.errors import SpecError, StorageError
+from finetune_trainer.location import local_path
 from finetune_trainer.manifest import COMPLETE_NAME, MANIFEST_NAME, Manifest, verify_manifest, write_manifest
 from finetune_trainer.model_card import BaseReference, CardFacts, MergeCheck, render_card
 from finetune_trainer.prompt_file import RendererInfo, make_prompt_file
-from finetune_trainer.storage import Store, local_path
+from finetune_trainer.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -241,9 +242,8 @@ def _dtype_name(model: nn.Module) -> str:
 def _name_base(source: str, revision: str | None) -> BaseReference:
     if source.startswith("hf://"):
         return BaseReference(source.removeprefix("hf://").strip("/"), revision, on_hub=True)
-    if source.startswith("file://"):
-        return BaseReference(str(local_path(source)), None, on_hub=False)
-    raise FineTuneError(f"spec.model.source: no way to name {source!r} as a base model.")
+    # In a bucket or on a volume it has no path that holds elsewhere: its URI says where to get it.
+    return BaseReference(str(local_path(source)) if source.startswith("file://") else source, None, on_hub=False)
 
 
 # --- tokenizer

@@ -79,6 +79,13 @@ class Renderer:
         return tuple(dict.fromkeys(ends))
 
     @property
+    def end_length(self) -> int:
+        """Tokens at the end of every completion that belong to the form and not to the answer."""
+        if self._frame is None:
+            return 1
+        return len(self._tokenise([self._frame.ending])[0]) + len(self._frame.end_ids)
+
+    @property
     def assistant_header(self) -> str:
         """What to append to the chat template's own generation prompt to get the prompt that was trained on."""
         return self._frame.header if self._frame is not None else ""

@@ -11,6 +11,9 @@ from finetune_api.spec import GradientCheckpointing, Schedule, TrainingSpec
 # little enough that activations of a 1 B model stay under a few GB.
 MICRO_BATCH_TOKENS = 2048
 
+# Share of the free memory that activations may fill: kernels need room to work, allocators lose some to fragments.
+_USABLE = 0.7
+
 _SCHEDULES = {Schedule.COSINE: "cosine", Schedule.LINEAR: "linear", Schedule.CONSTANT: "constant_with_warmup"}
 
 
@@ -45,8 +48,34 @@ def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: 
     return Steps(micro_batch=micro, accumulation=accumulation, total=total, per_epoch=per_epoch)
 
 
+def checkpoints_activations(
+    wanted: GradientCheckpointing, activation_bytes: int, trainable_parameters: int, available_bytes: int
+) -> bool:
+    """Decide whether activations are computed twice instead of kept.
+
+    Args:
+        wanted: what the spec says; auto decides by the other three.
+        activation_bytes: what the largest forward pass keeps for the backward pass.
+        trainable_parameters: each takes 4 bytes for its gradient and 8 for AdamW's two moments.
+        available_bytes: memory that is free once the model is loaded.
+    """
+    match wanted:
+        case GradientCheckpointing.ALWAYS:
+            return True
+        case GradientCheckpointing.NEVER:
+            return False
+        case GradientCheckpointing.AUTO:
+            return activation_bytes > _USABLE * available_bytes - 12 * trainable_parameters
+
+
 def training_arguments(
-    training: TrainingSpec, steps: Steps, folder: Path, checkpoint_every: int, keep: int, autocast: bool, use_cpu: bool
+    training: TrainingSpec,
+    steps: Steps,
+    folder: Path,
+    checkpoint_every: int,
+    checkpoint_activations: bool,
+    autocast: bool,
+    use_cpu: bool,
 ) -> dict[str, Any]:
     """Return the arguments of ``transformers.TrainingArguments``."""
     return {
@@ -65,15 +94,15 @@ def training_arguments(
         "data_seed": training.seed,
         "bf16": autocast,
         "use_cpu": use_cpu,
-        "activation_checkpointing": training.gradient_checkpointing is GradientCheckpointing.ALWAYS,
+        "activation_checkpointing": checkpoint_activations,
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "logging_strategy": "steps",
+        # A loss that is no number before anything was learnt is the base model's fault.
+        "logging_first_step": True,
         "logging_steps": max(1, steps.total // 200),
         "logging_nan_inf_filter": False,
         "save_strategy": "steps",
         "save_steps": checkpoint_every,
-        # The newest checkpoint is not complete while it is written: one more must stay.
-        "save_total_limit": max(2, keep),
         "eval_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,

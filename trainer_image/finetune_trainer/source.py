@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finetune_api.spec import SecretRef
 from finetune_trainer.errors import DataError, SpecError
 
 Row = dict[str, object]
@@ -22,40 +23,53 @@ _SHOWN_CHARACTERS = 80
 _BYTE_ORDER_MARK = "\ufeff"
 
 
-def read_rows(uri: str, field: str) -> Iterator[Row]:
-    """Yield the rows of ``uri`` in order; ``field`` is the path of the setting that named it, for messages.
+Fetch = Callable[[str, str, SecretRef | None], Path]
+"""Returns the local file of a source, given its URI, the setting that names it and its own Secret."""
+
+
+def fetch_local(uri: str, field: str, secret_ref: SecretRef | None = None) -> Path:
+    """Return the file behind a plain path or ``file:///path``; `finetune_trainer.storage` knows the other schemes.
 
     Raises:
-        SpecError: the URI is not a file or its ending says no format that is read here.
-        DataError: the file is missing, unreadable, empty, truncated or broken.
+        SpecError: it is neither.
     """
-    path = _path_of(uri, field)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise SpecError(
-            f"{field}: the ending {path.suffix!r} of {uri!r} names no known format; "
-            f"save the rows as one of {', '.join(_READERS)}."
-        )
-    _refuse_unreadable(path, field)
-    return _at_least_one(reader(path, field), path, field)
-
-
-def _path_of(uri: str, field: str) -> Path:
     if "://" not in uri:
         return Path(uri)
     scheme, rest = uri.split("://", 1)
     if scheme != "file":
-        raise SpecError(f"{field}: {scheme}:// in {uri!r} is not read here; use file:///path or a plain path.")
+        raise SpecError(f"{field}: {scheme}:// in {uri!r} is not read here. Use file:///path or a plain path.")
     if not rest.startswith("/"):
         raise SpecError(f"{field}: {uri!r} must be absolute: file:///path with three slashes.")
     # A folder may well be called "100%": what exists under the literal name is what was meant.
     return Path(rest) if os.path.lexists(rest) else Path(unquote(rest))
 
 
+def read_rows(path: Path, field: str) -> Iterator[Row]:
+    """Yield the rows of a file in order; ``field`` is the path of the setting that named it, for messages.
+
+    Raises:
+        SpecError: its ending says no format that is read here.
+        DataError: the file is missing, unreadable, empty, truncated or broken.
+    """
+    _refuse_folder(path, field)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise SpecError(
+            f"{field}: the ending {path.suffix!r} of {str(path)!r} names no known format; "
+            f"save the rows as one of {', '.join(_READERS)}."
+        )
+    _refuse_unreadable(path, field)
+    return _at_least_one(reader(path, field), path, field)
+
+
+def _refuse_folder(path: Path, field: str) -> None:
+    # Before the ending, which a folder seldom has. What cannot be looked at is told by opening it.
+    if "\0" not in str(path) and os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises where this says no
+        raise DataError(f"{field}: {path} is a folder; name one file ({', '.join(_READERS)}).")
+
+
 def _refuse_unreadable(path: Path, field: str) -> None:
     try:
-        if path.is_dir():
-            raise DataError(f"{field}: {path} is a folder; name one file ({', '.join(_READERS)}).")
         with path.open("rb") as file:
             is_empty = not file.read(1)
     except FileNotFoundError as error:

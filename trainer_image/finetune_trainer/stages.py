@@ -4,19 +4,22 @@ Each reads what it needs from the spec and the workspace, so a stage can run in 
 finished one is not run again.
 """
 
+import dataclasses
 import gc
 import importlib.metadata
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
+from finetune_api import __version__
 from finetune_api.job import FineTuneJob, spec_hash
+from finetune_api.model import ApiModel
 from finetune_api.report import (
     Artifact,
     ArtifactKind,
@@ -28,14 +31,21 @@ from finetune_api.report import (
     Stage,
     TrainingReport,
 )
-from finetune_api.spec import LossOn, PublishOn
+from finetune_api.spec import LossOn
+from finetune_api.stage_result import StageResult
+from finetune_trainer.checkpoint import newest_complete, step_of
+from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.durable import disk_errors, write_file
-from finetune_trainer.errors import Preempted, SpecError
+from finetune_trainer.errors import DataError, FineTuneError, Preempted, SpecError, StorageError
 from finetune_trainer.evaluation import evaluate
 from finetune_trainer.example import Encoded
+from finetune_trainer.fit import check_fit, find_row_length
+from finetune_trainer.gate import why_kept_back
+from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.interrupt import StopFlag
-from finetune_trainer.manifest import is_complete, write_manifest
+from finetune_trainer.location import Mounts
+from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
 from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer
 from finetune_trainer.pair import ModelPair, open_pair
 from finetune_trainer.progress import Reporter, Sink
@@ -43,14 +53,51 @@ from finetune_trainer.publish import export_model, publish
 from finetune_trainer.renderer import Renderer, encode_all
 from finetune_trainer.report_page import render_page
 from finetune_trainer.scoring import Scorer
+from finetune_trainer.shared_state import SharedState
 from finetune_trainer.split import Split
-from finetune_trainer.storage import open_store
+from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
+from finetune_trainer.storage import Storage
 from finetune_trainer.train import TrainingInput, train
 from finetune_trainer.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_NUMBERS_DEPEND_ON = ("torch", "transformers", "peft", "ray", "tokenizers", "rouge-score", "finetune")
+_NUMBERS_DEPEND_ON = ("torch", "transformers", "peft", "ray", "tokenizers", "rouge-score", "sacrebleu")
+
+
+@dataclass(frozen=True, slots=True)
+class PodOptions:
+    """What a stage is told that runs in a pod of its own."""
+
+    micro_batch_size: int | None = None
+    """See `Run`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One job on its way: what every stage is given."""
+
+    job: FineTuneJob
+    """Resolved."""
+    workspace: Workspace
+    sink: Sink
+    stop: StopFlag
+    mounts: Mounts = field(default_factory=Mounts)
+    shared: SharedState | None = None
+    """Where stages leave their results when each runs in a pod of its own; absent on a laptop."""
+    micro_batch_size: int | None = None
+    """Takes the place of ``spec.training.microBatchSize``: fewer rows at once after a step did not fit."""
+
+    @property
+    def storage(self) -> Storage:
+        """The job's stores."""
+        return Storage(self.job.spec.output, self.mounts)
+
+    def remember(self, name: str, result: ApiModel) -> None:
+        """Keep a stage's result where the next stage looks for it."""
+        self.workspace.remember(name, result)
+        if self.shared is not None:
+            self.shared.push_result(name)
 
 
 def run(job: FineTuneJob, folder: Path, sink: Sink) -> Report:
@@ -59,50 +106,131 @@ def run(job: FineTuneJob, folder: Path, sink: Sink) -> Report:
     Raises:
         FineTuneError: what kept the job from its end.
     """
-    workspace = Workspace(folder)
+    mounts = Mounts.from_environment()
+    workspace = Workspace(folder, mounts.cache)
     with workspace.claim(spec_hash(job.spec)), StopFlag() as stop:
-        check_stage(job, workspace, sink, stop)
-        train_stage(job, workspace, sink, stop)
-        return evaluate_stage(job, workspace, sink, stop)
+        whole = Run(job, workspace, sink, stop, mounts)
+        check_stage(whole)
+        train_stage(whole)
+        return evaluate_stage(whole)
 
 
-def run_one(stage: Stage, job: FineTuneJob, folder: Path, sink: Sink) -> None:
-    """Run a single stage on the workspace that the stages before it have left."""
-    steps: dict[Stage, Callable[[FineTuneJob, Workspace, Sink, StopFlag], object]] = {
-        Stage.CHECK: check_stage,
-        Stage.TRAIN: train_stage,
-        Stage.EVALUATE: evaluate_stage,
-    }
-    workspace = Workspace(folder)
-    with workspace.claim(spec_hash(job.spec)), StopFlag() as stop:
-        steps[stage](job, workspace, sink, stop)
+def run_one(stage: Stage, job: FineTuneJob, folder: Path, sink: Sink, pod: PodOptions | None = None) -> StageResult:
+    """Run a single stage and return how it ended, also when it failed.
+
+    Args:
+        stage: check, train or evaluate.
+        job: resolved.
+        folder: the workspace that the stages before it have left; in a pod, an empty folder.
+        sink: who listens.
+        pod: set when every stage has a pod of its own: results then go through the output store.
+    """
+    mounts = Mounts.from_environment()
+    workspace = Workspace(folder, mounts.cache)
+    shared: SharedState | None = None
+    resumed_from: int | None = None
+    try:
+        with workspace.claim(spec_hash(job.spec)), StopFlag() as stop:
+            if pod is not None:
+                shared = SharedState(Storage(job.spec.output, mounts).open_output(), output_prefix(job), workspace)
+            one = Run(job, workspace, sink, stop, mounts, shared, pod.micro_batch_size if pod else None)
+            match stage:
+                case Stage.CHECK:
+                    report, inputs = check_stage(one)
+                    return check_result(report, inputs.model)
+                case Stage.TRAIN:
+                    resumed_from = _find_checkpoint(one)
+                    return train_result(train_stage(one))
+                case Stage.EVALUATE:
+                    return _evaluated(one, evaluate_stage(one))
+                case _:
+                    raise ValueError(f"{stage} is no stage that runs by itself")
+    except FineTuneError as error:
+        return _failed(stage, error, shared, resumed_from)
+
+
+def _evaluated(one: Run, report: Report) -> StageResult:
+    manifest = read_manifest(one.workspace.report)
+    uri = f"{one.storage.open_output().uri}/{output_prefix(one.job)}/report"
+    return evaluate_result(report, uri, manifest.sha256, manifest.total_bytes)
+
+
+def _failed(stage: Stage, error: FineTuneError, shared: SharedState | None, resumed_from: int | None) -> StageResult:
+    result = failure(stage, error.exit_code, str(error)).model_copy(update={"resumed_from_step": resumed_from})
+    # A store that does not answer has been waited for already.
+    if stage is not Stage.TRAIN or shared is None or isinstance(error, StorageError):
+        return result
+    try:
+        return result.model_copy(update={"checkpoints": shared.checkpoints()})
+    except FineTuneError as other:
+        # Must not hide why the stage ended.
+        logger.warning("checkpoints not listed reason=%s", other)
+        return result
 
 
 # --- check
 
 
-def check_stage(job: FineTuneJob, workspace: Workspace, sink: Sink, stop: StopFlag) -> DataReport:
-    """Find what would go wrong later: output not writable, model or rows not what the job says."""
-    done = workspace.recall("data", DataReport)
-    if done is not None:
-        return done
-    reporter = _interruptible(sink, Stage.CHECK, stop)
+def check_stage(run: Run) -> tuple[DataReport, Inputs]:
+    """Find what would go wrong later: output not writable, model or rows not what the job says.
+
+    A workspace that was checked before is held against the rows and the model as they are now.
+    """
+    workspace = run.workspace
+    reporter = _interruptible(run, Stage.CHECK)
     reporter.say("checking that the output can be written")
-    open_store(job.spec.output.uri).check_writable()
+    run.storage.open_output().check_writable()
+    if run.shared is not None:
+        run.shared.pull_results()
     reporter.say("reading the base model's files")
-    files = fetch_model(job.spec.model, workspace.models)
-    tokenizer = load_tokenizer(files)
+    files = _fetch_model(run)
     reporter.say("reading, rendering and splitting the rows")
-    dataset = load_dataset(job.spec.data)
-    renderer = _renderer(job, tokenizer)
+    dataset = _load_dataset(run)
+    inputs = Inputs(rows=dataset.hash, model=files.revision)
+    done = workspace.recall("data", DataReport)
+    if done is not None and _is_unchanged(run, inputs, reporter):
+        return done, inputs
+    return _check(run, files, dataset, reporter), inputs
+
+
+def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) -> DataReport:
+    job = run.job
+    check_fit(job.spec, files)
+    if note := find_row_length(job.spec, files).note:
+        reporter.say(note)
+    renderer = _renderer(job, files, load_tokenizer(files))
     encoded: dict[Split, list[Encoded]] = {}
     for split in Split:
         reporter.say(f"tokenising the {split.value} split")
         encoded[split] = _encode(job, renderer, dataset, split)
     report = _describe_data(job, dataset, renderer, encoded)
-    workspace.remember("data", report)
+    run.remember("data", report)
+    # Behind what belongs to them: whoever finds these finds the check's result.
+    run.remember("inputs", Inputs(rows=dataset.hash, model=files.revision))
     reporter.share("checked", 1.0)
     return report
+
+
+def _is_unchanged(run: Run, inputs: Inputs, reporter: Reporter) -> bool:
+    """Whether rows and model are those that the run began with; changes before training only mean another check.
+
+    Raises:
+        DataError: training began with others.
+    """
+    workspace = run.workspace
+    known = workspace.recall("inputs", Inputs)
+    change = "" if known is None else describe_change(known, inputs)
+    if not change:
+        return known is not None
+    if workspace.recall("training", TrainingReport) is None and newest_complete(workspace.checkpoints) is None:
+        reporter.say(f"{change} since the check; checking again")
+        return False
+    remedy = (
+        f"delete {workspace.root}, or give another folder with --workspace"
+        if run.shared is None
+        else "apply the job under another name"
+    )
+    raise DataError(f"{change} since this run began training. Put them back to go on; to start anew, {remedy}.")
 
 
 def _describe_data(
@@ -116,6 +244,7 @@ def _describe_data(
         tokens=sum(len(item.ids) for item in encoded[Split.TRAIN]),
         completion_tokens=sum(len(item.completion_ids) for item in encoded[Split.TRAIN]),
         longest_tokens=max(len(item.ids) for item in everything),
+        max_length=renderer.max_length,
         truncated_percent=100 * sum(item.truncated for item in everything) / len(everything),
         duplicates=dataset.duplicates.rows,
         hash=dataset.hash,
@@ -128,50 +257,93 @@ def _describe_data(
 # --- train
 
 
-def train_stage(job: FineTuneJob, workspace: Workspace, sink: Sink, stop: StopFlag) -> TrainingReport:
+def train_stage(run: Run) -> TrainingReport:
     """Tune the model into the workspace; the test split is not opened."""
+    workspace, shared = run.workspace, run.shared
+    if shared is not None:
+        shared.pull_results()
     done = workspace.recall("training", TrainingReport)
-    if done is not None and is_complete(workspace.tuned):
+    if done is not None and (is_complete(workspace.tuned) if shared is None else shared.has_tuned()):
         return done
-    reporter = _interruptible(sink, Stage.TRAIN, stop)
+    reporter = _interruptible(run, Stage.TRAIN)
+    reporter.say("looking for a checkpoint to go on from")
+    _find_checkpoint(run)
     reporter.say("reading the rows")
-    files = fetch_model(job.spec.model, workspace.models)
-    renderer = _renderer(job, load_tokenizer(files))
-    dataset = load_dataset(job.spec.data, splits=(Split.TRAIN, Split.VALIDATION))
-    rows, validation = (_encode(job, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
-    report = train(TrainingInput(job, files, rows, validation, workspace, sink, stop.event))
-    workspace.remember("training", report)
+    files = _fetch_model(run)
+    dataset = _load_dataset(run, (Split.TRAIN, Split.VALIDATION))
+    if not _is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision), reporter):
+        check_stage(run)
+    report = _train(run, files, dataset)
+    if shared is not None:
+        reporter.say("storing the tuned weights")
+        shared.push_tuned()
+    run.remember("training", report)
     shutil.rmtree(workspace.checkpoints, ignore_errors=True)
+    if shared is not None:
+        shared.drop_checkpoints()
     gc.collect()
     return report
+
+
+def _find_checkpoint(run: Run) -> int | None:
+    """Bring the newest complete checkpoint into the workspace and return its step; absent when there is none."""
+    if run.shared is not None:
+        run.shared.pull_checkpoint()
+    newest = newest_complete(run.workspace.checkpoints)
+    return None if newest is None else step_of(newest)
+
+
+def _train(run: Run, files: ModelFiles, dataset: Dataset) -> TrainingReport:
+    job = run.job
+    renderer = _renderer(job, files, load_tokenizer(files))
+    rows, validation = (_encode(job, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
+    if run.micro_batch_size is not None:
+        training = job.spec.training.model_copy(update={"micro_batch_size": run.micro_batch_size})
+        job = job.model_copy(update={"spec": job.spec.model_copy(update={"training": training})})
+    given = TrainingInput(job, files, rows, validation, run.workspace, run.sink, run.stop.event)
+    shared, keep = run.shared, job.spec.checkpoint.keep
+    if shared is None:
+        return train(given)
+    with CheckpointUpload(run.workspace.uploads, lambda at, step: shared.push_checkpoint(at, step, keep)) as upload:
+        return train(dataclasses.replace(given, on_checkpoint=upload.submit))
 
 
 # --- evaluate and publish
 
 
-def evaluate_stage(job: FineTuneJob, workspace: Workspace, sink: Sink, stop: StopFlag) -> Report:
+def evaluate_stage(run: Run) -> Report:
     """Compare base and tuned model on the test split, then publish the report and, if the job says so, the model."""
-    reporter = _interruptible(sink, Stage.EVALUATE, stop)
+    job, workspace, shared = run.job, run.workspace, run.shared
+    reporter = _interruptible(run, Stage.EVALUATE)
+    if shared is not None:
+        reporter.say("fetching the tuned weights")
+        shared.pull_results()
+        shared.pull_tuned()
+        shared.pull_predictions()
     reporter.say("loading the models")
-    files = fetch_model(job.spec.model, workspace.models)
+    files = _fetch_model(run)
     tokenizer = load_tokenizer(files)
     pair = open_pair(job, files, workspace.tuned)
-    renderer = _renderer(job, tokenizer)
+    renderer = _renderer(job, files, tokenizer)
     evaluation = workspace.recall("evaluation", EvaluationReport)
     if evaluation is None:
+        dataset = _load_dataset(run)
+        _is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision), reporter)
         evaluation, predictions = evaluate(
             pair,
             tokenizer,
             renderer,
-            load_dataset(job.spec.data),
+            dataset,
             job,
             lambda model: Scorer(model, pair.layout),
             reporter.tell,
         )
-        _write_predictions(predictions, workspace.report)
-        workspace.remember("evaluation", evaluation)
+        _write_predictions(predictions, workspace.predictions)
+        if shared is not None:
+            shared.push_predictions()
+        run.remember("evaluation", evaluation)
     report = _assemble(job, files, workspace, evaluation)
-    return _publish(job, report, pair, tokenizer, renderer, find_licence(files), workspace, sink)
+    return _publish(run, report, pair, tokenizer, renderer, find_licence(files))
 
 
 def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluation: EvaluationReport) -> Report:
@@ -190,27 +362,30 @@ def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluat
         training=training,
         evaluation=evaluation,
         seed=job.spec.training.seed,
-        versions={name: importlib.metadata.version(name) for name in _NUMBERS_DEPEND_ON},
+        versions={name: importlib.metadata.version(name) for name in _NUMBERS_DEPEND_ON} | {"finetune": __version__},
         resolved=job.spec.model_dump(mode="json", by_alias=True, exclude_none=True),
     )
 
 
 def _publish(
-    job: FineTuneJob,
+    run: Run,
     report: Report,
     pair: ModelPair,
     tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
     licence: str | None,
-    workspace: Workspace,
-    sink: Sink,
 ) -> Report:
-    """Export and publish the model if the job says so; then the report, which names what was published."""
-    reporter = Reporter(sink, Stage.PUBLISH)
-    store = open_store(job.spec.output.uri)
+    """Export and publish the model if job and gates let it; then the report, which names what was published."""
+    job, workspace = run.job, run.workspace
+    reporter = Reporter(run.sink, Stage.PUBLISH)
+    store = run.storage.open_output()
     prefix = output_prefix(job)
     artifacts: list[Artifact] = []
-    if job.spec.output.publish_on is not PublishOn.NEVER:
+    gates = report.evaluation.gates if report.evaluation is not None else ()
+    why_not = why_kept_back(job.spec.output.publish_on, gates)
+    if why_not:
+        reporter.say(f"the model is not published: {why_not}")
+    else:
         with pair.tuned() as model:
             for merge in (False, True) if job.spec.output.merge else (False,):
                 name = "merged" if merge else "model"
@@ -219,7 +394,9 @@ def _publish(
                 workspace.export.mkdir(exist_ok=True)
                 export_model(model, tokenizer, renderer, job, report, folder, merge=merge, licence=licence)
                 artifacts.append(publish(folder, store, f"{prefix}/{name}"))
-    report = report.model_copy(update={"artifacts": tuple(artifacts), "published": bool(artifacts)})
+    report = report.model_copy(
+        update={"artifacts": tuple(artifacts), "published": bool(artifacts), "why_not_published": why_not}
+    )
     reporter.say(f"publishing report to {store.uri}/{prefix}/report")
     _write_report(report, workspace.report)
     publish(workspace.report, store, f"{prefix}/report")
@@ -243,18 +420,36 @@ def _write_report(report: Report, folder: Path) -> None:
     write_manifest(folder, {"kind": ArtifactKind.REPORT.value, "specHash": report.spec_hash})
 
 
-def _write_predictions(predictions: Sequence[Mapping[str, object]], folder: Path) -> None:
-    with disk_errors("write", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in predictions]), folder / "predictions.parquet")
+def _write_predictions(predictions: Sequence[Mapping[str, object]], path: Path) -> None:
+    with disk_errors("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in predictions]), path)
 
 
 # --- what several stages need
 
 
-def _renderer(job: FineTuneJob, tokenizer: PreTrainedTokenizerBase) -> Renderer:
+def _fetch_model(run: Run) -> ModelFiles:
+    """Return the base model's files; of a hub model, the commit that the check saw: a branch may have moved since."""
+    model = run.job.spec.model
+    known = run.workspace.recall("inputs", Inputs)
+    if known is not None and model.source.startswith("hf://"):
+        model = model.model_copy(update={"revision": known.model})
+    return fetch_model(model, run.workspace.models, storage=run.storage)
+
+
+def _load_dataset(run: Run, splits: Collection[Split] = tuple(Split)) -> Dataset:
+    folder = run.workspace.rows
+    return load_dataset(
+        run.job.spec.data,
+        splits,
+        fetch=lambda uri, field, secret_ref: run.storage.fetch_rows(uri, field, secret_ref, folder),
+    )
+
+
+def _renderer(job: FineTuneJob, files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     data = job.spec.data
-    return Renderer(tokenizer, data.format.value, data.system, data.max_length)
+    return Renderer(tokenizer, data.format.value, data.system, find_row_length(job.spec, files).tokens)
 
 
 def _encode(job: FineTuneJob, renderer: Renderer, dataset: Dataset, split: Split) -> list[Encoded]:
@@ -264,9 +459,9 @@ def _encode(job: FineTuneJob, renderer: Renderer, dataset: Dataset, split: Split
     return encoded
 
 
-def _interruptible(sink: Sink, stage: Stage, stop: StopFlag) -> Reporter:
+def _interruptible(run: Run, stage: Stage) -> Reporter:
     """Return a reporter for a stage that can be left at any report and run again."""
-    return Reporter(_StoppingSink(sink, stop), stage)
+    return Reporter(_StoppingSink(run.sink, run.stop), stage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ bounded where Jinja lets us, so that a slip (a loop over a huge range) ends in a
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta, nodes
@@ -80,14 +81,30 @@ _RENDER_ERRORS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a text is no template."""
+
+    line: int | None
+    """Line of the text, from 1, where it is known."""
+    problem: str
+    remedy: str
+
+
+def find_fault(text: str) -> Fault | None:
+    """Return why ``text`` is no template that could be rendered; nothing when it is one."""
+    compiled = _compile(_Environment(), text)
+    return compiled if isinstance(compiled, Fault) else None
+
+
 class Template:
     """One phrasing of a task; ``field`` is its path in the spec, for messages."""
 
     def __init__(self, prompt: str, completion: str, field: str) -> None:
         self.field = field
         environment = _Environment()
-        self._prompt, self.prompt_columns = _compile(environment, prompt, f"{field}.prompt")
-        self._completion, self.completion_columns = _compile(environment, completion, f"{field}.completion")
+        self._prompt, self.prompt_columns = _compiled(environment, prompt, f"{field}.prompt")
+        self._completion, self.completion_columns = _compiled(environment, completion, f"{field}.completion")
 
     @property
     def columns(self) -> frozenset[str]:
@@ -149,25 +166,36 @@ def _refuse_unprintable(value: object) -> object:
     return value
 
 
-def _compile(environment: _Environment, text: str, field: str) -> tuple[CompiledTemplate, frozenset[str]]:
+_Compiled = tuple[CompiledTemplate, frozenset[str]]
+"""A template and the columns it names."""
+
+
+def _compiled(environment: _Environment, text: str, field: str) -> _Compiled:
+    compiled = _compile(environment, text)
+    if isinstance(compiled, Fault):
+        place = field if compiled.line is None else f"{field}, line {compiled.line}"
+        raise SpecError(f"{place}: {compiled.problem}. {compiled.remedy}")
+    return compiled
+
+
+def _compile(environment: _Environment, text: str) -> _Compiled | Fault:
     try:
         tree = environment.parse(text)
         loading = next(tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)), None)
         if loading is not None:
-            raise SpecError(
-                f"{field}, line {loading.lineno}: {type(loading).__name__.lower()} is not available in templates; "
-                f"write the text out."
-            )
+            name = type(loading).__name__.lower()
+            return Fault(loading.lineno, f"{name} is not available in templates", "Write the text out.")
         columns = frozenset(meta.find_undeclared_variables(tree) - environment.globals.keys())
         return environment.from_string(text), columns
     except TemplateSyntaxError as error:
         shown = text.splitlines()[error.lineno - 1 : error.lineno]
-        raise SpecError(
-            f"{field}, line {error.lineno}: {error.message}: {_shown(shown[0] if shown else text)}. "
-            f"See https://jinja.palletsprojects.com/templates/ for the syntax."
-        ) from error
+        return Fault(
+            error.lineno,
+            f"{error.message}: {_shown(shown[0] if shown else text)}",
+            "See https://jinja.palletsprojects.com/templates/ for the syntax.",
+        )
     except (RecursionError, SyntaxError, MemoryError) as error:
-        raise SpecError(f"{field}: nested too deeply ({type(error).__name__}); simplify the template.") from error
+        return Fault(None, f"nested too deeply ({type(error).__name__})", "Simplify the template.")
 
 
 def _render(

@@ -9,7 +9,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,22 +34,37 @@ from transformers import (
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import LossPoint, Progress, Stage, TrainingReport
-from finetune_trainer import attention
-from finetune_trainer.checkpoint import newest_complete, seal, step_of
-from finetune_trainer.errors import FineTuneError, OutOfMemoryError, Preempted, StorageError, TrainingDivergedError
+from finetune_api.spec import GradientCheckpointing
+from finetune_trainer.checkpoint import discard_old, newest_complete, seal, step_of
+from finetune_trainer.errors import (
+    DataError,
+    FineTuneError,
+    OutOfMemoryError,
+    Preempted,
+    StorageError,
+    TrainingDivergedError,
+)
 from finetune_trainer.example import Encoded
-from finetune_trainer.layout import LayoutChoice, build_batch, choose_layout, token_losses
+from finetune_trainer.layout import Layout, LayoutChoice, build_batch, forward, load_for_rows, token_losses
 from finetune_trainer.manifest import write_manifest
+from finetune_trainer.memory import available_bytes, is_out_of_memory, kept_bytes, memory_errors
 from finetune_trainer.methods import count_parameters, prepare_model
-from finetune_trainer.model import ModelFiles, load_model
+from finetune_trainer.model import ModelFiles, find_broken_tensors
 from finetune_trainer.precision import PrecisionChoice, choose_precision
 from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.scoring import Scorer
-from finetune_trainer.settings_map import Steps, plan_steps, training_arguments
+from finetune_trainer.settings_map import Steps, checkpoints_activations, plan_steps, training_arguments
 from finetune_trainer.workspace import Workspace
 
 # The validation loss during training guides the eye; the numbers that count come from evaluation.
 VALIDATION_ROWS = 128
+
+# Tokens of the row that shows how much a forward pass keeps: enough to be typical, little enough to fit anywhere.
+_SAMPLE_TOKENS = 256
+
+_LESS_MEMORY = (
+    "lower spec.training.microBatchSize or spec.data.maxLength, or set spec.training.gradientCheckpointing: always"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +79,8 @@ class TrainingInput:
     sink: Sink
     stop: threading.Event
     """Set from outside: save a checkpoint behind the current step and end."""
+    on_checkpoint: Callable[[Path], None] | None = None
+    """Told of every sealed checkpoint, which may be removed as soon as this returns."""
 
 
 def train(given: TrainingInput) -> TrainingReport:
@@ -94,7 +111,12 @@ def train(given: TrainingInput) -> TrainingReport:
 def _quiet_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Every core this process was given, unless the environment says otherwise.
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or _cores()))
+
+
+def _cores() -> int:
+    # macOS knows no affinity.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _train_here(given: TrainingInput) -> TrainingReport:
@@ -103,11 +125,17 @@ def _train_here(given: TrainingInput) -> TrainingReport:
     reporter = Reporter(given.sink, Stage.TRAIN)
     reporter.say("loading the base model")
     precision = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype)
-    base = load_model(given.files, precision.weights, attention.register())
-    layout = choose_layout(base, base.config.vocab_size, wanted=spec.data.packing)
-    model = prepare_model(base, spec.method, str(given.files.path))
-    steps = plan_steps(spec.training, len(given.train), max(len(item.ids) for item in given.train))
-    trainer, recorder = _build_trainer(given, model, layout, precision, steps)
+    base, layout = load_for_rows(given.files, precision.weights, spec.data.packing)
+    if spec.data.packing and layout.layout is Layout.PADDED:
+        reporter.say(f"rows are padded, which is slower: {layout.reason}")
+    longest = max(given.train, key=lambda item: len(item.ids))
+    steps = plan_steps(spec.training, len(given.train), len(longest.ids))
+    with memory_errors(f"training {steps.micro_batch} rows at a time", _LESS_MEMORY):
+        model = prepare_model(base, spec.method, str(given.files.path))
+        twice = _computes_twice(spec.training.gradient_checkpointing, model, longest, steps, layout.layout)
+        if twice:
+            reporter.say("activations are computed twice, which needs less memory")
+        trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice)
     resume = newest_complete(given.workspace.checkpoints)
     reporter.say(f"resuming at step {step_of(resume)}" if resume else "training")
     try:
@@ -123,10 +151,9 @@ def _train_here(given: TrainingInput) -> TrainingReport:
 def _named(error: Exception, steps: Steps, workspace: Workspace) -> Exception:
     """Return the error in words a user can act on; one that has none as it is."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in text:
+    if is_out_of_memory(error):
         return OutOfMemoryError(
-            f"a training step with {steps.micro_batch} rows did not fit into memory; lower "
-            "spec.training.microBatchSize or spec.data.maxLength."
+            f"a training step with {steps.micro_batch} rows did not fit into memory; {_LESS_MEMORY}."
         )
     # torch's own file writer says a full disk as a RuntimeError about its container format.
     if isinstance(error, OSError | SafetensorError) or "inline_container" in text or "PytorchStreamWriter" in text:
@@ -141,6 +168,24 @@ def _unwritable(what: str, place: Path, error: Exception) -> StorageError:
     )
 
 
+def _computes_twice(
+    wanted: GradientCheckpointing, model: nn.Module, longest: Encoded, steps: Steps, layout: Layout
+) -> bool:
+    """Decide by a short row whether the activations of a whole micro-batch are kept or computed twice."""
+    if wanted is not GradientCheckpointing.AUTO:
+        return wanted is GradientCheckpointing.ALWAYS
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = next(model.parameters()).device
+    cut = max(0, len(longest.ids) - _SAMPLE_TOKENS)
+    sample = Encoded(longest.ids[cut:], max(0, longest.prompt_length - cut))
+    batch = {name: value.to(device) for name, value in build_batch([sample], layout).items()}
+    kept = kept_bytes(model.train(), lambda: token_losses(forward(model, batch), batch["labels"]).sum())
+    tokens = steps.micro_batch * len(longest.ids)
+    return checkpoints_activations(
+        wanted, kept * tokens // len(sample.ids), count_parameters(model)[1], available_bytes()
+    )
+
+
 def loss_per_token(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     """Return the summed loss of a micro-batch over the completion tokens of the whole global batch.
 
@@ -151,7 +196,12 @@ def loss_per_token(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | in
 
 
 def _build_trainer(
-    given: TrainingInput, model: nn.Module, layout: LayoutChoice, precision: PrecisionChoice, steps: Steps
+    given: TrainingInput,
+    model: nn.Module,
+    layout: LayoutChoice,
+    precision: PrecisionChoice,
+    steps: Steps,
+    checkpoint_activations: bool,
 ) -> tuple[Trainer, "_Recorder"]:
     spec = given.job.spec
     arguments = training_arguments(
@@ -159,7 +209,7 @@ def _build_trainer(
         steps,
         given.workspace.checkpoints,
         checkpoint_every=spec.checkpoint.every_steps,
-        keep=spec.checkpoint.keep,
+        checkpoint_activations=checkpoint_activations,
         autocast=precision.autocast,
         use_cpu=not torch.cuda.is_available(),
     )
@@ -173,7 +223,7 @@ def _build_trainer(
         data_collator=partial(build_batch, layout=layout.layout),
         train_dataset=list(given.train),
         compute_loss_func=loss_per_token,
-        callbacks=[recorder, _Guard(given.stop)],
+        callbacks=[recorder, _Guard(given)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, recorder
@@ -182,8 +232,11 @@ def _build_trainer(
 class _Guard(TrainerCallback):
     """Ends training when it should end: on a stop request, and as soon as the loss is not a number."""
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._stop = stop
+    def __init__(self, given: TrainingInput) -> None:
+        self._stop = given.stop
+        self._files = given.files
+        self._keep = given.job.spec.checkpoint.keep
+        self._on_checkpoint = given.on_checkpoint
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._stop.is_set() and state.global_step < state.max_steps:
@@ -191,15 +244,48 @@ class _Guard(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        seal(Path(str(args.output_dir)), state.global_step)
+        folder = Path(str(args.output_dir))
+        checkpoint = seal(folder, state.global_step)
+        if self._on_checkpoint is not None:
+            self._on_checkpoint(checkpoint)
+        discard_old(folder, self._keep)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        loss = kwargs["logs"].get("loss")
-        if loss is not None and not math.isfinite(loss):
-            raise TrainingDivergedError(
-                f"the loss became {loss} at step {state.global_step}; lower spec.training.learningRate "
-                f"(now {args.learning_rate:g}) or set spec.training.precision: fp32."
-            )
+        logs = kwargs["logs"]
+        # A gradient that is no number makes every weight so; behind the first step that is not the training's fault.
+        figures = ("loss", "grad_norm") if state.global_step == 1 else ("loss",)
+        for figure in figures:
+            if not math.isfinite(logs.get(figure, 0.0)):
+                broken = find_broken_tensors(self._files) if state.global_step == 1 else []
+                raise divergence(
+                    f"{_FIGURES[figure]} is {logs[figure]}",
+                    state.global_step,
+                    args.learning_rate,
+                    self._files.path,
+                    broken,
+                )
+
+
+_FIGURES = {"loss": "the loss", "grad_norm": "the gradient"}
+
+
+def divergence(what: str, step: int, learning_rate: float, model: Path, broken: Sequence[str]) -> FineTuneError:
+    """Return who is to blame for ``what``, a figure that is no number: first ``broken`` tensors of the base. Pure."""
+    if broken:
+        return DataError(
+            f"the weights in {model} hold NaN or infinity (first in {', '.join(broken)}): nothing can be learnt from "
+            "them. Fetch the model again, or choose another one in spec.model.source."
+        )
+    if step == 1:
+        return TrainingDivergedError(
+            f"{what} at the first step, before anything was learnt: the base model in {model} overflows on these "
+            "rows. Set spec.model.dtype: float32 and spec.training.precision: fp32, or choose another model in "
+            "spec.model.source."
+        )
+    return TrainingDivergedError(
+        f"{what} at step {step}; lower spec.training.learningRate (now {learning_rate:g}) or set "
+        "spec.training.precision: fp32."
+    )
 
 
 class _Recorder(TrainerCallback):

@@ -11,9 +11,15 @@ from pydantic import ValidationError
 
 from finetune_api.model import ApiModel
 from finetune_trainer.durable import disk_errors, write_file
-from finetune_trainer.errors import DataError, SpecError
+from finetune_trainer.errors import DataError, SpecError, StorageError
 
 M = TypeVar("M", bound=ApiModel)
+
+SHARED_FOLDER = ".finetune"
+"""The command line keeps its workspaces in a folder of this name."""
+
+RESULTS = ("inputs", "data", "training", "evaluation")
+"""What stages remember, in the order in which it comes about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +27,21 @@ class Workspace:
     """The folders and files of one run."""
 
     root: Path
+    cache: Path | None = None
+    """A folder that several runs keep their downloads in. Absent: beside the workspace where that is the command
+    line's own place, else inside it."""
 
     @property
     def models(self) -> Path:
         """Downloads of base models."""
-        return self.root / "models"
+        # An edited job has another workspace, but the same base model.
+        own = self.root.parent if self.root.parent.name == SHARED_FOLDER else self.root
+        return (self.cache or own) / "models"
+
+    @property
+    def rows(self) -> Path:
+        """Copies of rows that are not on this machine."""
+        return self.root / "rows"
 
     @property
     def checkpoints(self) -> Path:
@@ -36,6 +52,16 @@ class Workspace:
     def tuned(self) -> Path:
         """What training made: an adapter or full weights, with a COMPLETE marker."""
         return self.root / "tuned"
+
+    @property
+    def uploads(self) -> Path:
+        """Checkpoints on their way to the output store."""
+        return self.root / "uploads"
+
+    @property
+    def predictions(self) -> Path:
+        """What both models answered to every test row."""
+        return self.report / "predictions.parquet"
 
     @property
     def export(self) -> Path:
@@ -52,16 +78,19 @@ class Workspace:
         """Make the workspace belong to one spec, and to this process as long as the context lasts.
 
         Raises:
-            SpecError: another spec's run is in it, or another process is at work in it.
-            StorageError: it cannot be written.
+            SpecError: another spec's run is in it.
+            StorageError: it cannot be written, or another process is at work in it, which will end.
         """
         self._check_owner(spec_hash)
+        path = self.root / "lock"
+        with disk_errors("open", path):
+            lock = path.open("w")
         # The lock goes with the process, however that ends: nothing stale can keep a workspace closed.
-        with (self.root / "lock").open("w") as lock:
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise SpecError(
+                raise StorageError(
                     f"another process is running this job in {self.root}; wait for it, or give another --workspace."
                 ) from error
             yield
@@ -78,9 +107,19 @@ class Workspace:
                 f"{spec_hash[:8]}); give another folder with --workspace, or delete that one."
             )
 
+    def result_file(self, name: str) -> Path:
+        """Return where `remember` keeps the result called ``name``."""
+        return self.root / f"{name}.json"
+
+    def forget(self, name: str) -> None:
+        """Remove what `remember` kept under ``name``."""
+        path = self.result_file(name)
+        with disk_errors("remove", path):
+            path.unlink(missing_ok=True)
+
     def remember(self, name: str, model: ApiModel) -> None:
         """Keep a stage's result under ``name``."""
-        write_file(self.root / f"{name}.json", model.model_dump_json(by_alias=True, indent=1).encode())
+        write_file(self.result_file(name), model.model_dump_json(by_alias=True, indent=1).encode())
 
     def recall(self, name: str, kind: type[M]) -> M | None:
         """Return what `remember` kept under ``name``; absent when the stage has not ended yet.
@@ -88,7 +127,7 @@ class Workspace:
         Raises:
             DataError: the file is damaged.
         """
-        path = self.root / f"{name}.json"
+        path = self.result_file(name)
         if not path.exists():
             return None
         try:

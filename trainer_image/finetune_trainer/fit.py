@@ -1,0 +1,69 @@
+"""Whether what the spec asks for fits the base model: found before a row is tokenised or a weight is loaded."""
+
+from dataclasses import dataclass
+
+from finetune_api.spec import DEFAULT_MAX_LENGTH, FineTuneJobSpec
+from finetune_trainer.errors import SpecError
+from finetune_trainer.methods import check_method
+from finetune_trainer.model import ModelFiles, outline_model, position_limit, read_config
+
+SHORTEST_ROW = 16
+"""Tokens; as the least that ``spec.data.maxLength`` may say."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLength:
+    """How many tokens prompt and completion may have together."""
+
+    tokens: int
+    note: str = ""
+    """Why these are fewer than usual, for people."""
+
+
+def check_fit(spec: FineTuneJobSpec, files: ModelFiles) -> None:
+    """Find what of the spec or of the weights does not go with the model's architecture.
+
+    Raises:
+        SpecError: layers that the model does not have, or more tokens than it has places for.
+        DataError: the weights are of another model than config.json.
+    """
+    find_row_length(spec, files)
+    check_method(outline_model(files), spec.method)
+
+
+def find_row_length(spec: FineTuneJobSpec, files: ModelFiles) -> RowLength:
+    """Return what `row_length` gives for the model in ``files``."""
+    return row_length(spec, position_limit(read_config(files)))
+
+
+def row_length(spec: FineTuneJobSpec, limit: int | None) -> RowLength:
+    """Return the length that ``spec.data.maxLength`` means for a model that can tell ``limit`` places apart.
+
+    Raises:
+        SpecError: what is written there, or the tokens that come before or behind a row, go beyond the limit.
+    """
+    asked = spec.data.max_length
+    if limit is None:
+        return RowLength(asked or DEFAULT_MAX_LENGTH)
+    soft_prompt = spec.method.prompt_tuning
+    virtual = soft_prompt.virtual_tokens if soft_prompt is not None else 0
+    room = limit - virtual
+    places = f"the model has places for {limit:,} tokens (max_position_embeddings in its config.json)"
+    if virtual:
+        places += f", of which spec.method.promptTuning.virtualTokens takes {virtual:,}"
+    if room < SHORTEST_ROW:
+        raise SpecError(
+            f"spec.method.promptTuning.virtualTokens ({virtual}): {places}; {max(room, 0)} are left for a row, and "
+            f"{SHORTEST_ROW} are needed. Lower it to {limit - SHORTEST_ROW} or less."
+        )
+    if asked is not None and asked > room:
+        raise SpecError(f"spec.data.maxLength ({asked}): {places}. Set it to {room} or less, or leave it out.")
+    answer = spec.evaluation.generation.max_new_tokens
+    if answer is not None and answer >= room:
+        raise SpecError(
+            f"spec.evaluation.generation.maxNewTokens ({answer}): {places}; none is left for the prompt. "
+            f"Set it well below {room}, or leave it out."
+        )
+    if asked is None and room < DEFAULT_MAX_LENGTH:
+        return RowLength(room, f"rows may have {room:,} tokens: {places}")
+    return RowLength(asked or DEFAULT_MAX_LENGTH)

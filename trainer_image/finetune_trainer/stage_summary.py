@@ -1,0 +1,124 @@
+"""Say how a stage ended in the words of the status. Pure."""
+
+from finetune_api.report import ArtifactKind, DataReport, ExitCode, MetricComparison, Report, Stage, TrainingReport
+from finetune_api.stage_result import StageResult
+from finetune_api.status import (
+    LONGEST_MESSAGE,
+    DataStatus,
+    EvaluationStatus,
+    MetricValue,
+    PublishedArtifact,
+    RowsStatus,
+    Summary,
+    TaskResult,
+    figure,
+)
+from finetune_trainer.verdict import format_value, judge, leading_comparisons
+
+_MOST_TASKS = 64
+_TEXT = 256
+
+
+def failure(stage: Stage, exit_code: ExitCode, message: str) -> StageResult:
+    """Return the result of a stage that ended with an error."""
+    return StageResult(stage=stage, exit_code=exit_code, message=_clipped(message, LONGEST_MESSAGE))
+
+
+def check_result(report: DataReport, model_revision: str) -> StageResult:
+    """Return what the check stage found."""
+    rows = report.rows
+    return StageResult(
+        stage=Stage.CHECK,
+        exit_code=ExitCode.OK,
+        model_revision=model_revision,
+        data=DataStatus(
+            rows=RowsStatus(train=rows.train, validation=rows.validation, test=rows.test),
+            tokens=report.tokens,
+            truncated_percent=figure(report.truncated_percent),
+            duplicates=report.duplicates,
+            hash=report.hash,
+        ),
+    )
+
+
+def train_result(report: TrainingReport) -> StageResult:
+    """Return how training went."""
+    last = next((point for point in reversed(report.curve) if point.validation_loss is not None), None)
+    values = {
+        "steps": report.steps,
+        "loss": report.final_loss,
+        "validation_loss": None if last is None else last.validation_loss,
+        "tokens_per_second": report.tokens_per_second,
+        "peak_memory_bytes": report.peak_memory_bytes,
+    }
+    return StageResult(
+        stage=Stage.TRAIN,
+        exit_code=ExitCode.OK,
+        resumed_from_step=report.resumed_from_step,
+        latest_metrics=tuple(
+            MetricValue(name=name, value=figure(value)) for name, value in values.items() if value is not None
+        ),
+    )
+
+
+def evaluate_result(report: Report, report_uri: str, report_sha256: str, report_bytes: int) -> StageResult:
+    """Return what was measured and published.
+
+    Args:
+        report: of the whole run.
+        report_uri: where the published report lies.
+        report_sha256: of its manifest.
+        report_bytes: of all its files.
+    """
+    evaluation = report.evaluation
+    metrics = () if evaluation is None else evaluation.metrics
+    published = [PublishedArtifact.model_validate(artifact.model_dump()) for artifact in report.artifacts]
+    published.append(
+        PublishedArtifact(kind=ArtifactKind.REPORT, uri=report_uri, sha256=report_sha256, bytes=report_bytes)
+    )
+    return StageResult(
+        stage=Stage.EVALUATE,
+        exit_code=ExitCode.OK,
+        model_revision=report.base_revision,
+        evaluation=EvaluationStatus(
+            tasks=tuple(_task_result(metric) for metric in metrics[:_MOST_TASKS]),
+            # The first are kept where there is no room for all: those that decided.
+            gates=() if evaluation is None else tuple(sorted(evaluation.gates, key=lambda gate: gate.passed)),
+        ),
+        artifacts=tuple(published),
+        summary=None if evaluation is None else _summary(metrics, judge(evaluation).sentence),
+        report_sha256=report_sha256,
+        published=report.published,
+        why_not_published=_clipped(report.why_not_published, _TEXT),
+    )
+
+
+def _task_result(metric: MetricComparison) -> TaskResult:
+    return TaskResult(
+        name=metric.task,
+        metric=metric.metric,
+        base=_figure(metric.base),
+        tuned=figure(metric.tuned),
+        delta=_figure(metric.delta),
+        low=_figure(metric.low),
+        high=_figure(metric.high),
+    )
+
+
+def _summary(metrics: tuple[MetricComparison, ...], sentence: str) -> Summary:
+    leading = next(iter(leading_comparisons(metrics)), None)
+    if leading is None:
+        return Summary(message=_clipped(sentence, _TEXT))
+    return Summary(
+        metric=_clipped(f"{leading.task} {leading.metric} {format_value(leading, leading.tuned)}", _TEXT),
+        delta="" if leading.delta is None else f"{leading.delta:+.3f}",
+        message=_clipped(sentence, _TEXT),
+    )
+
+
+def _figure(value: float | None) -> str | None:
+    return None if value is None else figure(value)
+
+
+def _clipped(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
