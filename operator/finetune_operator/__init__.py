@@ -1,0 +1,1 @@
+"""The operator: turns FineTuneJobs into checked, trained, evaluated and published models."""

@@ -1,0 +1,83 @@
+"""Tries at a stage: which one is next, when it may start, with what change, how long the job has run. Pure."""
+
+from datetime import datetime, timedelta
+
+from finetune_api.job import FineTuneJob
+from finetune_api.report import Stage
+from finetune_api.status import Attempt, FineTuneJobStatus, Reason
+from finetune_operator import naming
+from finetune_operator.settings import Settings
+
+MOST_KEPT = 10
+FREE = (Reason.PREEMPTED, Reason.SUSPENDED_BY_USER)
+"""Ends that do not count against runPolicy.retries."""
+
+
+def newest(status: FineTuneJobStatus, stage: Stage) -> Attempt | None:
+    """Return the newest attempt of ``stage``."""
+    return next((attempt for attempt in reversed(status.attempts) if attempt.stage is stage), None)
+
+
+def following(status: FineTuneJobStatus, stage: Stage, job: FineTuneJob, now: datetime) -> Attempt:
+    """Return the attempt after the newest one of ``stage``."""
+    before = newest(status, stage)
+    number = before.number + 1 if before else 1
+    micro_batch_size, change = _micro_batch_size(before, job) if before else (None, "")
+    return Attempt(
+        stage=stage,
+        number=number,
+        failures=before.failures if before else 0,
+        child=naming.child_name(job.metadata.name, stage, number),
+        record_time=now,
+        change=change,
+        micro_batch_size=micro_batch_size,
+        earlier_seconds=_seconds_before(status),
+    )
+
+
+def _seconds_before(status: FineTuneJobStatus) -> int:
+    if not status.attempts:
+        return 0
+    last = status.attempts[-1]
+    ran = last.end_time - last.start_time if last.end_time and last.start_time else timedelta()
+    return last.earlier_seconds + max(0, round(ran.total_seconds()))
+
+
+def _micro_batch_size(before: Attempt, job: FineTuneJob) -> tuple[int | None, str]:
+    """Return the next attempt's micro-batch where it is not the spec's, and what was changed."""
+    known = before.micro_batch_size or job.spec.training.micro_batch_size
+    if before.reason is not Reason.OUT_OF_MEMORY or before.stage is not Stage.TRAIN or known is None:
+        return before.micro_batch_size, ""
+    smaller = smaller_micro_batch(known, job.spec.training.global_batch_size)
+    if smaller is None:
+        return before.micro_batch_size, ""
+    return smaller, f"microBatchSize {known} -> {smaller}"
+
+
+def smaller_micro_batch(size: int, global_batch_size: int) -> int | None:
+    """Return the largest divisor of the global batch that is at most half of ``size``; None when there is none."""
+    return next((half for half in range(size // 2, 0, -1) if global_batch_size % half == 0), None)
+
+
+def may_start_at(before: Attempt, settings: Settings) -> datetime:
+    """Return when the attempt after ``before``, which has ended, may start; pauses double with every fault."""
+    assert before.end_time is not None, f"{before.child} has not ended"
+    if before.reason is Reason.SUSPENDED_BY_USER:
+        return before.end_time
+    doublings = 0 if before.reason in FREE else max(0, before.failures - 1)
+    # 2 ** 20 retries at most: the pause is bounded long before.
+    pause = min(settings.backoff_seconds * 2.0 ** min(doublings, 30), settings.longest_backoff_seconds)
+    return before.end_time + timedelta(seconds=pause)
+
+
+def deadline(attempt: Attempt, active_deadline_seconds: int) -> datetime | None:
+    """Return when the whole job has run for too long; None while the attempt does not run."""
+    if attempt.start_time is None:
+        return None
+    return attempt.start_time + timedelta(seconds=active_deadline_seconds - attempt.earlier_seconds)
+
+
+def replaced(status: FineTuneJobStatus, attempt: Attempt) -> FineTuneJobStatus:
+    """Return ``status`` with ``attempt`` in the place of the one it was, or as the newest."""
+    others = tuple(one for one in status.attempts if (one.stage, one.number) != (attempt.stage, attempt.number))
+    return status.model_copy(update={"attempts": (*others, attempt)[-MOST_KEPT:]})

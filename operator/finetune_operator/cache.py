@@ -1,0 +1,216 @@
+"""The watched objects as last seen, ahead of the watches by what the operator itself wrote a moment ago.
+
+kopf's indices hold what the watches told. Two things they cannot know: the answers to our own writes, which come before
+the watch tells of them, and that an object is gone whose deletion happened while a watch was broken (a ghost).
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from finetune_operator.observed import ChildView, JobView, PodView
+from finetune_operator.view import PackedJob, job_view
+
+JobKey = tuple[str, str]
+"""Namespace and name of a FineTuneJob."""
+
+OVERLAY_SECONDS = 60.0
+"""How long an answer counts that no watch confirms: somebody may have deleted the object before the watch saw it."""
+
+_View = TypeVar("_View", ChildView, PodView)
+_Object = TypeVar("_Object", PackedJob, ChildView, PodView)
+
+
+# Kinds of keys in one index: by owner, by UID, by namespace.
+def uid_key(uid: str) -> str:
+    """Return the index key of one object."""
+    return f"uid/{uid}"
+
+
+def namespace_key(namespace: str) -> str:
+    """Return the index key of everything in a namespace."""
+    return f"namespace/{namespace}"
+
+
+IndexKey = JobKey | str
+JobIndex = Mapping[IndexKey, Iterable[PackedJob]]
+ChildIndex = Mapping[IndexKey, Iterable[ChildView]]
+PodIndex = Mapping[IndexKey, Iterable[PodView]]
+"""As kopf's indices: values under keys; kopf alone writes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Indices:
+    """What the watches told."""
+
+    jobs: JobIndex = dataclasses.field(default_factory=dict)
+    """By owner key (its own), and by namespace."""
+    children: ChildIndex = dataclasses.field(default_factory=dict)
+    """By owner key, UID and namespace."""
+    pods: PodIndex = dataclasses.field(default_factory=dict)
+    """As children."""
+
+
+@dataclass(slots=True)
+class _Written:
+    key: JobKey
+    view: ChildView
+    until: float
+
+
+class Cache:
+    """Answers what exists. Belongs to one event loop."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin empty; ``clock`` counts seconds."""
+        self.indices = Indices()
+        self._clock = clock
+        self._jobs: dict[JobKey, PackedJob] = {}
+        self._children: dict[str, _Written] = {}
+        self._ghosts: set[str] = set()
+        self._strangers: dict[str, set[str]] = {}
+        self._beginning: set[JobKey] = set()
+
+    # --- what exists
+
+    def packed(self, key: JobKey) -> PackedJob | None:
+        """Return the FineTuneJob as last seen or written."""
+        seen = [job for job in self.indices.jobs.get(key, ()) if job.uid not in self._ghosts]
+        written = self._jobs.get(key)
+        if not seen:
+            return None
+        newest = max(seen, key=lambda job: job.resource_version)
+        if written is not None and written.uid == newest.uid and written.resource_version > newest.resource_version:
+            return written
+        self._jobs.pop(key, None)
+        return newest
+
+    def job(self, namespace: str, name: str) -> JobView | None:
+        """Return the FineTuneJob for those who read it."""
+        packed = self.packed((namespace, name))
+        return job_view(packed) if packed else None
+
+    def child(self, uid: str) -> ChildView | None:
+        """Return the Job or RayJob with that UID."""
+        if written := self._children.get(uid):
+            return written.view
+        return next(iter(self._living(self.indices.children, uid_key(uid))), None)
+
+    def pod(self, uid: str) -> PodView | None:
+        """Return the pod with that UID."""
+        return next(iter(self._living(self.indices.pods, uid_key(uid))), None)
+
+    def children_of(self, job: PackedJob) -> tuple[ChildView, ...]:
+        """Return the children that the job controls."""
+        views = {child.uid: child for child in self._living(self.indices.children, job.key)}
+        for uid, written in list(self._children.items()):
+            if written.key != job.key:
+                continue
+            if written.until < self._clock():
+                del self._children[uid]
+            elif written.view.deleting and uid in views:
+                views[uid] = dataclasses.replace(views[uid], deleting=True)
+            elif not written.view.deleting:
+                views.setdefault(uid, written.view)
+        return tuple(child for child in views.values() if child.owner_uid == job.uid)
+
+    def pods_of(self, job: PackedJob) -> tuple[PodView, ...]:
+        """Return the pods of the job's children; of children that are gone, those that may still run."""
+        children = {child.uid for child in self.children_of(job)}
+        return tuple(
+            pod
+            for pod in self._living(self.indices.pods, job.key)
+            if pod.job_uid == job.uid and (pod.child_uid in children or not pod.is_over)
+        )
+
+    def job_keys(self) -> tuple[JobKey, ...]:
+        """Return all FineTuneJobs."""
+        return tuple(key for key in self.indices.jobs if isinstance(key, tuple))
+
+    def jobs(self) -> Iterator[PackedJob]:
+        """Yield all FineTuneJobs."""
+        return (job for key in self.job_keys() if (job := self.packed(key)) is not None)
+
+    def jobs_in(self, namespace: str) -> tuple[PackedJob, ...]:
+        """Return the FineTuneJobs of a namespace."""
+        keys = dict.fromkeys(job.key for job in self.indices.jobs.get(namespace_key(namespace), ()))
+        return tuple(job for key in keys if (job := self.packed(key)) is not None)
+
+    def uids_with_work(self, namespace: str) -> set[str]:
+        """Return the UIDs of the FineTuneJobs that have an open attempt, a pod, or a child that may start one."""
+        key = namespace_key(namespace)
+        written = [one.view for one in self._children.values() if one.key[0] == namespace and not one.view.deleting]
+        children = {child.uid: child for child in (*written, *self._living(self.indices.children, key))}
+        running = {child.owner_uid for child in children.values() if not (child.is_over or child.suspended)}
+        begun = {job.uid for job in self.jobs_in(namespace) if job.has_begun or job.key in self._beginning}
+        return running | begun | {pod.job_uid for pod in self._living(self.indices.pods, key) if not pod.is_over}
+
+    @contextlib.contextmanager
+    def beginning(self, job: PackedJob) -> Iterator[None]:
+        """Count ``job`` as one with work while its first step is written: others decide meanwhile."""
+        self._beginning.add(job.key)
+        try:
+            yield
+        finally:
+            self._beginning.discard(job.key)
+
+    # --- what was written or found out
+
+    def wrote_job(self, packed: PackedJob) -> None:
+        """Take note of what the API server answered to a write or a read."""
+        self._jobs[packed.key] = packed
+
+    def wrote_child(self, key: JobKey, child: ChildView) -> None:
+        """Take note of a child that was created."""
+        self._children[child.uid] = _Written(key, child, self._clock() + OVERLAY_SECONDS)
+
+    def deleted_child(self, key: JobKey, child: ChildView) -> None:
+        """Take note of a child whose deletion was accepted."""
+        gone = dataclasses.replace(child, deleting=True)
+        self._children[child.uid] = _Written(key, gone, self._clock() + OVERLAY_SECONDS)
+
+    def saw_child(self, uid: str, *, is_gone: bool) -> None:
+        """Take note that a watch told of a child."""
+        written = self._children.get(uid)
+        if written is not None and (is_gone or not written.view.deleting):
+            del self._children[uid]
+
+    def forget_job(self, key: JobKey) -> None:
+        """Drop what was written about a job that is gone."""
+        self._jobs.pop(key, None)
+        for uid in [uid for uid, written in self._children.items() if written.key == key]:
+            del self._children[uid]
+
+    # --- ghosts and strangers
+
+    def note_stranger(self, kind: str, uid: str) -> None:
+        """Take note of an object that is watched for its labels and is none of ours."""
+        self._strangers.setdefault(kind, set()).add(uid)
+
+    def mark_ghost(self, uid: str) -> None:
+        """Leave the object with that UID out from now on. A UID never comes back."""
+        self._ghosts.add(uid)
+        self.forget_stranger(uid)
+
+    def forget_stranger(self, uid: str) -> None:
+        """Drop what was noted of an object that is gone."""
+        for uids in self._strangers.values():
+            uids.discard(uid)
+
+    def uids(self) -> dict[str, set[str]]:
+        """Return the UIDs that the watches told of, ghosts left out, by kind."""
+        return {
+            "FineTuneJob": self._uids(self.indices.jobs),
+            "Job": self._uids(self.indices.children) | self._strangers.get("Job", set()),
+            "Pod": self._uids(self.indices.pods) | self._strangers.get("Pod", set()),
+        }
+
+    def _uids(self, index: Mapping[IndexKey, Iterable[_Object]]) -> set[str]:
+        owned = (views for key, views in index.items() if isinstance(key, tuple))
+        return {view.uid for views in owned for view in views} - self._ghosts
+
+    def _living(self, index: Mapping[IndexKey, Iterable[_View]], key: IndexKey) -> list[_View]:
+        return [view for view in index.get(key, ()) if view.uid not in self._ghosts]

@@ -1,0 +1,356 @@
+"""The API server. The only module that knows the Kubernetes client; nothing here decides anything.
+
+Objects are plain JSON both ways: the client's typed models cost ten times the memory and drop fields they do not know.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+
+from finetune_api.crd import GROUP, PLURAL, VERSION
+from finetune_operator.naming import OPERATOR
+
+Raw = Mapping[str, Any]
+
+SECONDS_PER_REQUEST = 30.0
+OBJECTS_PER_PAGE = 500
+
+PROGRESS_MANAGER = f"{OPERATOR}-progress"
+"""Field manager of the writer of progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """Where objects of one kind are."""
+
+    api: str
+    plural: str
+    namespaced: bool = True
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str = "") -> str:
+        """Return the path of a list, or of one object."""
+        place = f"/namespaces/{quote(namespace)}" if self.namespaced and namespace else ""
+        return f"{self.api}{place}/{self.plural}" + (f"/{quote(name)}" if name else "") + subresource
+
+
+RESOURCES: Mapping[str, Resource] = {
+    "FineTuneJob": Resource(f"/apis/{GROUP}/{VERSION}", PLURAL),
+    "Job": Resource("/apis/batch/v1", "jobs"),
+    "RayJob": Resource("/apis/ray.io/v1", "rayjobs"),
+    "Pod": Resource("/api/v1", "pods"),
+    "ConfigMap": Resource("/api/v1", "configmaps"),
+    "Secret": Resource("/api/v1", "secrets"),
+    "Event": Resource("/api/v1", "events"),
+    "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
+    "TokenReview": Resource("/apis/authentication.k8s.io/v1", "tokenreviews", namespaced=False),
+}
+"""Every kind that is read or written."""
+
+JOB_ACCESS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    (GROUP, PLURAL, ("get", "list", "watch")),
+    (GROUP, f"{PLURAL}/status", ("patch",)),
+    ("batch", "jobs", ("get", "list", "watch", "create", "delete")),
+    ("", "pods", ("list", "watch")),
+    ("", "configmaps", ("get", "create", "update", "delete")),
+    ("", "events", ("list", "create", "patch")),
+)
+"""What may be done where jobs are: API group, resource, verbs."""
+
+CLUSTER_ACCESS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("authentication.k8s.io", "tokenreviews", ("create",)),
+    ("apiextensions.k8s.io", "customresourcedefinitions", ("list", "watch")),
+    # Only asked for where the settings name namespaces to watch: one may be created later.
+    ("", "namespaces", ("list", "watch")),
+)
+"""What may be done to what has no namespace."""
+
+OWN_ACCESS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("", "secrets", ("get", "update")),
+    ("coordination.k8s.io", "leases", ("get", "update")),
+)
+"""What may be done in the operator's own namespace, to the Secret and the Lease that the settings name and the chart
+creates: a right to create cannot be one for a single name."""
+
+
+# --- what can go wrong: one class per reaction
+
+
+class ClusterError(Exception):
+    """The API server did not do what it was asked to."""
+
+
+class UnavailableError(ClusterError):
+    """It cannot be reached, is overloaded or does not know us at the moment. Try later."""
+
+
+class RefusedError(ClusterError):
+    """It will not: no permission, a quota, a webhook, a malformed object. The message is its own."""
+
+
+class NotFoundError(ClusterError):
+    """There is no such object."""
+
+
+class AlreadyExistsError(ClusterError):
+    """The name is taken."""
+
+
+class ConflictError(ClusterError):
+    """The object has changed since it was read, or is another one of that name."""
+
+
+# --- the API server
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An object of a list, with no more than what tells it from others."""
+
+    namespace: str
+    name: str
+    uid: str
+    created: str
+    """RFC 3339."""
+
+
+class Cluster(Protocol):
+    """What the operator does to a cluster. Every method raises UnavailableError and RefusedError."""
+
+    async def get(self, kind: str, namespace: str, name: str) -> Raw | None:
+        """Return the object as it is now; None when there is none."""
+
+    async def identities(self, kind: str, namespace: str | None, selector: str = "") -> list[Identity]:
+        """Return all objects with the labels of ``selector``; in all namespaces when that is None."""
+
+    async def create(self, manifest: Raw) -> Raw:
+        """Create an object and return what is stored.
+
+        Raises:
+            AlreadyExistsError: the name is taken.
+        """
+
+    async def update(self, manifest: Raw) -> Raw:
+        """Replace an object, and return what is stored; only that version of it that the manifest names.
+
+        Raises:
+            NotFoundError: there is none.
+            ConflictError: it has changed since.
+        """
+
+    async def patch(
+        self, kind: str, namespace: str, name: str, patch: Raw, subresource: str = "", manager: str = OPERATOR
+    ) -> Raw:
+        """Merge ``patch`` into an object or its ``subresource``, for the field manager ``manager``.
+
+        Raises:
+            NotFoundError: there is none.
+            ConflictError: ``patch`` names a version and it has changed since.
+        """
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Delete that one object and, in the background, its pods. Nothing happens when it is gone."""
+
+    async def events(self, namespace: str, uid: str) -> list[Raw]:
+        """Return the events about the object with that UID."""
+
+
+class KubernetesCluster:
+    """A `Cluster` that is real."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()
+
+    async def get(self, kind: str, namespace: str, name: str) -> Raw | None:
+        """See `Cluster`."""
+        try:
+            return await self._call("GET", RESOURCES[kind].path(namespace, name))
+        except NotFoundError:
+            return None
+
+    async def identities(self, kind: str, namespace: str | None, selector: str = "") -> list[Identity]:
+        """See `Cluster`."""
+        # Names and UIDs alone: whole objects of a big cluster would fill the memory.
+        items = await self._list(
+            RESOURCES[kind].path(namespace),
+            {"labelSelector": selector},
+            accept="application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io",
+        )
+        return [
+            Identity(one["namespace"], one["name"], one["uid"], one["creationTimestamp"])
+            for one in (item["metadata"] for item in items)
+        ]
+
+    async def create(self, manifest: Raw) -> Raw:
+        """See `Cluster`."""
+        path = RESOURCES[manifest["kind"]].path(manifest["metadata"].get("namespace"))
+        return await self._call("POST", path, {"fieldManager": OPERATOR}, manifest)
+
+    async def update(self, manifest: Raw) -> Raw:
+        """See `Cluster`."""
+        metadata = manifest["metadata"]
+        path = RESOURCES[manifest["kind"]].path(metadata["namespace"], metadata["name"])
+        return await self._call("PUT", path, {"fieldManager": OPERATOR}, manifest)
+
+    async def patch(
+        self, kind: str, namespace: str, name: str, patch: Raw, subresource: str = "", manager: str = OPERATOR
+    ) -> Raw:
+        """See `Cluster`."""
+        path = RESOURCES[kind].path(namespace, name, subresource)
+        return await self._call("PATCH", path, {"fieldManager": manager}, patch, "application/merge-patch+json")
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        """See `Cluster`."""
+        options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        try:
+            await self._call("DELETE", RESOURCES[kind].path(namespace, name), body=options)
+        # Conflict: another object has the name by now.
+        except (NotFoundError, ConflictError):
+            return
+
+    async def events(self, namespace: str, uid: str) -> list[Raw]:
+        """See `Cluster`."""
+        return await self._list(RESOURCES["Event"].path(namespace), {"fieldSelector": f"involvedObject.uid={uid}"})
+
+    async def _list(self, path: str, query: Mapping[str, str], accept: str = "application/json") -> list[Raw]:
+        items: list[Raw] = []
+        token = ""
+        while True:
+            page = await self._call(
+                "GET", path, {**query, "limit": str(OBJECTS_PER_PAGE), "continue": token}, accept=accept
+            )
+            # An empty list of metadata alone comes as null.
+            items.extend(page["items"] or ())
+            token = page["metadata"].get("continue", "")
+            if not token:
+                return items
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Raw | None = None,
+        content_type: str = "application/json",
+        accept: str = "application/json",
+    ) -> Raw:
+        text = urlencode({name: value for name, value in (query or {}).items() if value})
+        request = await self._client.param_serialize(
+            method,
+            f"{path}?{text}" if text else path,
+            header_params={"Accept": accept, "Content-Type": content_type},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        try:
+            response = await self._client.call_api(*request, _request_timeout=SECONDS_PER_REQUEST)
+            content = await response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise UnavailableError(f"{method} {path}: {error or type(error).__name__}") from error
+        if response.status >= 400:
+            raise _error(f"{method} {path}", response.status, content)
+        answer: Raw = json.loads(content)
+        return answer
+
+
+_ERRORS: Mapping[int, type[ClusterError]] = {
+    401: UnavailableError,
+    404: NotFoundError,
+    409: ConflictError,
+    429: UnavailableError,
+}
+
+
+def _error(request: str, code: int, content: bytes) -> ClusterError:
+    try:
+        status = json.loads(content)
+    except ValueError:
+        status = {}
+    message = status.get("message") or content[:200].decode(errors="replace")
+    if status.get("reason") == "AlreadyExists":
+        return AlreadyExistsError(message)
+    kind = _ERRORS.get(code, UnavailableError if code >= 500 else RefusedError)
+    return kind(message if kind is RefusedError else f"{request}: HTTP {code}: {message}")
+
+
+# --- connecting
+
+
+class NoClusterError(Exception):
+    """Nobody said where the API server is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Where the API server is and who we are, for kopf's own client."""
+
+    server: str
+    ca_file: str | None
+    verify: bool
+    token: str | None
+    certificate_file: str | None
+    key_file: str | None
+
+
+class Connection:
+    """How to reach the API server; may be used by several clients, one after the other."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+
+    def connect(self) -> KubernetesCluster:
+        """Return a client. Wants a running event loop; nothing is sent yet."""
+        asyncio.get_running_loop()
+        client = ApiClient(self._configuration)
+        client.user_agent = OPERATOR
+        return KubernetesCluster(client)
+
+    async def login(self) -> Login:
+        """Return the credentials of this moment: a service account's token changes every hour."""
+        configuration = self._configuration
+        bearer = await configuration.get_api_key_with_prefix("BearerToken")
+        return Login(
+            server=configuration.host,
+            ca_file=configuration.ssl_ca_cert,
+            verify=configuration.verify_ssl,
+            # "bearer abc", in either case.
+            token=bearer.split(" ", 1)[1] if bearer else None,
+            certificate_file=configuration.cert_file,
+            key_file=configuration.key_file,
+        )
+
+
+async def load_connection(kubeconfig: Path | None, context: str | None = None) -> Connection:
+    """Return how to reach the API server: by a kubeconfig, or from inside a pod when that is None.
+
+    Raises:
+        NoClusterError: neither is there.
+    """
+    configuration = Configuration()
+    # The workers, the endpoint's reviews and the progress of hundreds of jobs share the connections.
+    configuration.connection_pool_maxsize = 32
+    try:
+        if kubeconfig is None:
+            load_incluster_config(configuration)
+        else:
+            await load_kube_config(str(kubeconfig), context, configuration, persist_config=False)
+    except ConfigException as error:
+        place = f"by {kubeconfig}" if kubeconfig else "from inside a pod; outside of one, name a --kubeconfig"
+        raise NoClusterError(f"no way to reach an API server {place}: {error}") from error
+    return Connection(configuration)

@@ -1,0 +1,188 @@
+"""What kopf calls: indices keep trimmed objects, events wake the job they belong to. Nothing is decided here.
+
+No handler of a kind that writes to objects (create, update, delete, daemon, timer) is registered: so kopf puts neither
+finalizers nor annotations on them, and a FineTuneJob can be deleted while no operator runs.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import kopf
+
+from finetune_api.crd import GROUP, PLURAL, VERSION
+from finetune_operator.cache import Cache, Indices, JobKey, namespace_key, uid_key
+from finetune_operator.cluster import Login
+from finetune_operator.naming import CHILD_SELECTOR, JOB_UID_LABEL
+from finetune_operator.observed import ChildView, PodView
+from finetune_operator.view import PackedJob, Raw, child_view, owner_key, packed_job, pod_view
+
+JOBS = (GROUP, VERSION, PLURAL)
+CHILDREN = ("batch", "v1", "jobs")
+PODS = ("", "v1", "pods")
+DEFINITIONS = ("apiextensions.k8s.io", "v1", "customresourcedefinitions")
+
+CHILD_LABELS = ",".join([*(f"{name}={value}" for name, value in CHILD_SELECTOR.items()), JOB_UID_LABEL])
+"""Selects what is watched of Jobs and pods, on the server."""
+
+INACTIVITY_SECONDS = 70.0
+"""The API server sends a bookmark every minute; a watch that is silent for longer is dead."""
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """Return how kopf is to behave."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    # kopf removes its finalizer wherever it finds it; the default name is every kopf operator's.
+    settings.persistence.finalizer = f"{GROUP}/none"
+    # It would kill this process ten minutes after the first of its sessions has ended.
+    settings.process.ultimate_exiting_timeout = None
+    settings.networking.request_timeout = 30.0
+    settings.networking.connect_timeout = 10.0
+    settings.networking.error_backoffs = EndlessBackoffs()
+    # A whole number: the API server refuses "300.0".
+    settings.watching.server_timeout = 300
+    settings.watching.inactivity_timeout = INACTIVITY_SECONDS
+    settings.watching.chunk_size = 500
+    settings.queueing.idle_timeout = 1.0
+    settings.execution.max_workers = 1
+    settings.watching.label_selectors[CHILDREN] = CHILD_LABELS
+    settings.watching.label_selectors[PODS] = CHILD_LABELS
+    # The definitions of a whole cluster are many megabytes, and only one is of interest.
+    settings.watching.field_selectors[DEFINITIONS] = f"metadata.name={PLURAL}.{GROUP}"
+    return settings
+
+
+class EndlessBackoffs:
+    """Seconds between tries of a request: a 403 or an absent API server must not end the operator, ever."""
+
+    def __iter__(self) -> Iterator[float]:
+        """Yield pauses that grow up to five seconds."""
+        pause = 0.25
+        while True:
+            yield pause
+            pause = min(5.0, pause * 2)
+
+
+def registry(
+    cache: Cache,
+    wake: Callable[[JobKey], None],
+    login: Callable[[], Awaitable[Login]],
+    has_cap: bool,
+) -> kopf.OperatorRegistry:
+    """Return the handlers.
+
+    Args:
+        cache: gets kopf's indices.
+        wake: called with a job's namespace and name when something of it has changed.
+        login: tells where the API server is, whenever kopf was not let in.
+        has_cap: jobs of a namespace wait for each other.
+    """
+    handlers = kopf.OperatorRegistry()
+    events = Events(cache, wake, has_cap)
+
+    @kopf.on.login(registry=handlers)
+    async def credentials(**_: Any) -> kopf.ConnectionInfo:
+        found = await login()
+        return kopf.ConnectionInfo(
+            server=found.server,
+            ca_path=found.ca_file,
+            insecure=not found.verify,
+            scheme="Bearer" if found.token else None,
+            token=found.token,
+            certificate_path=found.certificate_file,
+            private_key_path=found.key_file,
+        )
+
+    @kopf.on.startup(registry=handlers)
+    async def adopt_indices(**indices: Any) -> None:
+        cache.indices = Indices(indices["jobs"], indices["children"], indices["pods"])
+
+    @kopf.index(*JOBS, id="jobs", registry=handlers)
+    async def index_job(body: Any, **_: Any) -> dict[Any, PackedJob]:
+        packed = packed_job(body)
+        return {packed.key: packed, namespace_key(packed.namespace): packed}
+
+    @kopf.index(*CHILDREN, id="children", registry=handlers)
+    async def index_child(body: Any, **_: Any) -> dict[Any, ChildView]:
+        return _indexed(cache, "Job", body, child_view(body))
+
+    @kopf.index(*PODS, id="pods", registry=handlers)
+    async def index_pod(body: Any, **_: Any) -> dict[Any, PodView]:
+        return _indexed(cache, "Pod", body, pod_view(body))
+
+    @kopf.on.event(*JOBS, registry=handlers)
+    async def job_changed(body: Any, type: str | None, **_: Any) -> None:
+        events.job_changed(body, is_gone=type == "DELETED")
+
+    @kopf.on.event(*CHILDREN, registry=handlers)
+    async def child_changed(body: Any, type: str | None, **_: Any) -> None:
+        events.part_changed(body, child_view(body), is_gone=type == "DELETED")
+
+    @kopf.on.event(*PODS, registry=handlers)
+    async def pod_changed(body: Any, type: str | None, **_: Any) -> None:
+        events.part_changed(body, pod_view(body), is_gone=type == "DELETED")
+
+    return handlers
+
+
+def _indexed(cache: Cache, kind: str, body: Raw, view: Any) -> dict[Any, Any]:
+    """Return under which keys an object of a job is found. An empty answer takes it out of the index."""
+    owner, uid = owner_key(body), body["metadata"]["uid"]
+    if view is None or owner is None:
+        cache.note_stranger(kind, uid)
+        return {}
+    return {owner: view, uid_key(uid): view, namespace_key(owner[0]): view}
+
+
+class Events:
+    """Tells changes that matter from those that do not: progress, heartbeats, what was seen before."""
+
+    def __init__(self, cache: Cache, wake: Callable[[JobKey], None], has_cap: bool) -> None:
+        self._cache = cache
+        self._wake = wake
+        self._has_cap = has_cap
+        self._seen: dict[str, object] = {}
+        """What was last seen of an object, by its UID."""
+
+    def job_changed(self, body: Raw, *, is_gone: bool) -> None:
+        """Wake the job if more than its progress has changed."""
+        packed = packed_job(body)
+        if self._is_news(packed.uid, packed.essence, is_gone):
+            self._wake(packed.key)
+            if self._has_cap and (is_gone or packed.is_terminal):
+                self._wake_waiting(packed.namespace)
+
+    def part_changed(self, body: Raw, view: ChildView | PodView | None, *, is_gone: bool) -> None:
+        """Wake the job that a child or a pod belongs to."""
+        owner, uid = owner_key(body), body["metadata"]["uid"]
+        if is_gone:
+            self._cache.forget_stranger(uid)
+        if owner is None or view is None:
+            return
+        if isinstance(view, ChildView):
+            self._cache.saw_child(uid, is_gone=is_gone)
+        if self._is_news(uid, view, is_gone):
+            self._wake(owner)
+            if self._has_cap and (is_gone or view.is_over):
+                self._wake_waiting(owner[0])
+
+    def _is_news(self, uid: str, seen: object, is_gone: bool) -> bool:
+        if is_gone:
+            self._seen.pop(uid, None)
+            return True
+        if self._seen.get(uid) == seen:
+            return False
+        self._seen[uid] = seen
+        return True
+
+    def _wake_waiting(self, namespace: str) -> None:
+        for job in self._cache.jobs_in(namespace):
+            if job.held_back:
+                self._wake(job.key)
+
+
+def quiet_kopf() -> None:
+    """Let kopf speak of trouble alone: a line for every event would hide ours."""
+    logging.getLogger("kopf").setLevel(logging.WARNING)

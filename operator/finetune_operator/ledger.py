@@ -1,0 +1,222 @@
+"""What has happened since the status was last written, entered into it. Pure; decides nothing about what to do.
+
+Only the newest attempt can be open. It is opened before its Job is created, and closed once: by what the trainer said,
+by how its pod ended, or because it was stopped.
+"""
+
+from datetime import datetime
+
+from finetune_api.job import FineTuneJob
+from finetune_api.report import Stage
+from finetune_api.spec import PublishOn
+from finetune_api.stage_result import StageResult
+from finetune_api.status import (
+    LONGEST_MESSAGE,
+    Attempt,
+    ConditionStatus,
+    ConditionType,
+    FineTuneJobStatus,
+    Reason,
+    StageStatus,
+    Summary,
+)
+from finetune_operator import attempt as attempts
+from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, shortened, stated
+from finetune_operator.observed import ChildView, DeliveredResult, JobView, Observed, PodView
+from finetune_operator.outcome import RETRYABLE, Outcome, classify
+
+_PERHAPS_NEVER_RAN = (Reason.CHILD_LOST, Reason.SUSPENDED_BY_USER)
+
+
+def brought_up_to_date(job: JobView, observed: Observed, spec: FineTuneJob, now: datetime) -> FineTuneJobStatus:
+    """Return the job's status with everything in it that ``observed`` tells about the open attempt.
+
+    Args:
+        job: the job with its status as last written.
+        observed: its children and what they said.
+        spec: the resolved job.
+        now: when this is looked at.
+    """
+    attempt = open_attempt(job.status)
+    if attempt is None:
+        return job.status
+    child, pods = observed.child(attempt.child), observed.pods_of(attempt.child)
+    attempt = _queued_again(_started(attempt, child, pods), child, now)
+    status = _with_attempt(job.status, attempt)
+    outcome = _outcome(attempt, child, pods, _delivered(observed, attempt))
+    if outcome is None:
+        return status
+    return _closed(status, attempt, outcome, spec, now, job.generation)
+
+
+def open_attempt(status: FineTuneJobStatus) -> Attempt | None:
+    """Return the attempt that has not ended."""
+    return next((attempt for attempt in reversed(status.attempts) if attempt.end_time is None), None)
+
+
+# --- the open attempt goes on
+
+
+def _started(attempt: Attempt, child: ChildView | None, pods: tuple[PodView, ...]) -> Attempt:
+    starts = [pod.started for pod in pods if pod.started is not None]
+    # Without its Job in sight, a start would make the Job look lost.
+    if attempt.start_time is not None or child is None or child.suspended or not starts:
+        return attempt
+    return attempt.model_copy(update={"start_time": min(starts), "node": pods[-1].node})
+
+
+def _queued_again(attempt: Attempt, child: ChildView | None, now: datetime) -> Attempt:
+    """Keep the time that an attempt ran before its queue took the node away; its Job starts another pod later."""
+    if child is None or not child.suspended or attempt.start_time is None:
+        return attempt
+    ran = max(0, round((now - attempt.start_time).total_seconds()))
+    return attempt.model_copy(update={"start_time": None, "earlier_seconds": attempt.earlier_seconds + ran})
+
+
+def _with_attempt(status: FineTuneJobStatus, attempt: Attempt) -> FineTuneJobStatus:
+    return status if attempt in status.attempts else attempts.replaced(status, attempt)
+
+
+def _delivered(observed: Observed, attempt: Attempt) -> DeliveredResult | None:
+    return next((one for one in observed.results if (one.stage, one.attempt) == (attempt.stage, attempt.number)), None)
+
+
+# --- the open attempt ends
+
+
+def _outcome(
+    attempt: Attempt, child: ChildView | None, pods: tuple[PodView, ...], delivered: DeliveredResult | None
+) -> Outcome | None:
+    never_seen = child is None and attempt.start_time is None and not any(pod.is_over for pod in pods)
+    if never_seen:
+        # Its Job is still to be created, or was stopped before it ran, or the caches are late: what it delivered waits
+        # until it is in sight, so that nothing is created beside it.
+        return Outcome(attempt.reason) if attempt.reason and not pods else None
+    outcome = classify(child, pods, delivered)
+    if outcome is None or attempt.reason is None or outcome.reason not in RETRYABLE:
+        return outcome
+    # It was stopped by us, so whatever else it did meanwhile is no fault.
+    return Outcome(attempt.reason, "", outcome.exit_code, outcome.result, outcome.ended)
+
+
+def _closed(
+    status: FineTuneJobStatus, attempt: Attempt, outcome: Outcome, job: FineTuneJob, now: datetime, generation: int
+) -> FineTuneJobStatus:
+    counts = outcome.reason is not Reason.STAGE_SUCCEEDED and outcome.reason not in attempts.FREE
+    closed = attempt.model_copy(
+        update={
+            "end_time": outcome.ended or now,
+            "reason": outcome.reason,
+            "exit_code": outcome.exit_code,
+            "failures": attempt.failures + counts,
+            "resumed_from_step": outcome.result.resumed_from_step if outcome.result else None,
+        }
+    )
+    status = attempts.replaced(status, closed)
+    statements = [_stage_statement(closed, outcome, job)]
+    if closed.start_time is not None or outcome.reason not in _PERHAPS_NEVER_RAN:
+        statements.append(ADMITTED)
+    if outcome.result is not None:
+        status = _with_findings(status, outcome.result)
+    if outcome.reason is Reason.STAGE_SUCCEEDED and closed.stage is Stage.EVALUATE and outcome.result is not None:
+        statements += _verdict(outcome.result, job)
+    if not _is_tried_again(closed, job):
+        status = _with_stage(status, closed, outcome)
+    return stated(status, statements, now, generation)
+
+
+def _is_tried_again(attempt: Attempt, job: FineTuneJob) -> bool:
+    if attempt.reason not in RETRYABLE or _is_out_of_remedies(attempt, job):
+        return False
+    return attempt.failures <= job.spec.run_policy.retries
+
+
+def _is_out_of_remedies(attempt: Attempt, job: FineTuneJob) -> bool:
+    """Whether it ran out of memory with a micro-batch that cannot be smaller."""
+    size = attempt.micro_batch_size or job.spec.training.micro_batch_size
+    return attempt.reason is Reason.OUT_OF_MEMORY and attempt.stage is Stage.TRAIN and size == 1
+
+
+def _with_stage(status: FineTuneJobStatus, attempt: Attempt, outcome: Outcome) -> FineTuneJobStatus:
+    ended = StageStatus(
+        stage=attempt.stage,
+        attempt=attempt.number,
+        exit_code=outcome.exit_code,
+        end_time=attempt.end_time,
+        message=shortened(outcome.message, LONGEST_MESSAGE),
+        report_sha256=outcome.result.report_sha256 if outcome.result else None,
+        published=outcome.result.published if outcome.result else None,
+    )
+    others = tuple(stage for stage in status.stages if stage.stage is not attempt.stage)
+    return status.model_copy(update={"stages": (*others, ended)})
+
+
+# --- what the trainer found
+
+
+def _with_findings(status: FineTuneJobStatus, result: StageResult) -> FineTuneJobStatus:
+    """Return ``status`` with what ``result`` holds; what it says nothing about stays."""
+    found = {
+        name: value
+        for name in ("data", "plan", "checkpoints", "evaluation", "artifacts")
+        if (value := getattr(result, name))
+    }
+    if result.summary is not None:
+        before = status.summary or Summary()
+        found["summary"] = before.model_copy(update={"metric": result.summary.metric, "delta": result.summary.delta})
+    if result.model_revision is not None and status.resolved is not None:
+        found["resolved"] = status.resolved.model_copy(update={"model_revision": result.model_revision})
+    return status.model_copy(update=found)
+
+
+# --- in words
+
+
+def _stage_statement(attempt: Attempt, outcome: Outcome, job: FineTuneJob) -> Statement:
+    kind = STAGE_CONDITIONS[attempt.stage]
+    if outcome.reason is Reason.STAGE_SUCCEEDED:
+        return Statement(kind, ConditionStatus.TRUE, outcome.reason, _success(attempt, outcome.result))
+    said = f"attempt {attempt.number}: {outcome.message or outcome.reason.value}"
+    if not _is_tried_again(attempt, job):
+        return Statement(kind, ConditionStatus.FALSE, outcome.reason, said)
+    if outcome.reason in attempts.FREE:
+        message = f"attempt {attempt.number} was stopped; the next one goes on from its newest checkpoint"
+        return Statement(kind, ConditionStatus.UNKNOWN, outcome.reason, message)
+    again = f"{outcome.reason.value}, fault {attempt.failures} of {job.spec.run_policy.retries} that are tried again"
+    return Statement(kind, ConditionStatus.UNKNOWN, Reason.RETRYING, f"{again}. {said}")
+
+
+def _success(attempt: Attempt, result: StageResult | None) -> str:
+    if result is not None and result.summary is not None and result.summary.message:
+        return result.summary.message
+    if attempt.stage is Stage.CHECK and result is not None and result.data is not None:
+        rows = result.data.rows
+        return f"{rows.train} rows to train on, {rows.validation} to choose on, {rows.test} to measure on"
+    return f"attempt {attempt.number} succeeded"
+
+
+def _verdict(result: StageResult, job: FineTuneJob) -> list[Statement]:
+    """Return whether the gates let the model through, and whether it was published."""
+    gates = result.evaluation.gates if result.evaluation else ()
+    failed = [f"{gate.metric}: {gate.why}" for gate in gates if not gate.passed]
+    # A result that had to be shortened may not name the gate any more.
+    is_kept_back = result.published is False and job.spec.output.publish_on is PublishOn.GATES
+    if failed or (is_kept_back and job.spec.evaluation.gates):
+        message = "; ".join(failed) or result.why_not_published
+        passed = Statement(ConditionType.GATES_PASSED, ConditionStatus.FALSE, Reason.GATES_NOT_PASSED, message)
+    else:
+        reason = Reason.GATES_PASSED if job.spec.evaluation.gates else Reason.NO_GATES
+        passed = Statement(ConditionType.GATES_PASSED, ConditionStatus.TRUE, reason)
+    return [passed, _publication(result, job)]
+
+
+def _publication(result: StageResult, job: FineTuneJob) -> Statement:
+    kind = ConditionType.PUBLISHED
+    if result.published:
+        places = ", ".join(artifact.uri for artifact in result.artifacts)
+        return Statement(kind, ConditionStatus.TRUE, Reason.PUBLISHED, places)
+    if job.spec.output.publish_on is PublishOn.NEVER:
+        reason, message = Reason.PUBLISH_NEVER, "spec.output.publishOn is never; the report has the numbers"
+    else:
+        reason, message = Reason.GATES_NOT_PASSED, "a gate keeps the model back; the report has the numbers"
+    return Statement(kind, ConditionStatus.FALSE, reason, result.why_not_published or message)

@@ -1,0 +1,147 @@
+"""Collect what is known about one job: from the cache, and from the API server what no watch tells. Changes nothing."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from finetune_api.job import FineTuneJob
+from finetune_operator.cache import Cache
+from finetune_operator.cluster import Cluster, RefusedError
+from finetune_operator.inbox import Inbox
+from finetune_operator.manifest import JOB_FILE, content_hash
+from finetune_operator.memo import Memo
+from finetune_operator.naming import trust_config_map_name
+from finetune_operator.observed import ChildView, JobView, Observed, PodPhase, PodView
+from finetune_operator.settings import Settings
+from finetune_operator.view import PackedJob, controller, trouble_told
+
+logger = logging.getLogger(__name__)
+
+SILENT_FOR = timedelta(seconds=3)
+"""A pod that has not started by then is asked for its events: they alone tell of a failed mount."""
+COLLECTED_AFTER = timedelta(seconds=30)
+"""How long a name that somebody else holds may take to come free: mostly it is the namesake's that was deleted."""
+
+_View = TypeVar("_View", ChildView, PodView)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One look at a job."""
+
+    observed: Observed
+    is_waiting: bool
+    """Whether something does not start for a reason that no watch will tell: it must be asked for again."""
+
+
+class Observer:
+    """Sees one job after the other."""
+
+    def __init__(
+        self, cluster: Cluster, cache: Cache, settings: Settings, inbox: Inbox, progress_ca: Callable[[], str]
+    ) -> None:
+        self._cluster = cluster
+        self._cache = cache
+        self._settings = settings
+        self._inbox = inbox
+        self._progress_ca = progress_ca
+
+    async def observe(self, packed: PackedJob, job: JobView, memo: Memo, now: datetime) -> Sight:
+        """Look at a job; what is read from the API server is remembered in ``memo``."""
+        children, pods = self._cache.children_of(packed), self._cache.pods_of(packed)
+        if packed.is_terminal:
+            return Sight(Observed(children=children, pods=pods), is_waiting=False)
+        silent = [pod for pod in pods if _is_silent(pod)]
+        podless = [child for child in children if _is_podless(child, pods)]
+        is_waiting = bool(silent or podless)
+        silent = [pod for pod in silent if now - pod.created >= SILENT_FOR]
+        podless = [child for child in podless if now - child.created >= SILENT_FOR]
+        if silent:
+            # Perhaps it waits for a ConfigMap of ours that somebody has deleted.
+            memo.resolved, memo.trust_is_known = None, False
+        observed = Observed(
+            children=await self._with_troubles(job.namespace, children, podless),
+            pods=await self._with_troubles(job.namespace, pods, silent),
+            results=self._inbox.take(job.uid),
+            resolved=await self._resolved(job, memo),
+            trust_hash=await self._trust_hash(job, memo),
+            progress_ca=self._progress_ca(),
+            taken_names=await self._taken_names(job, memo, now),
+            refused=dict(memo.refused),
+        )
+        # Last, and nothing is awaited until the plan is made: two jobs never count the same free place.
+        running, waiting = self._ahead(packed)
+        observed = dataclasses.replace(observed, running_in_namespace=running, waiting_before=waiting)
+        return Sight(observed, is_waiting)
+
+    def _ahead(self, packed: PackedJob) -> tuple[int, int]:
+        """Return how many other jobs of the namespace run, and how many older ones want to."""
+        if self._settings.policy.max_running_jobs is None:
+            return 0, 0
+        busy = self._cache.uids_with_work(packed.namespace) - {packed.uid}
+        age = (packed.created, packed.name)
+        waiting = (
+            job
+            for job in self._cache.jobs_in(packed.namespace)
+            if job.wants_to_run and job.uid not in busy and (job.created, job.name) < age
+        )
+        return len(busy), sum(1 for _ in waiting)
+
+    async def _with_troubles(
+        self, namespace: str, views: Sequence[_View], silent: Sequence[_View]
+    ) -> tuple[_View, ...]:
+        """Return ``views``; those that are ``silent`` with what their events tell."""
+        told = {view.uid: await self._trouble(namespace, view.uid) for view in silent}
+        return tuple(
+            dataclasses.replace(view, waiting_reason=told[view.uid][0], waiting_message=told[view.uid][1])
+            if view.uid in told
+            else view
+            for view in views
+        )
+
+    async def _trouble(self, namespace: str, uid: str) -> tuple[str, str]:
+        try:
+            return trouble_told(await self._cluster.events(namespace, uid))
+        except RefusedError as error:
+            logger.warning("cannot read events namespace=%s error=%s", namespace, error)
+            return "", ""
+
+    async def _resolved(self, job: JobView, memo: Memo) -> FineTuneJob | None:
+        name = job.status.resolved.config_map if job.status.resolved else None
+        if name is None:
+            return None
+        if memo.resolved is None:
+            stored = await self._cluster.get("ConfigMap", job.namespace, name)
+            if stored is not None and controller(stored["metadata"]).get("uid") == job.uid:
+                content = stored["data"][JOB_FILE]
+                memo.resolved = FineTuneJob.model_validate_json(content, by_alias=True, by_name=False)
+        return memo.resolved
+
+    async def _trust_hash(self, job: JobView, memo: Memo) -> str | None:
+        if not memo.trust_is_known:
+            stored = await self._cluster.get("ConfigMap", job.namespace, trust_config_map_name(job.name))
+            is_ours = stored is not None and controller(stored["metadata"]).get("uid") == job.uid
+            memo.trust_hash = content_hash(stored.get("data") or {}) if stored and is_ours else None
+            memo.trust_is_known = True
+        return memo.trust_hash
+
+    async def _taken_names(self, job: JobView, memo: Memo, now: datetime) -> frozenset[str]:
+        for name in list(memo.taken):
+            holder = await self._cluster.get("Job", job.namespace, name)
+            if holder is None or controller(holder["metadata"]).get("uid") == job.uid:
+                del memo.taken[name]
+        return frozenset(name for name, since in memo.taken.items() if now - since >= COLLECTED_AFTER)
+
+
+def _is_silent(pod: PodView) -> bool:
+    """Return whether the pod does not run and its status does not say why."""
+    return pod.phase is PodPhase.PENDING and not pod.deleting and not pod.waiting_reason
+
+
+def _is_podless(child: ChildView, pods: Sequence[PodView]) -> bool:
+    """Return whether the child should have a pod and has none."""
+    is_idle = child.suspended or child.deleting or child.is_over
+    return not is_idle and not any(pod.child_uid == child.uid for pod in pods)

@@ -1,0 +1,167 @@
+"""Decide what to do next for one FineTuneJob. Pure: same input, same plan; no clock, no I/O.
+
+A job is refused or accepted; accepted means pinned: what is to be done lies in an immutable ConfigMap. Then its stages
+run, one attempt after the other, until one fails for good or the last has succeeded. What has happened is entered into
+the status first (`ledger`); then exactly one step is chosen (`step`).
+
+Every plan records before it acts: the status with a new attempt, or with the end, is written before the Job is created
+or deleted. So an operator that dies anywhere finds out from the cluster what it was about to do.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from pydantic import ValidationError
+
+from finetune_api.spec import RunPolicySpec
+from finetune_api.status import ConditionStatus, ConditionType, FineTuneJobStatus, Reason, ResolvedStatus, Summary
+from finetune_operator import attempt as attempts
+from finetune_operator import manifest, naming, waiting
+from finetune_operator.acceptance import Accepted, Refused, judge
+from finetune_operator.action import Action, Create, Plan, RecordStatus, Replace
+from finetune_operator.condition import Statement, derive_phase, ending, headline, news, stated
+from finetune_operator.ledger import brought_up_to_date, open_attempt
+from finetune_operator.observed import JobView, Observed
+from finetune_operator.retention import after_the_end, forgotten
+from finetune_operator.settings import Settings
+from finetune_operator.step import Moment, Step, next_step
+
+LOOK_AGAIN = timedelta(minutes=1)
+"""For what no watch tells: a profile that is missing, a policy."""
+
+
+def plan(job: JobView, observed: Observed, settings: Settings, now: datetime) -> Plan:
+    """Return what to do now for ``job``, and when to look again although nothing has happened.
+
+    Args:
+        job: the object with its status.
+        observed: its children and what they said.
+        settings: what the administrator decides.
+        now: the time.
+    """
+    if job.deleting:
+        return Plan()
+    over = ending(job.status)
+    if over is not None:
+        time_to_live = timedelta(seconds=_run_policy(job, RunPolicySpec()).child_ttl_seconds)
+        return after_the_end(job, observed, over.last_transition_time + time_to_live, now)
+    if job.status.resolved is None or job.status.resolved.config_map is None:
+        return _accept(job, observed, settings, now)
+    if observed.resolved is None:
+        return _restore(job, settings, now)
+    status = brought_up_to_date(job, observed, observed.resolved, now)
+    policy = _run_policy(job, observed.resolved.spec.run_policy)
+    moment = Moment(job, observed, settings, now, observed.resolved, policy, status)
+    return _carried_out(moment, next_step(moment))
+
+
+# --- acceptance
+
+
+def _accept(job: JobView, observed: Observed, settings: Settings, now: datetime) -> Plan:
+    verdict = judge(job, settings)
+    if isinstance(verdict, Refused):
+        return _refuse(job, verdict, now)
+    pin = manifest.spec_config_map(verdict.job, verdict.spec_hash)
+    name = pin["metadata"]["name"]
+    create = Create(pin, "pin what is to be done")
+    if answer := observed.refused.get(name):
+        wait = waiting.refused(f"ConfigMap {name}", answer)
+        refused = Statement(ConditionType.ACCEPTED, ConditionStatus.UNKNOWN, wait.reason, wait.message)
+        status = _finished(stated(job.status, [refused], now, job.generation), job)
+        return Plan((*_recorded(job, status, "cannot be pinned"), create))
+    accepted = Statement(
+        ConditionType.ACCEPTED, ConditionStatus.TRUE, Reason.SPEC_VALID, "the spec is valid and pinned"
+    )
+    status = job.status.model_copy(update={"resolved": _pinned(verdict)})
+    status = _finished(stated(status, [accepted], now, job.generation), job)
+    return Plan((create, *_recorded(job, status, "accepted")), wake_at=now)
+
+
+def _pinned(accepted: Accepted) -> ResolvedStatus:
+    return ResolvedStatus(
+        config_map=naming.spec_config_map_name(accepted.job.metadata.name, accepted.spec_hash),
+        spec_hash=accepted.spec_hash,
+        image=accepted.image,
+        output_path=accepted.output_path,
+    )
+
+
+def _refuse(job: JobView, refused: Refused, now: datetime) -> Plan:
+    kinds = [ConditionType.ACCEPTED] if not refused.is_final else [ConditionType.ACCEPTED, ConditionType.FAILED]
+    statements = [
+        Statement(
+            kind,
+            ConditionStatus.TRUE if kind is ConditionType.FAILED else ConditionStatus.FALSE,
+            refused.reason,
+            refused.message,
+        )
+        for kind in kinds
+    ]
+    status = _finished(stated(job.status, statements, now, job.generation), job)
+    return Plan(_recorded(job, status, "refused"), wake_at=None if refused.is_final else now + LOOK_AGAIN)
+
+
+def _restore(job: JobView, settings: Settings, now: datetime) -> Plan:
+    """Create the pinned ConfigMap again if it can be made as it was."""
+    pinned, verdict = job.status.resolved, judge(job, settings)
+    if pinned is not None and isinstance(verdict, Accepted) and verdict.spec_hash == pinned.spec_hash:
+        create = Create(manifest.spec_config_map(verdict.job, verdict.spec_hash), "pin again what is to be done")
+        return Plan((create,), wake_at=now)
+    name = pinned.config_map if pinned else ""
+    message = (
+        f"ConfigMap {name}, which held what is to be done, was deleted, and settings or profile are other ones now. "
+        "Make a new FineTuneJob with a new name."
+    )
+    failed = Statement(ConditionType.FAILED, ConditionStatus.TRUE, Reason.REFERENCE_MISSING, message)
+    status = _finished(stated(job.status, [failed], now, job.generation), job)
+    return Plan(_recorded(job, status, "its pinned spec is gone"), wake_at=now)
+
+
+def _run_policy(job: JobView, pinned: RunPolicySpec) -> RunPolicySpec:
+    """Return the run policy as it is now."""
+    try:
+        return RunPolicySpec.model_validate(job.spec.get("runPolicy") or {}, by_alias=True, by_name=False)
+    except ValidationError:
+        # Admission refuses such a change; what was accepted goes on.
+        return pinned
+
+
+# --- from a step to a plan
+
+
+def _carried_out(moment: Moment, step: Step) -> Plan:
+    status = moment.status
+    if step.attempt is not None and step.attempt not in status.attempts:
+        status = attempts.replaced(status, step.attempt)
+    status = _finished(stated(status, step.statements, moment.now, moment.job.generation), moment.job)
+    records = _recorded(moment.job, status, headline(status))
+    return Plan(
+        (*records, *_trust(moment, step), *forgotten(moment.job, moment.observed, status), *step.actions), step.wake_at
+    )
+
+
+def _finished(status: FineTuneJobStatus, job: JobView) -> FineTuneJobStatus:
+    """Return ``status`` with what follows from the rest of it."""
+    summary = status.summary or Summary()
+    derived = {
+        "observed_generation": job.generation,
+        "phase": derive_phase(status),
+        "summary": summary.model_copy(update={"message": headline(status)} | ({"eta": ""} if ending(status) else {})),
+    }
+    return status.model_copy(update=derived)
+
+
+def _recorded(job: JobView, status: FineTuneJobStatus, why: str) -> tuple[Action, ...]:
+    if status == job.status:
+        return ()
+    return (RecordStatus(status, why), *news(job.status, status))
+
+
+def _trust(moment: Moment, step: Step) -> Iterator[Action]:
+    """Yield a new trust ConfigMap where pods would trust the wrong authorities."""
+    creates = any(isinstance(action, Create) for action in step.actions)
+    wanted = manifest.trust_hash(moment.observed.progress_ca, moment.settings.pod.ca_bundle)
+    if moment.observed.trust_hash != wanted and (creates or open_attempt(moment.status) is not None):
+        content = manifest.trust_config_map(moment.spec, moment.observed.progress_ca, moment.settings)
+        yield Replace(content, "certificate authorities that the pods trust")

@@ -1,0 +1,87 @@
+"""What the administrator locks, judged for what a user wrote. Pure. Admission judges the same rules before.
+
+Profiles and settings are the administrator's own words and are not judged.
+"""
+
+from collections.abc import Iterator, Sequence
+from urllib.parse import unquote
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.support import Refusal
+from finetune_operator import location
+from finetune_operator.settings import PolicySettings
+
+
+def violations(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:
+    """Yield every field of ``spec`` that goes beyond what is allowed."""
+    yield from _image(spec, policy)
+    yield from _storage(spec, policy)
+    yield from _endpoint(spec, policy)
+    yield from _environment(spec, policy)
+    yield from _service_account(spec, policy)
+
+
+def _image(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:
+    image, allowed = spec.compute.image, policy.image_registries
+    if image is not None and allowed and not image.startswith(allowed):
+        yield (
+            ("spec", "compute", "image"),
+            image,
+            "is from a registry that the administrator does not allow.",
+            f"Leave it out, or take an image that begins with {_listed(allowed)}.",
+        )
+
+
+def _storage(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:
+    allowed = policy.storage_prefixes
+    for path, uri in location.uris(spec) if allowed else ():
+        # pvc://team-a/../team-b begins with what is allowed and ends up elsewhere.
+        climbs = ".." in unquote(uri).split("/")
+        if climbs or not uri.startswith(allowed):
+            yield (
+                path,
+                uri,
+                "is where the administrator does not allow it.",
+                f"Begin it with {_listed(allowed)}.",
+            )
+
+
+def _endpoint(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:
+    endpoint, allowed = spec.output.endpoint, policy.storage_endpoints
+    # An allowed host ends in a slash, which an endpoint may leave out.
+    if endpoint is not None and allowed and not f"{endpoint}/".startswith(allowed):
+        yield (
+            ("spec", "output", "endpoint"),
+            endpoint,
+            "is a store that the administrator does not allow.",
+            f"Leave it out, or begin it with {_listed(allowed)}.",
+        )
+
+
+def _environment(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:
+    is_locked = bool(policy.storage_prefixes or policy.storage_endpoints)
+    for index, variable in enumerate(spec.compute.pod.env if is_locked and spec.compute.pod else ()):
+        # Libraries take these where the spec names no endpoint: the same URI would lead elsewhere.
+        if variable.name.startswith("AWS_ENDPOINT_URL") or variable.name == "HF_ENDPOINT":
+            yield (
+                ("spec", "compute", "pod", "env", index, "name"),
+                variable.name,
+                "leads to another store, which the administrator does not allow.",
+                "Leave it out; spec.output.endpoint names the store.",
+            )
+
+
+def _service_account(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:
+    name = spec.compute.pod.service_account_name if spec.compute.pod else None
+    allowed = policy.service_accounts
+    if name is not None and allowed and name not in allowed:
+        yield (
+            ("spec", "compute", "pod", "serviceAccountName"),
+            name,
+            "is a service account that the administrator does not allow.",
+            f"Leave it out, or take {_listed(allowed)}.",
+        )
+
+
+def _listed(values: Sequence[str]) -> str:
+    return " or ".join(values)

@@ -1,0 +1,142 @@
+"""Bring one job forward: observe, plan, execute. What a job needs is decided by the planner alone."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+from finetune_api.job import KIND
+from finetune_operator.action import Plan, RecordStatus
+from finetune_operator.cache import Cache, JobKey
+from finetune_operator.cluster import Cluster, ClusterError
+from finetune_operator.executor import Executor, Gate
+from finetune_operator.fence import Standing, standing
+from finetune_operator.inbox import Inbox
+from finetune_operator.ledger import open_attempt
+from finetune_operator.memo import Memo
+from finetune_operator.metric import Metrics
+from finetune_operator.observed import DeliveredResult, JobView, Observed
+from finetune_operator.observer import Observer
+from finetune_operator.queue import Result, RetryError
+from finetune_operator.settings import Settings
+from finetune_operator.view import PackedJob, job_view, packed_job
+
+Planner = Callable[[JobView, Observed, Settings, datetime], Plan]
+
+LOOK_AGAIN_SECONDS = 4.0
+"""How often something that does not start is looked at: its user hears within 15 s what is missing."""
+
+SHORTEST_PAUSE_SECONDS = 0.5
+"""A plan that does nothing and wants to be made again at once would keep a processor busy."""
+
+
+class Reconciler:
+    """Looks at one job after the other, at several at the same time, never twice at one."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        cache: Cache,
+        settings: Settings,
+        inbox: Inbox,
+        gate: Gate,
+        metrics: Metrics,
+        plan: Planner,
+        progress_ca: Callable[[], str],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._cluster = cluster
+        self._cache = cache
+        self._settings = settings
+        self._inbox = inbox
+        self._gate = gate
+        self._metrics = metrics
+        self._plan = plan
+        self._now = now
+        self._observer = Observer(cluster, cache, settings, inbox, progress_ca)
+        self._executor = Executor(cluster, cache, gate, metrics, now)
+        self._memos: dict[JobKey, Memo] = {}
+
+    async def __call__(self, key: JobKey) -> Result:
+        """Do for the job of that name what is to be done now.
+
+        Raises:
+            RetryError: the API server or another writer came between.
+        """
+        if not self._gate.is_open:
+            # Whoever gets the lease looks at all jobs.
+            return Result()
+        started, outcome = time.perf_counter(), "failed"
+        try:
+            result = await self._look(key)
+            outcome = "settled" if result.settled else "acted"
+        except ClusterError as error:
+            raise RetryError(str(error)) from error
+        finally:
+            self._metrics.reconcile_seconds.labels(outcome).observe(time.perf_counter() - started)
+        return result
+
+    def forget(self, key: JobKey) -> None:
+        """Drop what is remembered of a job that is gone."""
+        self._cache.forget_job(key)
+        if memo := self._memos.pop(key, None):
+            self._inbox.forget(memo.uid)
+
+    async def _look(self, key: JobKey) -> Result:
+        packed = self._cache.packed(key)
+        if packed is None:
+            self.forget(key)
+            return Result()
+        job, memo, now = job_view(packed), self._memo(packed), self._now()
+        self._acknowledge(job)
+        sight = await self._observer.observe(packed, job, memo, now)
+        plan = self._plan(job, sight.observed, self._settings, now)
+        if plan.actions and await self._carry_out(plan, packed, memo):
+            return Result(settled=False)
+        return Result(after_seconds=_pause(plan, sight.is_waiting, now))
+
+    async def _carry_out(self, plan: Plan, packed: PackedJob, memo: Memo) -> bool:
+        """Do what is planned; return whether something is other than it was."""
+        with self._cache.beginning(packed) if _begins(plan) else contextlib.nullcontext():
+            live = await self._live(packed)
+            return live is None or await self._executor.execute(plan.actions, live, memo)
+
+    def _memo(self, packed: PackedJob) -> Memo:
+        memo = self._memos.get(packed.key)
+        if memo is None or memo.uid != packed.uid:
+            memo = self._memos[packed.key] = Memo(packed.uid)
+        return memo
+
+    def _acknowledge(self, job: JobView) -> None:
+        """Answer trainers whose result is in the status now, or never will be."""
+        settled = [one for one in self._inbox.take(job.uid) if not _is_current(job, one)]
+        self._inbox.acknowledge(job.uid, settled)
+
+    async def _live(self, packed: PackedJob) -> PackedJob | None:
+        """Return the job as the API server has it now; None when that is not what the plan was made for.
+
+        The cache knows then: a watch may lag, and a broken one may have missed that the job is gone.
+        """
+        live = await self._cluster.get(KIND, packed.namespace, packed.name)
+        if live is None or live["metadata"]["uid"] != packed.uid:
+            self._cache.mark_ghost(packed.uid)
+            self._metrics.ghosts.labels(KIND).inc()
+            return None
+        newest = packed_job(live)
+        self._cache.wrote_job(newest)
+        return newest if newest.essence == packed.essence else None
+
+
+def _begins(plan: Plan) -> bool:
+    return any(isinstance(action, RecordStatus) and open_attempt(action.status) for action in plan.actions)
+
+
+def _is_current(job: JobView, delivered: DeliveredResult) -> bool:
+    return standing(job.status, delivered.stage, delivered.attempt) is Standing.CURRENT
+
+
+def _pause(plan: Plan, is_waiting: bool, now: datetime) -> float | None:
+    seconds = None if plan.wake_at is None else max(SHORTEST_PAUSE_SECONDS, (plan.wake_at - now).total_seconds())
+    if not is_waiting:
+        return seconds
+    return LOOK_AGAIN_SECONDS if seconds is None else min(seconds, LOOK_AGAIN_SECONDS)
