@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from finetune_api.job import InvalidJobError
 from finetune_api.report import ExitCode
+from finetune_cli.cluster_options import add_cluster_commands
 from finetune_cli.failure import (
     describe_error,
     describe_interrupt,
@@ -19,7 +20,9 @@ from finetune_cli.failure import (
 )
 from finetune_cli.stage_runner import StageRunner
 from finetune_trainer.errors import FineTuneError
+from finetune_trainer.interrupt import stopped_at_once
 
+_JOB = "a FineTuneJob as YAML or JSON; -: standard input"
 _CRD_FILE = Path("crds/finetune.dev_finetunejobs.yaml")
 
 
@@ -85,9 +88,18 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
             from finetune_cli.manifest import read_job
             from finetune_cli.run import default_workspace, run
 
-            job = read_job(options.file)
-            options.workspace = options.workspace or default_workspace(job, options.file)
-            return run(job, options.workspace, options.output, run_stages)
+            with stopped_at_once("stopped while no stage was at work; nothing is lost."):
+                job = read_job(options.file)
+                options.workspace = options.workspace or default_workspace(job, options.file)
+                return run(job, options.workspace, options.output, run_stages)
+        case "render":
+            from finetune_cli.render import render
+
+            return render(options.file, options.settings, options.namespace, options.output)
+        case "submit" | "status" | "logs" | "report" | "cancel" | "resume":
+            from finetune_cli.cluster_command import run_on_cluster
+
+            return run_on_cluster(options)
         case other:
             raise AssertionError(f"command {other!r} has a parser and no code")
 
@@ -128,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     validate = commands.add_parser("validate", help="say everything that is wrong with a job; loads no model, no rows")
-    validate.add_argument("files", nargs="+", type=Path, metavar="FILE", help="a FineTuneJob as YAML or JSON")
+    validate.add_argument("files", nargs="+", type=Path, metavar="FILE", help=_JOB)
     validate.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
 
     crd = commands.add_parser("crd", help="print the CustomResourceDefinition of FineTuneJob")
@@ -146,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--method", choices=["full", "lora", "promptTuning"], default="lora", help="default lora")
 
     run = commands.add_parser("run", help="check, train, evaluate and publish; interrupted, the same command goes on")
-    run.add_argument("file", type=Path, metavar="FILE", help="a FineTuneJob as YAML or JSON")
+    run.add_argument("file", type=Path, metavar="FILE", help=_JOB)
     run.add_argument(
         "--workspace", type=Path, metavar="DIR", help="default .finetune/<name>-<hash of the spec> beside FILE"
     )
@@ -156,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: live on a terminal, else text; json: one object a line, the report in the last",
     )
+    add_cluster_commands(commands)
     return parser
 
 

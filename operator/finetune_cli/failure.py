@@ -5,13 +5,14 @@ import dataclasses
 import json
 import shlex
 import sys
+import tempfile
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.job import InvalidJobError
+from finetune_api.plain_text import printable
 from finetune_api.report import ExitCode
-from finetune_cli.plain_text import printable
 from finetune_trainer.errors import FineTuneError
 
 CRASH_FILE = "crash.txt"
@@ -42,6 +43,8 @@ def describe_invalid_job(error: InvalidJobError) -> Failure:
 def describe_error(error: FineTuneError, arguments: list[str]) -> Failure:
     """Return what the user is told about ``error``, which ended ``finetune <arguments>``."""
     match error.exit_code:
+        case _ if arguments[0] != "run":
+            advice = ""
         case ExitCode.PREEMPTED:
             advice = f"To go on from there, run the same command again: {_command(arguments)}"
         case ExitCode.STORAGE:
@@ -53,28 +56,40 @@ def describe_error(error: FineTuneError, arguments: list[str]) -> Failure:
 
 def describe_interrupt(arguments: list[str]) -> Failure:
     """Return what is said when Ctrl-C ended ``finetune <arguments>`` at once."""
-    advice = f"To go on from the last checkpoint, run the same command again: {_command(arguments)}"
+    advice = f"Finished stages and complete checkpoints are kept; run the same command again: {_command(arguments)}"
     return Failure(ExitCode.PREEMPTED, ("interrupted.",), advice if arguments[0] == "run" else "")
 
 
 def record_crash(error: Exception, workspace: Path | None) -> Failure:
     """Return what is said about an error that nobody foresaw; its trace goes into the workspace.
 
-    Where there is no workspace, or it cannot be written, the trace is part of the message.
+    Where there is no workspace, or it cannot be written, the folder for temporary files takes it; where that cannot be
+    written either, the trace is part of the message. Never raises.
     """
     trace = "".join(traceback.format_exception(error))
     summary = f"internal error: {traceback.format_exception_only(error)[-1].strip()}"
-    if workspace is None:
+    file = (workspace and _write_trace(workspace, trace)) or _write_temporary_trace(trace)
+    if file is None:
         return Failure(ExitCode.INTERNAL, (summary,), f"Please report it with this trace:\n{trace}")
-    file = workspace / CRASH_FILE
-    try:
-        workspace.mkdir(parents=True, exist_ok=True)
-        file.write_text(trace, encoding="utf-8")
-    except OSError as refusal:
-        return Failure(
-            ExitCode.INTERNAL, (summary,), f"The trace cannot be written to {file} ({refusal.strerror}):\n{trace}"
-        )
     return Failure(ExitCode.INTERNAL, (summary,), f"The whole trace is in {file}; please report it.")
+
+
+def _write_temporary_trace(trace: str) -> Path | None:
+    try:
+        # Looks for a folder that can be written: TMPDIR, /tmp, the working folder.
+        return _write_trace(Path(tempfile.mkdtemp(prefix="finetune-")), trace)
+    except OSError:
+        return None
+
+
+def _write_trace(folder: Path, trace: str) -> Path | None:
+    file = folder / CRASH_FILE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(trace, encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return None
+    return file
 
 
 def print_failure(failure: Failure, as_json: bool) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
+from finetune_api.plain_text import one_line
 from finetune_api.report import Progress, Report, Stage
 from finetune_cli.outcome import describe_outcome
-from finetune_cli.plain_text import one_line
 from finetune_cli.wording import COLUMNS, aligned, comparison_rows, numbers, subject
 
 SECONDS_BETWEEN_LINES = 5.0

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from finetune_api.plain_text import one_line
 from finetune_api.report import ArtifactKind, Report
-from finetune_cli.plain_text import one_line
 from finetune_trainer.verdict import judge
 
 
@@ -13,7 +13,8 @@ def describe_outcome(report: Report, workspace: Path) -> list[str]:
     models = [artifact for artifact in report.artifacts if artifact.kind is not ArtifactKind.REPORT]
     sentences += [f"{_name(artifact.kind)}: {_place(artifact.uri)}" for artifact in models]
     if not models:
-        sentences.append(f"The model is not published; it stays in {workspace / 'tuned'}")
+        why = f": {report.why_not_published}" if report.why_not_published else ""
+        sentences.append(f"The model is not published{why}; it stays in {workspace / 'tuned'}")
     return [one_line(sentence) for sentence in [*sentences, f"Report: {_report_place(report, workspace)}"]]
 
 

@@ -11,6 +11,9 @@ from finetune_cli.library_output import diverted_to
 from finetune_cli.stage_runner import StageRunner, load_trainer
 from finetune_cli.stop_notice import stop_notice
 
+_EVALUATED = "evaluation.json"
+"""What the trainer keeps in a workspace once all that takes long is done."""
+
 
 def default_workspace(job: FineTuneJob, file: Path) -> Path:
     """Return where a run keeps what it needs to go on: ``.finetune/<name>-<hash>`` beside the job's file.
@@ -34,6 +37,11 @@ def run(job: FineTuneJob, workspace: Path, output: str, run_stages: StageRunner 
     """
     display = open_display(output, sys.stdout)
     with display, diverted_to(workspace):
+        if (workspace / _EVALUATED).is_file():
+            display.notice(
+                "This job was trained and evaluated before, which is kept; model and report are published again. "
+                f"To do all of it anew, delete {workspace}."
+            )
         if run_stages is None:
             display.notice("loading torch, transformers and ray")
             run_stages = load_trainer()

@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from finetune_api.plain_text import one_line
 from finetune_api.report import EvaluationReport, Progress, Report, Stage
 from finetune_cli.outcome import describe_outcome
-from finetune_cli.plain_text import one_line
 from finetune_cli.wording import COLUMNS, comparison_rows, duration, numbers, subject
 from finetune_trainer.verdict import Outcome, outcome_of
 
@@ -59,7 +59,9 @@ class LiveDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end_stages(before=None, has_failed=kind is not None)
+        # Ctrl-C may leave only the watching of a job that goes on.
+        if kind is not KeyboardInterrupt:
+            self._end_stages(before=None, has_failed=kind is not None)
         self._notice = ""
         self._live.stop()
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.job import InvalidJobError
+from finetune_api.plain_text import printable
 from finetune_api.report import ExitCode
-from finetune_cli.manifest import read_job
-from finetune_cli.plain_text import printable
+from finetune_cli.manifest import read_job, source_name
 from finetune_trainer.errors import SpecError
 
 
@@ -42,11 +42,11 @@ def inspect_file(file: Path) -> Finding:
         read_job(file)
     except InvalidJobError as error:
         fields = tuple(dataclasses.asdict(field) for field in error.errors)
-        return Finding(str(file), tuple(str(error).splitlines()), fields)
+        return Finding(source_name(file), tuple(str(error).splitlines()), fields)
     except SpecError as error:
         unreadable: dict[str, object] = {"path": "", "value": "", "problem": str(error), "remedy": ""}
-        return Finding(str(file), (str(error),), (unreadable,))
-    return Finding(str(file))
+        return Finding(source_name(file), (str(error),), (unreadable,))
+    return Finding(source_name(file))
 
 
 def _print(finding: Finding) -> None:

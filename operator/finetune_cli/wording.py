@@ -1,7 +1,9 @@
 """Numbers and messages as people read them: one wording for terminals and pipes. Pure."""
 
+from collections.abc import Sequence
+
+from finetune_api.plain_text import one_line
 from finetune_api.report import EvaluationReport, MetricComparison, Progress
-from finetune_cli.plain_text import one_line
 from finetune_trainer.verdict import format_value
 
 COLUMNS = ("task", "metric", "base", "tuned", "delta", "95 % interval")
@@ -51,12 +53,12 @@ def comparison_rows(evaluation: EvaluationReport) -> list[tuple[str, ...]]:
     ]
 
 
-def aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return ``rows`` as lines of equal columns, numbers (all but the first two) to the right."""
+def aligned(rows: Sequence[tuple[str, ...]], texts: int = 2) -> list[str]:
+    """Return ``rows`` as lines of equal columns; the first ``texts`` are text, the others numbers, to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
+            cell.ljust(width) if column < texts else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
