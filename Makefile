@@ -12,10 +12,10 @@ STAMP := $(VENV)/.installed-$(shell { cat $(INPUTS); echo $(PACKAGES); } | cksum
 DEMO := examples/01-sentiment-lora
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format generate prepare requirements clean
+.PHONY: help setup demo programs test check format generate prepare requirements cluster cluster-images cluster-down clean
 
 help:  ## Show this list.
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
 
 setup: $(STAMP)  ## Install the pinned packages and the project into .venv; nothing to do when they are there.
 
@@ -39,26 +39,40 @@ check: setup  ## Format, lint, types, import contracts, unit tests: under a minu
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	@for script in examples/*/prepare.py; do $(BIN)/mypy $$script || exit; done
+	@for script in examples/*/prepare.py charts/*.py; do $(BIN)/mypy $$script || exit; done
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q -n auto tests/unit
 
-test: check prepare  ## Everything: check, then integration tests and examples.
+programs: setup  # What tests and their cluster are made of, from Go modules: about 12 minutes the first time.
+	$(BIN)/python -m tests.cluster programs
+
+test: programs check prepare  ## Everything: check, then integration tests, examples and a real cluster.
 	$(BIN)/pytest -q tests/integration tests/examples
+	$(BIN)/pytest -q tests/e2e
+
+cluster: setup  ## Start a Kubernetes cluster for development; tests/e2e uses it while it runs.
+	$(BIN)/python -m tests.cluster up
+
+cluster-images: setup  ## Build the operator's and the trainer's image and load what changed into the cluster.
+	$(BIN)/python -m tests.cluster images
+
+cluster-down: setup  ## Remove the cluster and everything that was started for it.
+	$(BIN)/python -m tests.cluster down
 
 format:  ## Rewrite the sources in the project's format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: setup  ## Rewrite what is generated from the contract.
+generate: setup  ## Rewrite what is generated from the contract and the settings.
 	$(BIN)/python -m finetune_api
+	$(BIN)/python charts/values_schema.py
 
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-annotate --custom-compile-command 'make requirements'
 
 requirements: setup  ## Pin again after a change in requirements/*.in; what is pinned stays unless it must move.
-	$(COMPILE) -o requirements/dev.txt requirements/operator.in requirements/trainer.in requirements/dev.in
-	for set in operator trainer; do \
+	$(COMPILE) -o requirements/dev.txt $(addprefix requirements/,operator.in trainer.in cli.in dev.in)
+	for set in operator trainer cli; do \
 	  $(COMPILE) -c requirements/dev.txt -o requirements/$$set.txt requirements/$$set.in || exit; done
 	for set in uv smollm2 npm; do $(COMPILE) --no-deps -o requirements/$$set.txt requirements/$$set.in || exit; done
 

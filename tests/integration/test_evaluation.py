@@ -10,15 +10,19 @@ import numpy as np
 import pytest
 import torch
 from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sklearn.metrics import f1_score
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_api.job import FineTuneJob, load_job
 from finetune_api.report import EvaluationReport, Progress
 from finetune_api.resolve import resolve
+from finetune_api.spec import Metric, measured_figures
 from finetune_trainer.attention import register
 from finetune_trainer.dataset import Dataset, load_dataset
-from finetune_trainer.errors import DataError, TrainingDivergedError
+from finetune_trainer.errors import DataError, OutOfMemoryError, TrainingDivergedError
 from finetune_trainer.evaluation import LogprobScorer, answer_bound, choose_rows, evaluate
 from finetune_trainer.example import Encoded, Example
 from finetune_trainer.layout import Layout
@@ -197,6 +201,18 @@ def test_accuracy_is_that_of_a_direct_computation(models: TwoModels, tokenizer, 
     assert choice.candidates == pytest.approx({f"template 0, {name}": value for name, value in on_validation.items()})
     assert choice.normaliser == max(on_validation, key=on_validation.__getitem__)
     assert choice.validation_accuracy == pytest.approx(max(on_validation.values()))
+    # lm-evaluation-harness: no end token, acc_norm by the label's characters.
+    texts = [
+        [
+            likelihood(models.base_model, tokenizer, f"{e.values['text']} Sentiment:", f" {label}")[:-1].sum()
+            for label in LABELS
+        ]
+        for e in test
+    ]
+    (harness,) = run.report.harness
+    assert harness.base_acc == float((np.array(texts).argmax(1) == right(test)).mean())
+    per_character = np.array(texts) / [len(label) for label in LABELS]
+    assert harness.base_acc_norm == float((per_character.argmax(1) == right(test)).mean())
 
     accuracy = run.metric("accuracy")
     assert accuracy.base == pytest.approx(float((compared[choice.normaliser][1].argmax(1) == right(test)).mean()))
@@ -306,6 +322,50 @@ def test_the_scorer_in_use_gives_the_slow_ones_answers(models: TwoModels, tokeni
         assert [row[key] for row in fast.predictions] == pytest.approx([row[key] for row in slow.predictions], abs=1e-3)
 
 
+def test_generated_text_is_measured_as_sacrebleu_measures_it(models: TwoModels, tokenizer, tmp_path: Path):
+    evaluation = {"metrics": ["token_f1", "bleu", "chrf"], "generation": {"maxNewTokens": 6}}
+    run = run_evaluation(models, tokenizer, make_job(tmp_path, {"templates": OPEN_TEMPLATES}, evaluation=evaluation))
+    references = [[str(row["reference"]) for row in run.predictions]]
+    for side in ("base", "tuned"):
+        said = [str(row[side]) for row in run.predictions]
+        for name, peer in (("bleu", BLEU()), ("chrf", CHRF())):
+            expected = peer.corpus_score(said, references).score / 100
+            assert getattr(run.metric(name), side) == pytest.approx(expected, abs=1e-9)
+            assert str(peer.get_signature()) in run.metric(name).note
+    assert {example.metric for example in run.report.examples} == {"token_f1"}
+
+
+def test_a_task_with_labels_has_a_macro_f1(models: TwoModels, tokenizer, tmp_path: Path):
+    run = run_evaluation(models, tokenizer, make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES}))
+    wanted = [row["reference"] for row in run.predictions]
+    for side in ("base", "tuned"):
+        said = [row[f"{side}_label"] for row in run.predictions]
+        expected = f1_score(wanted, said, labels=LABELS, average="macro", zero_division=0)
+        assert getattr(run.metric("macro_f1"), side) == pytest.approx(expected)
+
+
+def test_gates_are_judged_by_the_figures_of_their_tasks(models: TwoModels, tokenizer, tmp_path: Path):
+    gates = [{"metric": "sentiment.accuracy", "min": 0.0}, {"metric": "sentiment.perplexity", "max": 1.0}]
+    job = make_job(
+        tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES[:1]}, evaluation={"gates": [*gates, gates[0]]}
+    )
+    run = run_evaluation(models, tokenizer, job)
+    assert [(gate.metric, gate.passed) for gate in run.report.gates] == [
+        ("sentiment.accuracy", True),
+        ("sentiment.perplexity", False),
+        ("sentiment.accuracy", True),
+    ]
+    assert f"{run.metric('perplexity').tuned:.4g}, above the most allowed 1" in run.report.gates[1].why
+
+
+def test_every_figure_that_a_gate_may_name_is_measured(models: TwoModels, tokenizer, tmp_path: Path):
+    evaluation = {"metrics": [metric.value for metric in Metric], "generation": {"maxNewTokens": 4}}
+    job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES[:1]}, evaluation=evaluation)
+    named = measured_figures(job.spec.data.tasks[0], job.spec.evaluation)
+    run = run_evaluation(models, tokenizer, job)
+    assert {f"sentiment.{comparison.metric}" for comparison in run.report.metrics} == {*named}
+
+
 def test_each_model_is_lent_once_and_the_base_is_returned_first(models: TwoModels, tokenizer, tmp_path: Path):
     run_evaluation(models, tokenizer, make_job(tmp_path, {"templates": OPEN_TEMPLATES}))
     assert models.lent == ["base", "base returned", "tuned", "tuned returned"]
@@ -333,11 +393,37 @@ def test_progress_rises_to_the_end(models: TwoModels, tokenizer, tmp_path: Path)
 def test_weights_that_are_not_numbers_are_an_error(models: TwoModels, tokenizer, tmp_path: Path):
     with torch.no_grad():
         models.tuned_model.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(TrainingDivergedError, match="tuned model's log-probabilities are not finite"):
+    with pytest.raises(TrainingDivergedError, match=r"tuned model's log-probabilities are not finite.*learningRate"):
         run_evaluation(models, tokenizer, make_job(tmp_path, {"templates": OPEN_TEMPLATES}))
 
 
-def test_a_task_without_validation_rows_is_an_error(models: TwoModels, tokenizer, tmp_path: Path):
+def test_a_batch_that_does_not_fit_is_named(models: TwoModels, tokenizer, tmp_path: Path):
+    class Full:
+        def token_logprobs(self, items: Sequence[Encoded], on_progress: Callable[[float], None]) -> list[Floats]:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+
+    with pytest.raises(OutOfMemoryError, match=r"a batch of the evaluation did not fit .* spec\.data\.maxLength"):
+        run_evaluation(
+            models, tokenizer, make_job(tmp_path, {"templates": OPEN_TEMPLATES}), scorer=lambda model: Full()
+        )
+
+
+def test_without_a_validation_split_the_prompt_is_chosen_on_training_rows(models: TwoModels, tokenizer, tmp_path: Path):
+    data = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES}).spec.data.model_dump(
+        mode="json", by_alias=True, exclude_none=True
+    )
+    job = make_job(tmp_path, {}, data={**data, "splits": {"validation": 0, "test": 0.3}})
+    run = run_evaluation(models, tokenizer, job, scorer=lambda model: Scorer(model, Layout.PACKED))
+    assert run.dataset.examples(Split.VALIDATION) == []
+    rows = len(run.dataset.examples(Split.TRAIN))
+    assert f"both chosen on {rows} training rows" in run.metric("accuracy").note
+    (choice,) = run.report.prompt_choices
+    assert len(choice.candidates) == 2 * 3
+
+
+def test_a_task_without_rows_to_choose_on_is_an_error(models: TwoModels, tokenizer, tmp_path: Path):
     job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES})
     whole = load_dataset(job.spec.data)
 

@@ -8,6 +8,9 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
     GPT2Config,
     LlamaConfig,
     MambaConfig,
@@ -19,7 +22,8 @@ from transformers import (
 
 from finetune_trainer import attention
 from finetune_trainer.example import Encoded
-from finetune_trainer.layout import Layout, build_batch, choose_layout, forward, token_losses
+from finetune_trainer.layout import Layout, build_batch, choose_layout, forward, load_for_rows, token_losses
+from finetune_trainer.model import ModelFiles
 from finetune_trainer.scoring import Scorer
 
 SHAPE = {
@@ -92,25 +96,61 @@ def test_packed_equals_padded_in_loss_and_gradients(config: PretrainedConfig):
 
 @pytest.mark.parametrize("config", PACKABLE.values(), ids=PACKABLE.keys())
 def test_the_probe_lets_attention_models_pack(config: PretrainedConfig):
-    assert choose_layout(random_model(config), 64, wanted=True).layout is Layout.PACKED
+    assert choose_layout(random_model(config), 64).layout is Layout.PACKED
 
 
 def test_the_probe_refuses_a_state_space_model():
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64))
-    assert choose_layout(model, 64, wanted=True).layout is Layout.PADDED
+    assert choose_layout(model, 64).layout is Layout.PADDED
 
 
 def test_the_probe_refuses_a_model_whose_attention_does_not_listen():
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), attn_implementation="sdpa").eval()
-    choice = choose_layout(model, 64, wanted=True)
+    choice = choose_layout(model, 64)
     assert choice.layout is Layout.PADDED
 
 
-def test_packing_can_be_declined():
-    choice = choose_layout(random_model(LlamaConfig(**SHAPE)), 64, wanted=False)
+def save(config: PretrainedConfig, folder: Path) -> ModelFiles:
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return ModelFiles(folder, "0")
+
+
+def test_packing_can_be_declined(tiny_model_dir: Path):
+    model, choice = load_for_rows(ModelFiles(tiny_model_dir, "0"), torch.float32, packing=False)
     assert (choice.layout, choice.reason) == (Layout.PADDED, "spec.data.packing is false")
+    assert model.config._attn_implementation == "sdpa"
+
+
+UNPACKABLE = {
+    "falcon looks its attention up among its own": (
+        FalconConfig(vocab_size=64, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, bos_token_id=1),
+        "sdpa",
+        "FalconForCausalLM does its attention by itself",
+    ),
+    "bloom would see the future": (
+        BloomConfig(vocab_size=64, hidden_size=64, n_layer=2, n_head=4),
+        "eager",
+        "BloomForCausalLM does its attention by itself",
+    ),
+    "gemma2 caps its scores": (Gemma2Config(**SHAPE, head_dim=16), "eager", "refuses packed rows"),
+}
+
+
+@pytest.mark.parametrize("config, attends_by, reason", UNPACKABLE.values(), ids=UNPACKABLE.keys())
+def test_a_model_that_cannot_be_packed_is_padded_and_attends_as_transformers_would_have_it(
+    config: PretrainedConfig, attends_by: str, reason: str, tmp_path: Path
+):
+    files = save(config, tmp_path)
+    model, choice = load_for_rows(files, torch.float32, packing=True)
+    assert choice.layout is Layout.PADDED
+    assert reason in choice.reason
+    assert model.config._attn_implementation == attends_by
+    untouched = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    for scored, item in zip(Scorer(model, choice.layout).token_logprobs(some_items()), some_items(), strict=True):
+        np.testing.assert_allclose(scored, direct_logprobs(untouched, item), atol=ROUNDING)
 
 
 def test_batches_do_not_change_the_mean_loss(tiny_model_dir: Path):

@@ -30,11 +30,11 @@ from finetune_api.report import (
 )
 from finetune_api.spec import ModelSpec
 from finetune_trainer.errors import DataError, SpecError, StorageError
+from finetune_trainer.file_store import FileStore
 from finetune_trainer.manifest import is_complete, verify_manifest, write_manifest
 from finetune_trainer.model import fetch_model, load_model, load_tokenizer
 from finetune_trainer.prompt_file import PromptFile
 from finetune_trainer.publish import export_model, publish
-from finetune_trainer.storage import open_store
 
 TEXT = "Classify this review as positive or negative.\n\nThe soup was cold.\n\nSentiment:"
 PROMPT = "Classify this review as positive or negative.\n\n{{ review_body }}\n\nSentiment:"
@@ -435,7 +435,7 @@ def make_folder(folder: Path, content: str) -> Path:
 
 def test_published_artifact_says_where_and_what(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model", "one")
-    store = open_store((tmp_path / "store").as_uri())
+    store = FileStore(tmp_path / "store")
     artifact = publish(folder, store, "default/reviews-1a2b3c4d/model")
     assert artifact.kind is ArtifactKind.ADAPTER
     assert artifact.uri == f"{(tmp_path / 'store').as_uri()}/default/reviews-1a2b3c4d/model"
@@ -445,7 +445,7 @@ def test_published_artifact_says_where_and_what(tmp_path: Path) -> None:
 
 def test_publishing_the_same_again_writes_nothing(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model", "one")
-    store = open_store((tmp_path / "store").as_uri())
+    store = FileStore(tmp_path / "store")
     first = publish(folder, store, "model")
     before = {path: path.stat().st_ino for path in (tmp_path / "store" / "model").iterdir()}
     assert publish(folder, store, "model") == first
@@ -453,7 +453,7 @@ def test_publishing_the_same_again_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_publishing_something_else_replaces_the_whole(tmp_path: Path) -> None:
-    store = open_store((tmp_path / "store").as_uri())
+    store = FileStore(tmp_path / "store")
     publish(make_folder(tmp_path / "one", "one"), store, "model")
     artifact = publish(make_folder(tmp_path / "two", "two"), store, "model")
     assert verify_manifest(tmp_path / "store" / "model").sha256 == artifact.sha256
@@ -461,7 +461,7 @@ def test_publishing_something_else_replaces_the_whole(tmp_path: Path) -> None:
 
 def test_published_folder_that_lost_a_file_is_published_again(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model", "one")
-    store = open_store((tmp_path / "store").as_uri())
+    store = FileStore(tmp_path / "store")
     publish(folder, store, "model")
     (tmp_path / "store" / "model" / "weights").unlink()
     publish(folder, store, "model")
@@ -471,7 +471,7 @@ def test_published_folder_that_lost_a_file_is_published_again(tmp_path: Path) ->
 def test_folder_changed_after_its_manifest_is_not_published(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "model", "one")
     (folder / "weights").write_text("two")
-    store = open_store((tmp_path / "store").as_uri())
+    store = FileStore(tmp_path / "store")
     with pytest.raises(DataError, match="weights: sha256"):
         publish(folder, store, "model")
     assert store.list() == ()
@@ -481,4 +481,4 @@ def test_unfinished_folder_is_not_published(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     assert not is_complete(tmp_path / "model")
     with pytest.raises(DataError, match="is unfinished"):
-        publish(tmp_path / "model", open_store((tmp_path / "store").as_uri()), "model")
+        publish(tmp_path / "model", FileStore(tmp_path / "store"), "model")

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune_api.job import load_job, spec_hash
-from finetune_api.report import ExitCode, Progress
+from finetune_api.report import ExitCode, Progress, Stage
 from finetune_api.resolve import resolve
 from finetune_trainer import stages
-from finetune_trainer.errors import FineTuneError, SpecError
+from finetune_trainer.errors import FineTuneError, SpecError, StorageError
 from finetune_trainer.manifest import is_complete
 from finetune_trainer.workspace import Workspace
 
@@ -82,17 +82,56 @@ def test_every_method_is_tuned_evaluated_and_published(tiny_chat_model_dir: Path
     for folder in ("model", "report"):
         assert is_complete(published / folder)
     assert not list(published.rglob("*.bin"))
-    assert {metric.metric for metric in report.evaluation.metrics} == {"accuracy", "perplexity"}
+    assert {metric.metric for metric in report.evaluation.metrics} == {"accuracy", "macro_f1", "perplexity"}
     html = (published / "report" / "report.html").read_text()
     assert "<svg" in html
     again = stages.run(job, tmp_path / "workspace", Silence())
     assert again.artifacts == report.artifacts
 
 
+GATES = [
+    pytest.param({"max": 1e6}, "gates", True, id="a gate that passes lets the model through"),
+    pytest.param({"max": 0.5}, "gates", False, id="a gate that fails keeps it back"),
+    pytest.param({"max": 0.5}, "always", True, id="always asks no gate"),
+]
+
+
+@pytest.mark.parametrize(("gate", "publish_on", "is_published"), GATES)
+def test_gates_decide_about_publication(
+    tiny_model_dir: Path, tmp_path: Path, gate: dict[str, float], publish_on: str, is_published: bool
+):
+    document = tiny_document(
+        tiny_model_dir,
+        tmp_path,
+        training__maxSteps=4,
+        evaluation__gates=[{"metric": "sentiment.perplexity", **gate}],
+        output__publishOn=publish_on,
+    )
+    job = resolve(load_job(json.dumps(document), str(tmp_path / "job.yaml")))
+    report = stages.run(job, tmp_path / "workspace", Silence())
+    published = tmp_path / "output" / stages.output_prefix(job)
+    assert {folder.name for folder in published.iterdir()} == ({"model", "report"} if is_published else {"report"})
+    assert is_complete(published / "report")
+    assert (report.published, bool(report.artifacts)) == (is_published, is_published)
+    (verdict,) = report.evaluation.gates
+    assert verdict.passed is (gate["max"] > 1)
+    page = (published / "report" / "report.html").read_text()
+    assert verdict.why in page
+    assert ("The model was not published" in page) is not is_published
+    if is_published:
+        card = (published / "model" / "README.md").read_text()
+        assert ("**not passed**" in card) is not verdict.passed
+        assert report.why_not_published == ""
+    else:
+        assert verdict.why in report.why_not_published
+    result = stages.run_one(Stage.EVALUATE, job, tmp_path / "workspace", Silence())
+    assert (result.published, result.why_not_published) == (is_published, report.why_not_published)
+
+
 def test_two_runs_cannot_share_a_workspace(tiny_model_dir: Path, tmp_path: Path):
     job = resolve(load_job(json.dumps(tiny_document(tiny_model_dir, tmp_path)), str(tmp_path / "job.yaml")))
     claimed = Workspace(tmp_path / "workspace").claim(spec_hash(job.spec))
-    with claimed, pytest.raises(SpecError, match="another process is running this job"):
+    with claimed, pytest.raises(StorageError, match="another process is running this job"):
         stages.run(job, tmp_path / "workspace", Silence())
     other = resolve(load_job(json.dumps(tiny_document(tiny_model_dir, tmp_path, training__seed=5)), "job.yaml"))
     with pytest.raises(SpecError, match="another version of this job"):
@@ -195,7 +234,9 @@ BAD = (
     Bad("a model folder without config", model_without("config.json"), ExitCode.BAD_DATA, ("config.json",)),
     Bad("pickled weights", pickled_weights, ExitCode.BAD_SPEC, ("pytorch_model.bin", "safetensors")),
     Bad("truncated weights", cut_weights, ExitCode.BAD_DATA, ("model.safetensors",)),
-    Bad("weights that overflow", overflowing_weights, ExitCode.DIVERGED, ("loss", "spec.training.learningRate")),
+    Bad(
+        "weights that overflow", overflowing_weights, ExitCode.DIVERGED, ("gradient", "first step", "spec.model.dtype")
+    ),
     Bad("an output that cannot be written", output_below_a_file, ExitCode.STORAGE, ("occupied",)),
 )
 

@@ -9,20 +9,49 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.spec import OutputSpec, SecretRef
 from finetune_trainer.errors import DataError, SpecError, StorageError
+from finetune_trainer.file_store import FileStore
+from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import verify_manifest, write_manifest
-from finetune_trainer.storage import Store, open_store
+from finetune_trainer.storage import Storage
+from finetune_trainer.store import Store
+
+from .s3_server import S3Server, serve_s3
 
 PREFIX = "team/job-1a2b3c4d/model"
 
 
-@pytest.fixture(params=["file"])
+@pytest.fixture(params=["file", "pvc", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of each scheme, opened as a job's output is."""
+    mounts = Mounts(secrets=tmp_path / "secrets", volumes=tmp_path / "volumes")
     match request.param:
         case "file":
-            return open_store((tmp_path / "store root").as_uri())
+            output = OutputSpec(uri=(tmp_path / "store root").as_uri())
+        case "pvc":
+            (tmp_path / "volumes" / "claim").mkdir(parents=True)
+            output = OutputSpec(uri="pvc://claim/store%20root")
+        case "s3":
+            server: S3Server = request.getfixturevalue("s3")
+            server.write_secret(tmp_path / "secrets" / "keys")
+            output = OutputSpec(
+                uri=f"s3://{server.make_bucket()}/store-root", endpoint=server.url, secret_ref=SecretRef(name="keys")
+            )
         case scheme:
             raise AssertionError(f"no store for {scheme}")
+    return Storage(output, mounts).open_output()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with serve_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+def neighbours(folder: Path) -> set[str]:
+    """What a test has left in its folder beside the stores."""
+    return {path.name for path in folder.iterdir()} - {"store root", "volumes", "secrets"}
 
 
 def make_tree(folder: Path, version: str, *, complete: bool = True) -> Path:
@@ -68,7 +97,7 @@ def test_second_put_replaces_the_file(store: Store) -> None:
 
 
 def test_missing_file_is_a_storage_error_with_its_name(store: Store) -> None:
-    with pytest.raises(StorageError, match=r"cannot read .*store root/a/nothing: No such file"):
+    with pytest.raises(StorageError, match=r"cannot read .*/a/nothing: (No such file|there is no such)"):
         store.get_bytes("a/nothing")
 
 
@@ -132,7 +161,7 @@ def test_damaged_tree_is_not_handed_out(store: Store, tmp_path: Path) -> None:
     store.put_bytes(f"{PREFIX}/README.md", b"changed")
     with pytest.raises(DataError, match=r"README\.md: 7 bytes instead of"):
         store.get_tree(PREFIX, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["store root", "tree"]
+    assert neighbours(tmp_path) == {"tree"}
 
 
 def test_fetching_never_overwrites_a_folder_with_content(store: Store, tmp_path: Path) -> None:
@@ -141,7 +170,7 @@ def test_fetching_never_overwrites_a_folder_with_content(store: Store, tmp_path:
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(StorageError, match=r"cannot create .*out: .*Something else stands there already"):
         store.get_tree(PREFIX, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "store root", "tree"]
+    assert neighbours(tmp_path) == {"out", "tree"}
 
 
 def test_link_in_the_tree_to_put_is_refused(store: Store, tmp_path: Path) -> None:
@@ -192,7 +221,7 @@ def test_writer_killed_at_any_step_leaves_the_old_or_the_new_tree_or_none(
     outcomes = []
     for step in range(1, 1000):
         root = tmp_path / f"store-{step}"
-        store = open_store(root.as_uri())
+        store = FileStore(root)
         store.put_tree(old, PREFIX)
         with monkeypatch.context() as patch:
             at_step(patch, step, kill)
@@ -224,13 +253,13 @@ def test_second_writer_at_any_step_of_the_first_never_mixes_trees(
     winners = set()
     for step in range(1, 1000):
         root = tmp_path / f"store-{step}"
-        store = open_store(root.as_uri())
+        store = FileStore(root)
         store.put_tree(tmp_path / "old", PREFIX)
         with monkeypatch.context() as patch:
 
             def second(patch: pytest.MonkeyPatch = patch, root: Path = root) -> None:
                 patch.undo()
-                open_store(root.as_uri()).put_tree(tmp_path / "second", PREFIX)
+                FileStore(root).put_tree(tmp_path / "second", PREFIX)
                 assert files_of(root / PREFIX) == trees["second"]
 
             calls = at_step(patch, step, second)
@@ -254,7 +283,7 @@ def test_link_inside_the_store_is_never_followed(tmp_path: Path, method: str) ->
     root = tmp_path / "root"
     root.mkdir()
     (root / "link").symlink_to(outside)
-    store = open_store(root.as_uri())
+    store = FileStore(root)
     tree = make_tree(tmp_path / "tree", "two", complete=False)
     call: dict[str, Callable[[], object]] = {
         "list": lambda: store.list(),
@@ -275,7 +304,7 @@ def test_link_to_a_file_is_not_read_and_is_replaced_by_a_put(tmp_path: Path) -> 
     secret.write_text("secret")
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "link").symlink_to(secret)
-    store = open_store((tmp_path / "root").as_uri())
+    store = FileStore(tmp_path / "root")
     with pytest.raises(StorageError, match="symbolic link"):
         store.get_bytes("link")
     store.put_bytes("link", b"new")
@@ -285,7 +314,7 @@ def test_link_to_a_file_is_not_read_and_is_replaced_by_a_put(tmp_path: Path) -> 
 
 def test_deleting_a_tree_does_not_reach_through_links(tmp_path: Path) -> None:
     outside = make_tree(tmp_path / "outside", "one")
-    store = open_store((tmp_path / "root").as_uri())
+    store = FileStore(tmp_path / "root")
     store.put_bytes("a/file", b"x")
     (tmp_path / "root" / "a" / "link").symlink_to(outside)
     store.delete_tree("a")
@@ -297,13 +326,18 @@ def test_pipe_in_the_store_does_not_block_the_reader(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     os.mkfifo(tmp_path / "root" / "pipe")
     with pytest.raises(StorageError, match="no regular file"):
-        open_store((tmp_path / "root").as_uri()).get_bytes("pipe")
+        FileStore(tmp_path / "root").get_bytes("pipe")
 
 
 def test_root_below_a_file_is_refused_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=r"cannot write to .*file/below: Not a directory.*choose another place"):
-        open_store((tmp_path / "file" / "below").as_uri()).check_writable()
+        FileStore(tmp_path / "file" / "below").check_writable()
+
+
+def test_file_system_that_takes_no_folders_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot create /proc/nope: no folder can be made there"):
+        FileStore(Path("/proc/nope")).check_writable()
 
 
 @pytest.fixture
@@ -318,7 +352,7 @@ def too_large(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_file_that_the_disk_refuses_leaves_the_old_one_and_no_rest(too_large: Path) -> None:
-    store = open_store(too_large.as_uri())
+    store = FileStore(too_large)
     store.put_bytes("a/file", b"old")
     with pytest.raises(StorageError, match=r"cannot write .*a/file: File too large"):
         store.put_bytes("a/file", bytes(10_000))
@@ -348,7 +382,7 @@ def read_only_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_full_disk_keeps_the_old_tree_whole(full_disk: Path, tmp_path: Path) -> None:
-    store = open_store(full_disk.as_uri())
+    store = FileStore(full_disk)
     store.put_tree(make_tree(tmp_path / "one", "one"), PREFIX)
     big = make_tree(tmp_path / "two", "two", complete=False)
     (big / "weights").write_bytes(bytes(100_000))
@@ -361,14 +395,14 @@ def test_full_disk_keeps_the_old_tree_whole(full_disk: Path, tmp_path: Path) -> 
 
 def test_read_only_disk_is_named_before_any_work(read_only_disk: Path) -> None:
     with pytest.raises(StorageError, match=r"Read-only file system.*mount it writable"):
-        open_store(read_only_disk.as_uri()).check_writable()
+        FileStore(read_only_disk).check_writable()
 
 
 def test_full_disk_is_named_also_where_none_can_be_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    store = open_store((tmp_path / "root").as_uri())
+    store = FileStore(tmp_path / "root")
     store.put_bytes("a", b"old")
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(StorageError, match=r"cannot write .*root/a: No space left"):
@@ -384,6 +418,6 @@ def test_folder_of_another_user_is_named_with_a_remedy(tmp_path: Path) -> None:
     os.seteuid(65534)
     try:
         with pytest.raises(StorageError, match=r"Permission denied.*mend the owner or mode"):
-            open_store(folder.as_uri()).check_writable()
+            FileStore(folder).check_writable()
     finally:
         os.seteuid(0)

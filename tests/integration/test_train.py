@@ -9,14 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from finetune_api.job import FineTuneJob
 from finetune_api.report import Progress, TrainingReport
 from finetune_api.spec import TrainingSpec
+from finetune_trainer.checkpoint import step_of
 from finetune_trainer.dataset import load_dataset
-from finetune_trainer.errors import Preempted, StorageError, TrainingDivergedError
+from finetune_trainer.errors import DataError, Preempted, StorageError, TrainingDivergedError
 from finetune_trainer.interrupt import StopFlag
+from finetune_trainer.manifest import is_complete
 from finetune_trainer.progress import Sink
 from finetune_trainer.settings_map import plan_steps
-from finetune_trainer.stages import train_stage
+from finetune_trainer.stages import Run, train_stage
+from finetune_trainer.train import divergence
 from finetune_trainer.workspace import Workspace
 
 from .jobs import tiny_job
@@ -32,22 +36,30 @@ class Silence:
 
 
 class StopBehindStep(threading.Event):
-    """A stop request that comes in the middle of a given step."""
+    """A stop request that comes in the middle of a given step; a sink, to hear when training begins."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, sink: Sink) -> None:
         super().__init__()
-        # Asked once before the rows are read, then once behind every step.
-        self._refusals = step
+        self._sink = sink
+        self._refusals = step - 1
+        self._has_begun = False
+
+    def report(self, progress: Progress) -> None:
+        self._has_begun = self._has_begun or progress.message == "training"
+        self._sink.report(progress)
 
     def is_set(self) -> bool:
-        self._refusals -= 1
+        # Asked once behind every step; whoever asked before was not training.
+        self._refusals -= self._has_begun
         return self._refusals < 0
 
 
-def stop_behind(step: int) -> StopFlag:
+def train_until(step: int, job: FineTuneJob, workspace: Workspace, sink: Sink | None = None) -> None:
+    """Train and be stopped in ``step``."""
     flag = StopFlag()
-    flag.event = StopBehindStep(step)
-    return flag
+    flag.event = stop = StopBehindStep(step, sink or Silence())
+    with pytest.raises(Preempted, match=f"step {step} of 8"):
+        train_stage(Run(job, workspace, stop, flag))
 
 
 def train(
@@ -55,7 +67,7 @@ def train(
 ) -> TrainingReport:
     root = Workspace(folder / workspace)
     root.root.mkdir(exist_ok=True)
-    return train_stage(tiny_job(model, folder, **changes), root, sink or Silence(), StopFlag())
+    return train_stage(Run(tiny_job(model, folder, **changes), root, sink or Silence(), StopFlag()))
 
 
 def losses(report: TrainingReport) -> list[float]:
@@ -91,9 +103,8 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tiny_model_dir: Path, tmp_pa
     straight = train(tiny_model_dir, tmp_path, "straight")
     job, workspace = tiny_job(tiny_model_dir, tmp_path), Workspace(tmp_path / "broken")
     workspace.root.mkdir()
-    with pytest.raises(Preempted, match="step 5 of 8"):
-        train_stage(job, workspace, Silence(), stop_behind(5))
-    resumed = train_stage(job, workspace, Silence(), StopFlag())
+    train_until(5, job, workspace)
+    resumed = train_stage(Run(job, workspace, Silence(), StopFlag()))
     assert resumed.resumed_from_step == 5
     # Order, dropout, optimiser and schedule all go on: the very same numbers.
     assert losses(resumed) == losses(straight)
@@ -106,10 +117,9 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tiny_model_dir: Path, tmp_pa
 def test_an_unfinished_checkpoint_is_passed_over(tiny_model_dir: Path, tmp_path: Path):
     job, workspace = tiny_job(tiny_model_dir, tmp_path), Workspace(tmp_path / "workspace")
     workspace.root.mkdir()
-    with pytest.raises(Preempted):
-        train_stage(job, workspace, Silence(), stop_behind(5))
+    train_until(5, job, workspace)
     (workspace.checkpoints / "checkpoint-5" / "COMPLETE").unlink()
-    assert train_stage(job, workspace, Silence(), StopFlag()).resumed_from_step == 3
+    assert train_stage(Run(job, workspace, Silence(), StopFlag())).resumed_from_step == 3
 
 
 def test_the_test_split_is_not_opened(tiny_model_dir: Path, tmp_path: Path):
@@ -127,8 +137,90 @@ def test_a_loss_that_is_no_number_ends_training_with_a_remedy(tiny_model_dir: Pa
     save_file(
         {name: tensor * 1e30 for name, tensor in weights.items()}, overflowing / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(TrainingDivergedError, match=r"loss became nan at step \d; lower spec\.training\.learningRate"):
+    with pytest.raises(TrainingDivergedError, match=r"the gradient is nan at the first step.*choose another model"):
         train(overflowing, tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_named(tiny_model_dir: Path, tmp_path: Path):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model_dir, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError, match=r"NaN or infinity \(first in model\.norm\.weight\).*Fetch the model again"):
+        train(broken, tmp_path)
+
+
+BLAME = {
+    "broken weights": (1, ["a.weight"], DataError, "first in a.weight"),
+    "the first step": (1, [], TrainingDivergedError, "before anything was learnt"),
+    "a later step": (7, [], TrainingDivergedError, r"at step 7; lower spec.training.learningRate \(now 0.1\)"),
+}
+
+
+@pytest.mark.parametrize("step, broken, kind, words", BLAME.values(), ids=BLAME.keys())
+def test_a_loss_that_is_no_number_is_blamed_on_what_caused_it(
+    step: int, broken: list[str], kind: type[Exception], words: str
+):
+    with pytest.raises(kind, match=words):
+        raise divergence("the loss is nan", step, 0.1, Path("/model"), broken)
+
+
+class Messages:
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def report(self, progress: Progress) -> None:
+        self.messages.append(progress.message)
+
+
+class Checkpoints:
+    """Notes which checkpoints are complete whenever something is reported."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.seen: list[list[int]] = []
+
+    def report(self, progress: Progress) -> None:
+        if self._folder.is_dir():
+            self.seen.append(sorted(step_of(path) for path in self._folder.iterdir() if is_complete(path)))
+
+
+@pytest.mark.parametrize("keep, left", [(1, [4]), (2, [3, 4])], ids=["one", "two"])
+def test_as_many_checkpoints_are_kept_as_the_spec_says(
+    tiny_model_dir: Path, tmp_path: Path, keep: int, left: list[int]
+):
+    workspace = Workspace(tmp_path / "workspace")
+    workspace.root.mkdir()
+    noted = Checkpoints(workspace.checkpoints)
+    job = tiny_job(tiny_model_dir, tmp_path, checkpoint={"everySteps": 1, "keep": keep})
+    train_until(4, job, workspace, noted)
+    assert sorted(step_of(path) for path in workspace.checkpoints.iterdir()) == left
+    counts = [len(steps) for steps in noted.seen if steps]
+    assert counts == sorted(counts), "never fewer than before"
+    assert max(counts) <= keep
+
+
+def test_computing_activations_twice_changes_nothing_but_memory(tiny_model_dir: Path, tmp_path: Path):
+    kept, twice = (
+        losses(train(tiny_model_dir, tmp_path, wanted, training__gradientCheckpointing=wanted))
+        for wanted in ("auto", "always")
+    )
+    assert twice == pytest.approx(kept, abs=SAME_LOSS)
+
+
+def test_activations_are_computed_twice_where_they_would_not_fit(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said = {}
+    for available in (1 << 40, 1 << 20):
+        monkeypatch.setattr("finetune_trainer.train.available_bytes", lambda available=available: available)
+        said[available] = Messages()
+        train(tiny_model_dir, tmp_path, str(available), said[available])
+    twice = "activations are computed twice, which needs less memory"
+    assert [twice in heard.messages for heard in said.values()] == [False, True]
 
 
 def test_a_stage_that_is_done_is_not_run_again(tiny_model_dir: Path, tmp_path: Path):

@@ -2,9 +2,13 @@
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+
+import finetune_api
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_ROOTS = (ROOT / "operator", ROOT / "trainer_image")
@@ -63,7 +67,9 @@ def test_no_file_names_a_host_that_is_not_known() -> None:
         for file, text in tracked_texts()
         for host in re.findall(r"https?://([\w-]+(?:\.[\w-]+)+)", text)
     }
-    unknown = {(file, host) for file, host in found if host not in KNOWN_HOSTS and "example" not in host}
+    # A host that ends in .svc is a Service of whatever cluster this runs in.
+    harmless = {host for _, host in found if "example" in host or host.endswith(".svc")}
+    unknown = {(file, host) for file, host in found if host not in KNOWN_HOSTS | harmless}
     assert not unknown, "name no registry; add any other host to KNOWN_HOSTS"
 
 
@@ -78,3 +84,9 @@ def test_the_map_names_every_module_of_the_trainer() -> None:
     modules = {file.stem for file in (ROOT / "trainer_image" / "finetune_trainer").glob("[a-z]*.py")}
     named = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")))
     assert modules <= named, "add them to the table in docs/architecture.md"
+
+
+def test_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    chart = yaml.safe_load((ROOT / "charts/finetune-operator/Chart.yaml").read_text())
+    assert project["version"] == chart["appVersion"] == finetune_api.__version__

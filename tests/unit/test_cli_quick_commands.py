@@ -1,5 +1,6 @@
 """`finetune validate`, `crd` and `init`, and the command line itself: what is printed, and the exit codes."""
 
+import io
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from finetune_cli.__main__ import run_command
 from finetune_cli.init import render_starter
 
 METHODS = ("full", "lora", "promptTuning")
-HEAVY = {"torch", "transformers", "ray", "rich", "datasets", "numpy", "pyarrow", "jinja2"}
+HEAVY = {"torch", "kubernetes", "transformers", "ray", "rich", "datasets", "numpy", "pyarrow"}
 
 
 @pytest.fixture
@@ -76,6 +77,52 @@ UNREADABLE = {
 def test_a_file_that_cannot_be_read_is_an_error(make, message, tmp_path, capsys):
     make(tmp_path / "job.yaml")
     assert run_command(["validate", str(tmp_path / "job.yaml")]) == ExitCode.BAD_SPEC
+    assert message in capsys.readouterr().err
+
+
+BAD_TEMPLATES = {
+    "an open brace": ('"Review: {{ text"', "unexpected end of template"),
+    "a filter that is not there": ('"{{ text | shout }}"', "No filter named 'shout'"),
+    "an include": ("\"{% include 'x' %}\"", "include is not available in templates"),
+    "a mistake in its second line": ('"a\\n{% if %}b"', "is no template, line 2 of it: Expected an expression"),
+}
+
+
+@pytest.mark.parametrize("prompt, problem", BAD_TEMPLATES.values(), ids=BAD_TEMPLATES.keys())
+def test_a_template_that_is_no_jinja_is_an_error_with_its_line(prompt, problem, tmp_path, capsys):
+    file = tmp_path / "job.yaml"
+    lines = render_starter("reviews", "lora").replace("epochs: 3", "epochs: -1").splitlines()
+    number = next(number for number, line in enumerate(lines, 1) if "prompt:" in line and "#" not in line)
+    lines[number - 1] = f"{lines[number - 1].partition('prompt:')[0]}prompt: {prompt}"
+    file.write_text("\n".join(lines))
+    assert run_command(["validate", str(file)]) == ExitCode.BAD_SPEC
+    template, epochs = sorted(capsys.readouterr().err.splitlines(), key=lambda line: "epochs" in line)
+    assert template.startswith(f"error: {file}:{number}: spec.data.tasks[0].templates[0].prompt (")
+    assert problem in template
+    assert "epochs" in epochs, "no error hides another"
+
+
+def pipe_in(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_a_job_is_read_from_standard_input(valid, monkeypatch, capsys):
+    pipe_in(monkeypatch, valid.read_bytes())
+    assert run_command(["validate", "-"]) == ExitCode.OK
+    assert capsys.readouterr().out == "standard input: valid\n"
+
+
+PIPED = {
+    "nothing": (b"", "standard input: the manifest: is empty"),
+    "no text": (b"\xff", "cannot read standard input: byte 0 is not UTF-8"),
+    "a mistake": (b"kind: Deployment", 'standard input: kind ("Deployment"): is no FineTuneJob'),
+}
+
+
+@pytest.mark.parametrize("content, message", PIPED.values(), ids=PIPED.keys())
+def test_errors_name_standard_input(content, message, monkeypatch, capsys):
+    pipe_in(monkeypatch, content)
+    assert run_command(["validate", "-"]) == ExitCode.BAD_SPEC
     assert message in capsys.readouterr().err
 
 

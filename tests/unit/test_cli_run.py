@@ -1,5 +1,7 @@
 """`finetune run` with stages that are stand-ins: what is shown, what is written, how it ends."""
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -27,10 +29,12 @@ from finetune_api.report import (
     TrainingReport,
 )
 from finetune_cli.__main__ import run_command
+from finetune_cli.failure import record_crash
 from finetune_cli.init import render_starter
 from finetune_cli.stage_runner import StageRunner
 from finetune_cli.stop_notice import FIRST, stop_notice
 from finetune_trainer.errors import DataError, OutOfMemoryError, Preempted, SpecError, StorageError
+from finetune_trainer.interrupt import stopped_at_once
 from finetune_trainer.progress import Sink
 
 
@@ -95,6 +99,16 @@ def test_a_run_in_a_pipe_prints_lines_a_table_and_where_everything_is(job_file, 
         "Model (adapter): /out/default/reviews-abababab/model",
         "Report: /out/default/reviews-abababab/report/report.html",
     ]
+
+
+def test_a_model_that_a_gate_keeps_back_is_no_failure_and_the_reason_is_said(job_file, capsys):
+    why = "the gate on sentiment.accuracy did not pass: sentiment.accuracy is 0.95, below the least allowed 0.99"
+
+    def stages_that_keep_back(job: FineTuneJob, workspace: Path, sink: Sink) -> Report:
+        return make_report().model_copy(update={"why_not_published": why})
+
+    assert run_command(["run", str(job_file)], stages_that_keep_back) == ExitCode.OK
+    assert f"The model is not published: {why}; it stays in " in capsys.readouterr().out
 
 
 def test_every_line_of_json_is_an_object_and_the_last_is_the_report(job_file, capsys):
@@ -171,7 +185,8 @@ ENDS = {
         "finetune run {file}\n"),
     "Ctrl-C twice": (
         KeyboardInterrupt(), ExitCode.PREEMPTED,
-        "interrupted.\nTo go on from the last checkpoint, run the same command again: finetune run {file}\n"),
+        "interrupted.\nFinished stages and complete checkpoints are kept; run the same command again: "
+        "finetune run {file}\n"),
 }  # fmt: skip
 
 
@@ -199,6 +214,42 @@ def test_a_crash_leaves_its_trace_in_the_workspace(job_file, tmp_path, capsys):
         f"error: internal error: ZeroDivisionError: x\nThe whole trace is in {file}; please report it.\n"
     )
     assert "raise error\nZeroDivisionError: x\n" in file.read_text()
+
+
+def test_a_crash_whose_workspace_cannot_be_written_leaves_its_trace_in_the_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    failure = record_crash(ZeroDivisionError("x \udc80"), Path("/proc/no/workspace"))
+    assert len(failure.advice.splitlines()) == 1
+    (file,) = tmp_path.glob("finetune-*/crash.txt")
+    assert f"The whole trace is in {file}" in failure.advice
+    assert "ZeroDivisionError: x " in file.read_text()
+
+
+def test_a_crash_whose_trace_can_be_written_nowhere_says_it(monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/proc/no")
+    failure = record_crash(ZeroDivisionError("x"), Path("/proc/no/workspace"))
+    assert failure.exit_code is ExitCode.INTERNAL
+    assert "Please report it with this trace:\nZeroDivisionError: x" in failure.advice
+
+
+def test_a_run_of_a_finished_job_says_what_is_kept(job_file, tmp_path, capsys):
+    said = "trained and evaluated before, which is kept; model and report are published again. To do all of it anew, "
+    command = ["run", str(job_file), "--workspace", str(tmp_path / "w")]
+    assert run_command(command, stages_that_succeed) == ExitCode.OK
+    assert said not in capsys.readouterr().out
+    (tmp_path / "w" / "evaluation.json").write_text("{}")
+    assert run_command(command, stages_that_succeed) == ExitCode.OK
+    assert f"{said}delete {tmp_path}/w." in capsys.readouterr().out
+
+
+def test_a_job_from_standard_input_has_its_workspace_in_the_working_folder(job_file, tmp_path, monkeypatch):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(job_file.read_bytes())))
+    seen = []
+    run_command(["run", "-"], lambda job, workspace, sink: seen.append(workspace) or make_report())
+    assert [workspace.parent for workspace in seen] == [folder / ".finetune"]
 
 
 def test_a_workspace_that_cannot_be_made_is_named(job_file, tmp_path, capsys):
@@ -280,3 +331,42 @@ def test_a_run_without_a_stop_request_confirms_none():
     with stop_notice(said.append):
         pass
     assert said == []
+
+
+SLOW_LIBRARIES = """
+import sys
+from finetune_cli import run
+from finetune_cli.__main__ import main
+
+def load_slowly():
+    # A library that catches whatever goes wrong with what it imports, as some do.
+    try:
+        while True:
+            pass
+    except Exception:
+        pass
+
+run.load_trainer = load_slowly
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_request_while_libraries_load_ends_at_once_and_promises_nothing(number, job_file):
+    command = [sys.executable, "-c", SLOW_LIBRARIES, "run", str(job_file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("loading torch")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (
+        ExitCode.PREEMPTED,
+        "stopped while no stage was at work; nothing is lost.\nTo go on from there, run the same command again: "
+        f"finetune run {job_file}\n",
+    )
+
+
+def test_a_stop_request_that_a_library_swallows_still_stops():
+    rude = contextlib.suppress(BaseException)
+    with pytest.raises(Preempted, match="stopped early"), stopped_at_once("stopped early"), rude:
+        os.kill(os.getpid(), signal.SIGTERM)

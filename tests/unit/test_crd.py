@@ -202,6 +202,7 @@ def test_lists_with_keys_and_sets_refuse_duplicates() -> None:
         "spec.compute.pod.volumes": ["name"],
         "spec.compute.pod.volumeMounts": ["mountPath"],
         "status.conditions": ["type"],
+        "status.stages": ["stage"],
     }
     for path, names in keys.items():
         assert set(names) <= set(BY_PATH[f"{path}[]"]["required"]), "a list's key must be there"

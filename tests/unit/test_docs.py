@@ -33,7 +33,8 @@ def test_there_are_documents_and_examples() -> None:
 @pytest.mark.parametrize("file", EXAMPLES, ids=name_of)
 def test_an_example_validates(file: Path) -> None:
     job = load_job(file.read_text(encoding="utf-8"), str(file))
-    assert job.spec.output.uri == f"file://{file.parent}/output"
+    # On a laptop beside the example, wherever the checkout is; in a cluster in a bucket.
+    assert job.spec.output.uri == f"file://{file.parent}/output" or job.spec.output.uri.startswith("s3://")
     assert (file.parent / "README.md").is_file()
 
 
@@ -56,10 +57,10 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_make_targets_exist(document: Path) -> None:
-    known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     text = document.read_text(encoding="utf-8")
-    quoted = re.findall(r"`make ([a-z]+)`", text)
-    shown = [found[1] for line in commands(document) if (found := re.match(r"make ([a-z]+)", line))]
+    quoted = re.findall(r"`make ([a-z-]+)`", text)
+    shown = [found[1] for line in commands(document) if (found := re.match(r"make ([a-z-]+)", line))]
     assert {*quoted, *shown} <= known
 
 

@@ -19,6 +19,7 @@ def test_all_generated_files_are_known() -> None:
         "crds/finetune.dev_finetunejobs.yaml"
     ]
     assert set(generated_files()) == {
+        "charts/finetune-operator/files/finetune.dev_finetunejobs.yaml",
         "crds/finetune.dev_finetunejobs.yaml",
         "docs/spec.md",
         "docs/report.schema.json",

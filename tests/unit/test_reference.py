@@ -71,8 +71,8 @@ def test_what_does_not_work_yet_says_so() -> None:
 
 
 def test_what_works_in_part_says_which() -> None:
-    assert "*So far: file://.*" in row("spec.output", "uri")[3]
-    assert "*So far: accuracy, exact_match, rouge, perplexity.*" in row("spec.evaluation", "metrics")[3]
+    assert "*So far: full, lora, promptTuning.*" in row("spec.method", "type")[3]
+    assert "*So far: file://, s3://, pvc://.*" in row("spec.output", "uri")[3]
 
 
 def test_angle_brackets_are_shown() -> None:

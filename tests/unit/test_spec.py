@@ -1,6 +1,7 @@
 """What a spec may say: every rule has a row that breaks it, and good specs of every method pass."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from finetune_api.explanation import field_errors
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec, LoraSpec, MethodType
+from finetune_api.support import ONLY
 
 from .bad_specs import BAD_SPECS, Admission, BadSpec
 from .builders import make_job, make_manifest
@@ -41,6 +43,18 @@ def test_a_bad_spec_is_refused_for_its_one_mistake(row: BadSpec):
     assert problem.endswith(".")
     assert remedy.endswith((".", "?"))
     assert {path for path, *_ in errors} - {row.path} == set(row.also), "an error that only follows from another"
+
+
+def test_advice_names_no_choice_that_is_refused_then():
+    checked = 0
+    for row in BAD_SPECS:
+        for path, _, _, remedy in errors_of(make_manifest(row.given)):
+            name = re.sub(r"\[\d+\]", "[]", path.removeprefix("spec."))
+            if name in ONLY and "Choose one of " in remedy:
+                named = remedy.partition("Choose one of ")[2].removesuffix(".").split(", ")
+                assert set(named) <= {str(value) for value in ONLY[name]}, row.sentence
+                checked += 1
+    assert checked >= 2
 
 
 def test_all_mistakes_are_found_at_once():

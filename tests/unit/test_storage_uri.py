@@ -1,5 +1,6 @@
 """URIs and keys: what is a place, and what tries to climb out of it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_trainer.durable import is_partial, is_partial_of, partial_name
-from finetune_trainer.errors import SpecError
-from finetune_trainer.storage import FileStore, local_path, open_store
+from finetune_trainer.errors import SpecError, StorageError
+from finetune_trainer.file_store import FileStore
+from finetune_trainer.location import Mounts, bucket_and_key, config_map_path, local_path, volume_path
+
+FIELD = "spec.data.tasks[0].source"
 
 
 @pytest.mark.parametrize(
@@ -32,14 +36,81 @@ def test_uri_that_is_no_absolute_local_path_is_refused(uri: str) -> None:
         local_path(uri)
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/models", "pvc://claim/x", "ftp://host/x", "models", ""])
-def test_unsupported_scheme_says_what_is_supported(uri: str) -> None:
-    with pytest.raises(SpecError, match=r"not supported yet\. Use file:///"):
-        open_store(uri)
-
-
 def test_store_gives_its_uri_back() -> None:
-    assert open_store("file:///srv/my models/").uri == "file:///srv/my%20models"
+    assert FileStore(Path("/srv/my models/")).uri == "file:///srv/my%20models"
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Mounts:
+    """What a pod finds, with a link in a volume that leads to its Secrets."""
+    for folder in ("secrets/keys", "volumes/claim/rows", "config/data"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "secrets" / "keys" / "AWS_ACCESS_KEY_ID").touch()
+    (tmp_path / "volumes" / "claim" / "out").symlink_to(tmp_path / "secrets")
+    # As the kubelet lays out a ConfigMap.
+    (tmp_path / "config" / "data" / "..data").symlink_to("..2026")
+    (tmp_path / "config" / "data" / "..2026").mkdir()
+    (tmp_path / "config" / "data" / "..2026" / "rows.csv").touch()
+    (tmp_path / "config" / "data" / "rows.csv").symlink_to("..data/rows.csv")
+    return Mounts(tmp_path / "secrets", tmp_path / "volumes", tmp_path / "config")
+
+
+def test_volume_and_config_map_lead_below_their_mounts(mounts: Mounts) -> None:
+    assert volume_path("pvc://claim/rows/a%20b", mounts, FIELD) == mounts.volumes / "claim" / "rows" / "a b"
+    assert volume_path("pvc://claim", mounts, FIELD) == mounts.volumes / "claim"
+    assert config_map_path("configMap://data/rows.csv", mounts, FIELD).is_file()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "pvc://claim/../other",
+        "pvc://claim/%2e%2e/other",
+        "pvc://claim/out/keys",
+        "pvc://claim/a%00",
+        "pvc://../secrets",
+    ],
+)
+def test_path_that_leaves_its_volume_is_refused(mounts: Mounts, uri: str) -> None:
+    with pytest.raises(SpecError, match="leads out of"):
+        volume_path(uri, mounts, FIELD)
+
+
+def test_volume_that_is_not_mounted_is_named(mounts: Mounts) -> None:
+    with pytest.raises(StorageError, match=r"source: 'claym' of 'pvc://claym/x' is not mounted at .*claym"):
+        volume_path("pvc://claym/x", mounts, FIELD)
+
+
+@pytest.mark.parametrize("find", [volume_path, config_map_path])
+def test_laptop_says_what_to_use_instead_of_what_a_cluster_mounts(
+    find: Callable[[str, Mounts, str], Path], tmp_path: Path
+) -> None:
+    nothing = Mounts(tmp_path / "a", tmp_path / "b", tmp_path / "c")
+    with pytest.raises(SpecError, match=r"source: 'pvc://claim/x' is a .* of a cluster.*Use file:///"):
+        find("pvc://claim/x", nothing, FIELD)
+
+
+def test_places_of_mounts_can_be_named_in_the_environment() -> None:
+    mounts = Mounts.from_environment({"FINETUNE_PVC": "/pvc", "FINETUNE_CACHE": "/cache", "FINETUNE_SECRETS": ""})
+    assert mounts == Mounts(volumes=Path("/pvc"), cache=Path("/cache"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "bucket", "key"),
+    [
+        ("s3://bucket/a/b.csv", "bucket", "a/b.csv"),
+        ("s3://bucket", "bucket", ""),
+        ("s3://bucket/a%20b/", "bucket", "a%20b"),
+    ],
+)
+def test_bucket_and_key_of_an_s3_uri(uri: str, bucket: str, key: str) -> None:
+    assert bucket_and_key(uri, FIELD) == (bucket, key)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/../x", "s3://bucket/a//b", "s3:///x", "s3://"])
+def test_s3_uri_without_a_clear_place_is_refused(uri: str) -> None:
+    with pytest.raises(SpecError, match="names no folder of a bucket"):
+        bucket_and_key(uri, FIELD)
 
 
 @given(st.lists(st.sampled_from(["..", ".", "", "a", "/", "\\", "\0", "a/b", "…", " "]), min_size=1).map("/".join))

@@ -8,6 +8,7 @@ from finetune_trainer.labels import (
     Normaliser,
     choose_prompt,
     collect_scores,
+    harness_accuracy,
     label_prior,
     predict,
     with_label,
@@ -80,3 +81,11 @@ def test_a_choice_without_rows_is_an_error():
 )
 def test_a_label_takes_the_place_of_another_with_the_white_space_around_it(completion: str, expected: str):
     assert with_label(completion, "negative") == expected
+
+
+def test_the_harness_counts_neither_the_end_token_nor_in_tokens():
+    # Two rows of labels "no" and "certainly not"; the last number of each is the end token's.
+    logprobs = [np.array(row) for row in ([-2.0, -9.0], [-1.0, -3.0, -0.1], [-2.0, -0.1], [-5.0, -9.0, -0.1])]
+    acc, acc_norm = harness_accuracy(logprobs, ("no", "certainly not"), np.array([0, 1]), end_tokens=1)
+    # Sums -2 > -4 and -2 > -14; per character -1 < -4 / 13 and -1 > -14 / 13.
+    assert (acc, acc_norm) == (0.5, 0.0)

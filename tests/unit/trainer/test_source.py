@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune_trainer.errors import DataError, SpecError
-from finetune_trainer.source import read_rows
+from finetune_trainer.source import fetch_local, read_rows
 
 FIELD = "spec.data.tasks[0].source"
 
@@ -18,7 +18,7 @@ def write(folder: Path, name: str, content: bytes | str) -> str:
 
 
 def rows_of(uri: str) -> list[dict[str, object]]:
-    return list(read_rows(uri, FIELD))
+    return list(read_rows(fetch_local(uri, FIELD), FIELD))
 
 
 def write_parquet(folder: Path, table: pa.Table) -> Path:
@@ -90,7 +90,7 @@ def test_a_broken_file_is_a_data_error(tmp_path, name, content, message):
 
 
 def test_rows_before_a_broken_line_are_delivered(tmp_path):
-    rows = read_rows(write(tmp_path, "rows.jsonl", '{"a": 1}\n{'), FIELD)
+    rows = read_rows(Path(write(tmp_path, "rows.jsonl", '{"a": 1}\n{')), FIELD)
     assert next(rows) == {"a": 1}
     with pytest.raises(DataError, match="line 2"):
         next(rows)
@@ -146,18 +146,19 @@ def test_a_percent_sign_in_a_name_is_taken_literally(tmp_path):
 
 def test_a_missing_file_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match=r"there is no file .*gone\.jsonl"):
-        read_rows(str(tmp_path / "gone.jsonl"), FIELD)
+        read_rows(tmp_path / "gone.jsonl", FIELD)
 
 
 def test_a_file_below_a_file_is_a_data_error(tmp_path):
     with pytest.raises(DataError, match="cannot open"):
-        read_rows(write(tmp_path, "rows", "x") + "/rows.jsonl", FIELD)
+        read_rows(Path(write(tmp_path, "rows", "x")) / "rows.jsonl", FIELD)
 
 
-def test_a_folder_is_a_data_error(tmp_path):
-    (tmp_path / "rows.jsonl").mkdir()
-    with pytest.raises(DataError, match="is a folder"):
-        read_rows(str(tmp_path / "rows.jsonl"), FIELD)
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows"])
+def test_a_folder_is_a_data_error(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match=r"is a folder; name one file \(\.jsonl"):
+        read_rows(tmp_path / name, FIELD)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_a_folder_is_a_data_error(tmp_path):
 )
 def test_a_source_of_unknown_kind_is_a_spec_error(uri, message):
     with pytest.raises(SpecError, match=message):
-        read_rows(uri, FIELD)
+        read_rows(fetch_local(uri, FIELD), FIELD)
 
 
 def test_json_rows_survive_a_round_trip(tmp_path):

@@ -1,0 +1,31 @@
+"""For all levels. Inputs: golden files, which hold what was looked at and found right. Outputs: none, unless asked.
+
+``pytest --update-golden`` writes them anew; the diff is the review.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Golden = Callable[[str, str], None]
+"""Compares a text with the golden file of that name, beside the test."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing with them")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    folder = Path(request.path).parent / "golden"
+
+    def compare(name: str, text: str) -> None:
+        file = folder / name
+        if request.config.getoption("--update-golden"):
+            folder.mkdir(exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        assert file.is_file(), f"{file} is missing; pytest --update-golden writes it"
+        assert text == file.read_text(encoding="utf-8"), "look at the difference; pytest --update-golden accepts it"
+
+    return compare

@@ -1,0 +1,95 @@
+"""End to end: a real cluster, a real S3 server, the images as they are shipped.
+
+Inputs: what `make cluster` left running, else a machine on which `tests/cluster` can make one. Outputs: none; what the
+session started is removed after it, what was there stays. Without a cluster these tests fail in CI and are skipped,
+with the reason, elsewhere.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ..cluster.cluster import Cluster, find_cluster, start_cluster, stop_cluster
+from ..cluster.command import ClusterUnavailableError
+from ..cluster.object_store import ObjectStore, start_object_store
+from ..cluster.project_image import OPERATOR, TRAINER, provide
+from .release import DEFINITION, OperatorRelease
+
+TEST_SECONDS = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the time limit of a test here begin after its fixtures: the first of them may have a cluster to make."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            # A test's own marker stands before this one.
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS, func_only=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Names of the project's images; pods use them with imagePullPolicy IfNotPresent or Never."""
+
+    operator: str
+    trainer: str
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Yield the development cluster when it runs, else one for this session."""
+    running = None
+    try:
+        running = find_cluster()
+        yield running or start_cluster()
+    except ClusterUnavailableError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI needs a cluster: {error}")
+        pytest.skip(f"no cluster: {error}")
+    finally:
+        if running is None:
+            stop_cluster()
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """Yield the name of a namespace that only this test uses."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    cluster.kubectl("create", "namespace", name)
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def s3(cluster: Cluster) -> ObjectStore:
+    """Return the S3 server in the cluster."""
+    return start_object_store(cluster)
+
+
+@pytest.fixture(scope="session")
+def operator_image(cluster: Cluster) -> str:
+    """Return the operator's image, built from this checkout and loaded: also the small Python image for test pods."""
+    return provide(OPERATOR, cluster)
+
+
+@pytest.fixture(scope="session")
+def images(cluster: Cluster, operator_image: str) -> Images:
+    """Return both images of the project; the trainer's takes minutes where the cluster has none of its packages yet."""
+    return Images(operator_image, provide(TRAINER, cluster))
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: Cluster, operator_image: str) -> Iterator[OperatorRelease]:
+    """Yield the operator, installed by its chart from this checkout. Jobs need the fixture `images` as well."""
+    release = OperatorRelease(cluster, operator_image, TRAINER.name)
+    was_there = release.is_installed
+    release.install()
+    if was_there:
+        release.restart()
+    yield release
+    if not was_there:
+        release.uninstall()
+        cluster.kubectl("delete", "crd", DEFINITION, "--ignore-not-found")

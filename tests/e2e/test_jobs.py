@@ -1,0 +1,345 @@
+"""FineTuneJobs on a real cluster: what a user applies, sees and gets, and what survives which fault.
+
+Inputs: a kind cluster with the chart installed, an S3 server in it, a tiny random model, made-up reviews.
+"""
+
+import copy
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes import client
+
+from finetune_api.report import ExitCode, Report, Stage
+from finetune_api.status import ConditionStatus, ConditionType, Phase, Reason
+from finetune_trainer.manifest import verify_manifest
+
+from ..cluster.cluster import Cluster
+from ..cluster.object_store import ObjectStore
+from ..integration.conftest import save_tiny_model
+from ..integration.jobs import write_reviews
+from .conftest import Images
+from .object import Document, Job, Jobs
+from .release import OperatorRelease
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "04-kubernetes" / "finetunejob.yaml"
+BUCKET = "finetune-demo"
+SECRET = "s3-credentials"
+LONG = {"training": {"maxSteps": 4000, "evalEverySteps": 2000}, "checkpoint": {"everySteps": 20}}
+"""A run that lasts long enough to be disturbed."""
+
+
+@pytest.fixture(scope="module")
+def demo_bucket(s3: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The bucket that example 04 names, with a model and rows in it."""
+    store = s3.client()
+    s3.bucket(BUCKET)
+    for file in sorted(save_tiny_model(tmp_path_factory.mktemp("model")).iterdir()):
+        store.upload_file(str(file), BUCKET, f"models/base/{file.name}")
+    rows = write_reviews(tmp_path_factory.mktemp("rows") / "reviews.jsonl", rows=240)
+    store.upload_file(str(rows), BUCKET, "reviews.jsonl")
+    return BUCKET
+
+
+@pytest.fixture
+def jobs(
+    cluster: Cluster, namespace: str, s3: ObjectStore, images: Images, operator: OperatorRelease, demo_bucket: str
+) -> Jobs:
+    """A namespace in which example 04 can be applied."""
+    here = Jobs(cluster.kubeconfig, namespace)
+    add_secret(here, s3)
+    return here
+
+
+def add_secret(jobs: Jobs, s3: ObjectStore) -> None:
+    content = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key, "AWS_REGION": "us-east-1"}
+    jobs.core.create_namespaced_secret(
+        jobs.namespace, client.V1Secret(metadata=client.V1ObjectMeta(name=SECRET), string_data=content)
+    )
+
+
+def example(s3: ObjectStore, name: str = "reviews-lora", **changes: Document) -> Document:
+    """Return example 04; ``changes`` are merged into the blocks of its spec."""
+    document: Document = yaml.safe_load(EXAMPLE.read_text())
+    document["metadata"]["name"] = name
+    document["spec"]["output"]["endpoint"] = s3.endpoint_in_cluster
+    for block, content in copy.deepcopy(changes).items():
+        document["spec"].setdefault(block, {}).update(content)
+    return document
+
+
+def is_training(steps: int, attempt: int = 1) -> Callable[[Job], bool]:
+    """Say whether that attempt at training is at work and has come as far; what an earlier one said does not count."""
+
+    def reached(job: Job) -> bool:
+        progress = job.status.progress
+        started = [one.start_time for one in job.status.attempts if (one.stage, one.number) == (Stage.TRAIN, attempt)]
+        if progress is None or progress.stage is not Stage.TRAIN or not started or started[0] is None:
+            return False
+        return progress.last_update_time > started[0] and (progress.step or 0) >= steps
+
+    return reached
+
+
+def uploaded_steps(s3: ObjectStore, job: Job) -> list[str]:
+    assert job.status.resolved is not None and job.status.resolved.output_path is not None
+    prefix = job.status.resolved.output_path.removeprefix(f"s3://{BUCKET}/")
+    found = s3.client().list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/checkpoints/").get("Contents", [])
+    return sorted(one["Key"] for one in found if one["Key"].endswith("/COMPLETE"))
+
+
+def has_checkpoint(s3: ObjectStore) -> Callable[[Job], bool]:
+    return lambda job: job.phase is Phase.TRAINING and is_training(1)(job) and bool(uploaded_steps(s3, job))
+
+
+def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: ObjectStore, tmp_path: Path) -> None:
+    jobs.apply(example(s3))
+    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=250)
+
+    for kind in ("Accepted", "Checked", "Trained", "Evaluated", "Published", "Complete"):
+        assert job.holds(ConditionType(kind)), f"{kind} does not hold: {job.status.conditions}"
+    assert [one.stage for one in job.status.attempts] == [Stage.CHECK, Stage.TRAIN, Stage.EVALUATE]
+    assert job.status.data is not None and job.status.data.rows.test > 0
+    assert job.status.evaluation is not None
+    accuracy = next(one for one in job.status.evaluation.tasks if one.metric == "accuracy")
+    assert accuracy.base is not None and float(accuracy.tuned) > float(accuracy.base)
+    assert job.status.summary is not None and "accuracy" in job.status.summary.metric
+    phases = jobs.seen[job.uid]
+    assert [one for one in phases if one in (Phase.CHECKING, Phase.TRAINING, Phase.EVALUATING)] == [
+        Phase.CHECKING,
+        Phase.TRAINING,
+        Phase.EVALUATING,
+    ]
+
+    kinds = {one.kind.value: one for one in job.status.artifacts}
+    assert set(kinds) == {"adapter", "report"}, kinds
+    adapter = download(s3, kinds["adapter"].uri, tmp_path / "model")
+    verify_manifest(adapter)
+    assert (adapter / "adapter_model.safetensors").is_file()
+    report = download(s3, kinds["report"].uri, tmp_path / "report")
+    verify_manifest(report)
+    content = Report.model_validate_json((report / "report.json").read_text())
+    assert content.published and content.spec_hash == job.status.resolved.spec_hash
+
+
+def download(s3: ObjectStore, uri: str, folder: Path) -> Path:
+    prefix = uri.removeprefix(f"s3://{BUCKET}/")
+    store = s3.client()
+    for one in store.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/")["Contents"]:
+        file = folder / one["Key"].removeprefix(f"{prefix}/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        store.download_file(BUCKET, one["Key"], str(file))
+    return folder
+
+
+def test_pods_of_a_job_have_no_access_to_the_api(jobs: Jobs, s3: ObjectStore) -> None:
+    jobs.apply(example(s3))
+    job = jobs.wait("reviews-lora", "a pod", lambda job: bool(jobs.pods(job.uid)))
+    (pod,) = jobs.pods(job.uid)
+    assert pod.spec.automount_service_account_token is False
+    tokens = [source for one in pod.spec.volumes if one.projected for source in one.projected.sources]
+    audiences = [one.service_account_token.audience for one in tokens if one.service_account_token]
+    assert audiences == [
+        f"finetune.dev/v1alpha1/namespaces/{jobs.namespace}/finetunejobs/reviews-lora/{job.uid}/check/a1"
+    ]
+    assert not any(SECRET in json.dumps(one.to_dict(), default=str) for one in pod.spec.containers[0].env or [])
+    jobs.delete("reviews-lora")
+
+
+def test_prompt_tuning_on_rows_of_a_config_map(jobs: Jobs, s3: ObjectStore, tmp_path: Path) -> None:
+    rows = write_reviews(tmp_path / "reviews.jsonl").read_text()
+    jobs.core.create_namespaced_config_map(
+        jobs.namespace, client.V1ConfigMap(metadata=client.V1ObjectMeta(name="reviews"), data={"reviews.jsonl": rows})
+    )
+    document = example(s3, "reviews-prompt")
+    document["spec"]["data"]["tasks"][0]["source"] = "configMap://reviews/reviews.jsonl"
+    document["spec"]["method"] = {"type": "promptTuning", "promptTuning": {"virtualTokens": 8}}
+    document["spec"]["training"]["maxSteps"] = 20
+    jobs.apply(document)
+    job = jobs.wait_phase("reviews-prompt", Phase.SUCCEEDED, seconds=250)
+    assert {one.kind.value for one in job.status.artifacts} == {"adapter", "report"}
+
+
+def test_bad_spec_is_refused_at_admission(jobs: Jobs, s3: ObjectStore) -> None:
+    document = example(s3, training={"globalBatchSize": 0})
+    with pytest.raises(client.ApiException) as refusal:
+        jobs.apply(document)
+    assert refusal.value.status == 422
+    assert "spec.training.globalBatchSize" in refusal.value.body
+
+
+def test_what_admission_cannot_see_is_said_in_the_accepted_condition(jobs: Jobs, s3: ObjectStore) -> None:
+    jobs.apply(example(s3, training={"maxSteps": 10, "evalEverySteps": 20}))
+    job = jobs.wait_phase("reviews-lora", Phase.FAILED, seconds=20)
+    accepted = job.condition(ConditionType.ACCEPTED)
+    assert accepted is not None and accepted.status is ConditionStatus.FALSE
+    assert "spec.training.evalEverySteps" in accepted.message
+    assert jobs.children(job.uid) == []
+
+
+def test_unknown_field_is_reported_and_not_lost(jobs: Jobs, s3: ObjectStore) -> None:
+    document = example(s3)
+    document["spec"]["training"]["learnRate"] = 0.1
+    with pytest.raises(client.ApiException) as refusal:
+        jobs.apply(document)
+    assert "learnRate" in refusal.value.body
+
+
+def test_missing_column_ends_in_the_check_stage_without_any_training_pod(jobs: Jobs, s3: ObjectStore) -> None:
+    document = example(s3)
+    document["spec"]["data"]["tasks"][0]["templates"][0]["prompt"] = "{{ review_text }}"
+    jobs.apply(document)
+    job = jobs.wait_phase("reviews-lora", Phase.FAILED)
+    failed = job.condition(ConditionType.FAILED)
+    assert failed is not None and failed.reason is Reason.BAD_DATA
+    assert "review_text" in failed.message and "text" in failed.message
+    assert [one.exit_code for one in job.status.attempts] == [ExitCode.BAD_DATA]
+    assert {child.metadata.labels["finetune.dev/stage"] for child in jobs.children(job.uid)} == {"check"}
+
+
+def test_operator_killed_in_every_stage_still_ends_once(jobs: Jobs, s3: ObjectStore, operator: OperatorRelease) -> None:
+    jobs.apply(example(s3))
+    for phase in (Phase.CHECKING, Phase.TRAINING, Phase.EVALUATING):
+        jobs.wait_phase("reviews-lora", phase, seconds=200)
+        operator.kill()
+    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=250)
+    assert [(one.stage, one.number) for one in job.status.attempts] == [
+        (Stage.CHECK, 1),
+        (Stage.TRAIN, 1),
+        (Stage.EVALUATE, 1),
+    ]
+    assert len(jobs.children(job.uid)) == 3
+
+
+def test_deleted_trainer_pod_is_followed_by_an_attempt_that_resumes(jobs: Jobs, s3: ObjectStore) -> None:
+    jobs.apply(example(s3, **LONG))
+    job = jobs.wait("reviews-lora", "checkpoint", has_checkpoint(s3), seconds=200)
+    (pod,) = [one for one in jobs.pods(job.uid) if one.metadata.labels["finetune.dev/stage"] == "train"]
+    jobs.core.delete_namespaced_pod(pod.metadata.name, jobs.namespace)
+
+    job = jobs.wait("reviews-lora", "second attempt", is_training(21, attempt=2), seconds=200)
+    first, second = [one for one in job.status.attempts if one.stage is Stage.TRAIN]
+    assert first.reason in (Reason.PREEMPTED, Reason.CHILD_LOST), first
+    assert "resuming at step" in jobs.logs(pod_of(jobs, job, attempt=2), lines=2000)
+    assert second.number == 2
+    jobs.delete("reviews-lora")
+
+
+def pod_of(jobs: Jobs, job: Job, attempt: int) -> str:
+    (name,) = [
+        str(one.metadata.name)
+        for one in jobs.pods(job.uid)
+        if one.metadata.labels["finetune.dev/stage"] == "train"
+        and one.metadata.labels["finetune.dev/attempt"] == str(attempt)
+    ]
+    return name
+
+
+def test_suspended_job_keeps_its_checkpoint_and_goes_on(jobs: Jobs, s3: ObjectStore) -> None:
+    jobs.apply(example(s3, **LONG))
+    jobs.wait("reviews-lora", "checkpoint", has_checkpoint(s3), seconds=200)
+    jobs.patch("reviews-lora", {"runPolicy": {"suspend": True}})
+    job = jobs.wait_phase("reviews-lora", Phase.SUSPENDED, seconds=150)
+    assert job.holds(ConditionType.SUSPENDED)
+    assert not [one for one in jobs.pods(job.uid) if one.status.phase == "Running"]
+    kept = uploaded_steps(s3, job)
+    assert kept
+
+    jobs.patch("reviews-lora", {"runPolicy": {"suspend": False}})
+    job = jobs.wait("reviews-lora", "second attempt", is_training(21, attempt=2), seconds=150)
+    trained = [one for one in job.status.attempts if one.stage is Stage.TRAIN]
+    assert [one.number for one in trained] == [1, 2]
+    assert trained[0].reason is Reason.SUSPENDED_BY_USER
+    jobs.delete("reviews-lora")
+
+
+def test_deleted_job_leaves_nothing_behind(jobs: Jobs, s3: ObjectStore) -> None:
+    jobs.apply(example(s3, **LONG))
+    job = jobs.wait("reviews-lora", "training pod", is_training(1), seconds=200)
+    jobs.delete("reviews-lora")
+    await_until(
+        lambda: not jobs.children(job.uid) and not jobs.pods(job.uid) and not own_config_maps(jobs),
+        "children and ConfigMaps are gone",
+        seconds=150,
+    )
+
+
+def own_config_maps(jobs: Jobs) -> list[str]:
+    found = jobs.core.list_namespaced_config_map(jobs.namespace).items
+    return [one.metadata.name for one in found if one.metadata.owner_references]
+
+
+def await_until(holds: Callable[[], bool], what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not so within {seconds:.0f} s: {what}"
+        time.sleep(0.5)  # the API server has no watch over several kinds of objects
+
+
+def test_missing_image_is_said_within_15_seconds_and_ends_at_the_start_deadline(jobs: Jobs, s3: ObjectStore) -> None:
+    document = example(
+        s3, compute={"image": "registry.invalid/no/such:1"}, runPolicy={"startDeadlineSeconds": 25, "retries": 0}
+    )
+    started = time.monotonic()
+    jobs.apply(document)
+
+    def told(job: Job) -> bool:
+        checked = job.condition(ConditionType.CHECKED)
+        return checked is not None and checked.reason is Reason.IMAGE_PULL_FAILED
+
+    job = jobs.wait("reviews-lora", "word about the image", told, seconds=20)
+    assert time.monotonic() - started < 15
+    assert "registry.invalid/no/such:1" in job.condition(ConditionType.CHECKED).message  # type: ignore[union-attr]
+    job = jobs.wait_phase("reviews-lora", Phase.FAILED, seconds=60)
+    assert job.condition(ConditionType.FAILED).reason is Reason.START_DEADLINE_EXCEEDED  # type: ignore[union-attr]
+    await_until(lambda: not [p for p in jobs.pods(job.uid) if p.status.phase == "Pending"], "pod is gone", 60)
+
+
+def test_missing_secret_is_said_and_the_job_goes_on_when_it_appears(jobs: Jobs, s3: ObjectStore) -> None:
+    jobs.core.delete_namespaced_secret(SECRET, jobs.namespace)
+    jobs.apply(example(s3, training={"maxSteps": 4}))
+
+    def told(job: Job) -> bool:
+        checked = job.condition(ConditionType.CHECKED)
+        return checked is not None and checked.reason is Reason.REFERENCE_MISSING and SECRET in checked.message
+
+    jobs.wait("reviews-lora", "word about the Secret", told, seconds=30)
+    add_secret(jobs, s3)
+    # The kubelet tries a failed mount again after at most two minutes.
+    jobs.wait("reviews-lora", "end of the check stage", lambda job: job.holds(ConditionType.CHECKED), seconds=240)
+    jobs.delete("reviews-lora")
+
+
+def test_no_result_is_lost_while_the_store_is_away_for_a_minute(jobs: Jobs, s3: ObjectStore) -> None:
+    jobs.apply(example(s3))
+    jobs.wait_phase("reviews-lora", Phase.EVALUATING, seconds=250)
+    s3.stop()
+    try:
+        time.sleep(60)  # the fault itself: a minute without the store
+    finally:
+        s3.start()
+    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=280)
+    assert {one.kind.value for one in job.status.artifacts} == {"adapter", "report"}
+
+
+def test_progress_is_in_the_status_within_ten_seconds(jobs: Jobs, s3: ObjectStore) -> None:
+    jobs.apply(example(s3, **LONG))
+    job = jobs.wait("reviews-lora", "progress", is_training(5), seconds=200)
+    progress = job.status.progress
+    assert progress is not None and progress.total_steps == 4000
+    assert (datetime.now(UTC) - progress.last_update_time).total_seconds() < 10
+    later = jobs.wait("reviews-lora", "later progress", is_training((progress.step or 0) + 1), seconds=10)
+    assert "loss" in {one.name for one in later.status.latest_metrics}
+    jobs.delete("reviews-lora")
+
+
+def test_columns_and_explanations_need_no_documentation(cluster: Cluster, jobs: Jobs) -> None:
+    explained = cluster.kubectl("explain", "finetunejob.spec.method.lora.rank")
+    assert "memory" in explained.lower()
+    header = cluster.kubectl("get", "ftj", "-A").splitlines()
+    if header:
+        assert header[0].split() == ["NAMESPACE", "NAME", "PHASE", "METHOD", "PROGRESS", "METRIC", "DELTA", "AGE"]

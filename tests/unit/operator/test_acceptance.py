@@ -1,0 +1,246 @@
+"""Which jobs are accepted, what is said of the others, and what profile and defaults make of a spec."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from finetune_api.job import spec_hash
+from finetune_api.status import Reason
+from finetune_operator.acceptance import Accepted, Refused, judge
+from finetune_operator.settings import Settings
+
+from .objects import IMAGE, make_settings, make_view
+
+PROFILE = {
+    "image": "registry.example/gpu:1",
+    "gpuResource": "example.com/gpu",
+    "resources": {"cpu": "8", "memory": "64Gi"},
+    "pod": {
+        "nodeSelector": {"gpu": "a100"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+        "env": [{"name": "NCCL_DEBUG", "value": "WARN"}, {"name": "NCCL_IB_HCA", "value": "mlx5"}],
+    },
+}
+PROFILES = make_settings(profiles={"a100": PROFILE, "broken": {"gpusPerWorker": 0}, "many": {"workers": 2}})
+
+
+def accepted(given: dict[str, Any] | None = None, settings: Settings = PROFILES) -> Accepted:
+    verdict = judge(make_view(given), settings)
+    assert isinstance(verdict, Accepted), verdict
+    return verdict
+
+
+@dataclass(frozen=True)
+class Refusal:
+    sentence: str
+    given: dict[str, Any]
+    reason: Reason
+    says: tuple[str, ...]
+    is_final: bool
+    policy: dict[str, Any] = field(default_factory=dict)
+
+
+NAMED = Reason.POLICY_VIOLATED
+REFUSALS = (
+    Refusal(
+        "all mistakes are told at once",
+        {"spec.training.epochs": 0, "spec.method.type": "lore"},
+        Reason.SPEC_INVALID,
+        ("spec.training.epochs", "spec.method.type", "lora"),
+        True,
+    ),
+    Refusal(
+        "what is not there yet",
+        {"spec.compute": {"workers": 2, "gpusPerWorker": 8}},
+        Reason.NOT_SUPPORTED,
+        ("spec.compute.workers", "spec.compute.gpusPerWorker (8)"),
+        True,
+    ),
+    Refusal(
+        "a folder of one machine",
+        {"spec.output.uri": "file:///models"},
+        Reason.NOT_SUPPORTED,
+        ("spec.output.uri", "pvc://"),
+        True,
+    ),
+    Refusal(
+        "a profile that is not there",
+        {"spec.compute.profile": "h100"},
+        Reason.PROFILE_NOT_FOUND,
+        ('spec.compute.profile ("h100")', "a100"),
+        False,
+    ),
+    Refusal(
+        "a profile that does not go with the spec",
+        {"spec.compute": {"profile": "broken", "gpuResource": "example.com/gpu"}},
+        Reason.SPEC_INVALID,
+        ("with profile broken", "spec.compute.gpuResource"),
+        False,
+    ),
+    Refusal(
+        "a profile that asks for what is not there yet",
+        {"spec.compute.profile": "many"},
+        Reason.SPEC_INVALID,
+        ("with profile many", "spec.compute.workers"),
+        False,
+    ),
+    Refusal(
+        "a registry that is not allowed",
+        {"spec.compute.image": "docker.example/mine:1"},
+        NAMED,
+        ("spec.compute.image", "docker.example/mine:1", "registry.example/"),
+        False,
+        {"imageRegistries": ["registry.example/"]},
+    ),
+    Refusal(
+        "a store that only begins like the allowed one",
+        {"spec.output.uri": "s3://models-of-others/here"},
+        NAMED,
+        ("spec.output.uri", "s3://models/"),
+        False,
+        {"storagePrefixes": ["s3://models/", "pvc://", "hf://"]},
+    ),
+    Refusal(
+        "a path that climbs out of the allowed place",
+        {"spec.data.tasks[0].source": "pvc://rows/%2e%2e/others.jsonl"},
+        NAMED,
+        ("spec.data.tasks[0].source",),
+        False,
+        {"storagePrefixes": ["pvc://", "hf://"]},
+    ),
+    Refusal(
+        "a store whose name begins like the allowed one",
+        {"spec.output": {"uri": "s3://models/a", "endpoint": "https://minio.example.other"}},
+        NAMED,
+        ("spec.output.endpoint", "https://minio.example.other", "https://minio.example/"),
+        False,
+        {"storageEndpoints": ["https://minio.example/"]},
+    ),
+    Refusal(
+        "a variable that leads to another store",
+        {"spec.compute.pod": {"env": [{"name": "AWS_ENDPOINT_URL_S3", "value": "https://other.example"}]}},
+        NAMED,
+        ("spec.compute.pod.env[0].name", "AWS_ENDPOINT_URL_S3", "spec.output.endpoint"),
+        False,
+        {"storagePrefixes": ["pvc://", "hf://"]},
+    ),
+    Refusal(
+        "a variable that leads to another hub",
+        {"spec.compute.pod": {"env": [{"name": "HF_ENDPOINT", "value": "https://other.example"}]}},
+        NAMED,
+        ("spec.compute.pod.env[0].name", "HF_ENDPOINT"),
+        False,
+        {"storageEndpoints": ["https://minio.example/"]},
+    ),
+    Refusal(
+        "a service account that is not allowed",
+        {"spec.compute.pod": {"serviceAccountName": "cluster-admin"}},
+        NAMED,
+        ("spec.compute.pod.serviceAccountName", "cluster-admin", "trainer"),
+        False,
+        {"serviceAccounts": ["trainer"]},
+    ),
+    Refusal(
+        "a volume that is called like one of ours",
+        {"spec.compute.pod": {"volumes": [{"name": "finetune-tmp", "emptyDir": {}}]}},
+        Reason.SPEC_INVALID,
+        ("spec.compute.pod.volumes[0].name",),
+        True,
+    ),
+    Refusal(
+        "a volume where one of ours is",
+        {
+            "spec.compute.pod": {
+                "volumes": [{"name": "own", "emptyDir": {}}],
+                "volumeMounts": [{"name": "own", "mountPath": "/workspace/"}],
+            }
+        },
+        Reason.SPEC_INVALID,
+        ("spec.compute.pod.volumeMounts[0].mountPath", "/workspace"),
+        True,
+    ),
+    Refusal(
+        "more templates than a ConfigMap holds",
+        {"spec.data.tasks[0].templates": [{"prompt": "{{ t }}" + "€" * 16000, "completion": "€" * 16000}] * 12},
+        Reason.SPEC_INVALID,
+        ("bytes", "Shorten the templates"),
+        True,
+    ),
+)
+
+
+@pytest.mark.parametrize("row", REFUSALS, ids=lambda row: row.sentence)
+def test_a_job_is_refused_with_the_field_and_what_to_do(row: Refusal):
+    settings = PROFILES.model_copy(update={"policy": make_settings(policy=row.policy).policy})
+    verdict = judge(make_view(row.given), settings)
+    assert isinstance(verdict, Refused)
+    assert (verdict.reason, verdict.is_final) == (row.reason, row.is_final)
+    for words in row.says:
+        assert words in verdict.message
+
+
+def test_what_is_allowed_is_accepted():
+    policy = {
+        "imageRegistries": ["registry.example/"],
+        "storagePrefixes": ["pvc://rows/", "pvc://models/", "hf://acme/"],
+        "serviceAccounts": ["trainer"],
+    }
+    given = {"spec.compute": {"image": "registry.example/own:1", "pod": {"serviceAccountName": "trainer"}}}
+    assert accepted(given, make_settings(policy=policy)).image == "registry.example/own:1"
+
+
+@pytest.mark.parametrize("endpoint", ["https://minio.example", "https://minio.example/", "https://minio.example/s3"])
+def test_an_allowed_store_is_accepted(endpoint: str):
+    policy = {"storageEndpoints": ["https://minio.example/"]}
+    accepted({"spec.output": {"uri": "s3://models/a", "endpoint": endpoint}}, make_settings(policy=policy))
+
+
+def test_without_locked_storage_any_store_is_accepted():
+    env = [{"name": "HF_ENDPOINT", "value": "https://hub.example"}]
+    accepted({"spec.compute.pod": {"env": env}}, make_settings(policy={"serviceAccounts": ["trainer"]}))
+
+
+def test_the_image_is_the_jobs_or_the_profiles_or_the_operators():
+    assert accepted().image == IMAGE
+    assert accepted({"spec.compute.profile": "a100"}).image == "registry.example/gpu:1"
+    assert accepted({"spec.compute": {"profile": "a100", "image": "registry.example/own:1"}}).image.endswith("own:1")
+
+
+def test_a_profile_is_not_judged_by_what_users_may():
+    policy = make_settings(policy={"imageRegistries": ["other.example/"]}, profiles={"a100": PROFILE})
+    assert accepted({"spec.compute.profile": "a100"}, policy).image == "registry.example/gpu:1"
+
+
+def test_what_a_job_sets_itself_wins_over_its_profile_entry_by_entry():
+    own = {
+        "profile": "a100",
+        "resources": {"cpu": "4"},
+        "pod": {
+            "nodeSelector": {"zone": "a"},
+            "tolerations": [{"key": "spot", "operator": "Exists"}],
+            "env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
+        },
+    }
+    compute = accepted({"spec.compute": own}).job.spec.compute
+    assert (compute.resources.cpu, compute.resources.memory) == ("4", "64Gi")  # type: ignore[union-attr]
+    pod = compute.pod
+    assert pod is not None
+    assert pod.node_selector == {"gpu": "a100", "zone": "a"}
+    assert [toleration.key for toleration in pod.tolerations] == ["gpu", "spot"]
+    assert {one.name: one.value for one in pod.env} == {"NCCL_DEBUG": "INFO", "NCCL_IB_HCA": "mlx5"}
+
+
+def test_what_is_accepted_is_resolved_and_hashed():
+    verdict = accepted()
+    assert verdict.job.spec.method.lora is not None
+    assert verdict.spec_hash == spec_hash(verdict.job.spec)
+    assert verdict.output_path == "pvc://models/tuned/team-a/reviews-0a1b2c3d"
+
+
+def test_suspension_is_no_part_of_what_is_hashed():
+    assert accepted({"spec.runPolicy.suspend": True}).spec_hash == accepted().spec_hash
+
+
+def test_another_profile_is_another_hash():
+    assert accepted({"spec.compute.profile": "a100"}).spec_hash != accepted().spec_hash

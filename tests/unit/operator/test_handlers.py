@@ -1,0 +1,109 @@
+"""What is registered with kopf, and which changes wake a job."""
+
+import itertools
+import warnings
+from typing import Any
+
+import pytest
+
+from finetune_operator.cache import Cache, Indices, namespace_key
+from finetune_operator.cluster import Login
+from finetune_operator.handlers import CHILD_LABELS, EndlessBackoffs, Events, kopf_settings, registry
+from finetune_operator.view import child_view, packed_job, pod_view
+
+from .objects import NAME, NAMESPACE
+from .raw_objects import raw_child, raw_job, raw_pod
+
+KEY = (NAMESPACE, NAME)
+
+
+async def nobody() -> Login:
+    raise AssertionError("nobody logs in")
+
+
+def make_events(has_cap: bool = False) -> tuple[Events, Cache, list[tuple[str, str]]]:
+    cache, woken = Cache(), list[tuple[str, str]]()
+    return Events(cache, woken.append, has_cap), cache, woken
+
+
+def test_kopf_writes_to_no_object() -> None:
+    handlers = registry(Cache(), lambda key: None, nobody, has_cap=False)
+    assert not handlers._changing.get_all_handlers()
+    assert not handlers._spawning.get_all_handlers()
+    assert not handlers._webhooks.get_all_handlers()
+    assert len(handlers._watching.get_all_handlers()) == len(handlers._indexing.get_all_handlers()) == 3
+
+
+def test_kopf_keeps_to_itself() -> None:
+    with warnings.catch_warnings(action="error"):
+        settings = kopf_settings()
+    assert not settings.posting.enabled
+    assert settings.peering.standalone
+    assert settings.persistence.finalizer != "kopf.zalando.org/KopfFinalizerMarker"
+    assert settings.process.ultimate_exiting_timeout is None
+
+
+def test_children_are_selected_on_the_server() -> None:
+    assert CHILD_LABELS == "app.kubernetes.io/managed-by=finetune-operator,finetune.dev/job-uid"
+
+
+def test_requests_are_tried_again_for_ever_and_soon() -> None:
+    pauses = list(itertools.islice(EndlessBackoffs(), 1000))
+    assert len(pauses) == 1000 and max(pauses) <= 5 and pauses[0] < 1
+
+
+def test_job_wakes_when_it_comes_changes_and_goes_but_not_for_its_progress() -> None:
+    events, _, woken = make_events()
+    events.job_changed(raw_job(), is_gone=False)
+    events.job_changed(raw_job(resourceVersion="8"), is_gone=False)
+    progress = {"stage": "train", "step": 1}
+    events.job_changed(raw_job(status={"progress": progress}, resourceVersion="9"), is_gone=False)
+    assert woken == [KEY]
+    events.job_changed(raw_job(generation=2), is_gone=False)
+    events.job_changed(raw_job(generation=2), is_gone=True)
+    assert woken == [KEY] * 3
+
+
+@pytest.mark.parametrize(
+    ("raw", "later"),
+    [
+        pytest.param(raw_child(), raw_child(spec={"suspend": True}), id="Job"),
+        pytest.param(raw_pod(), raw_pod(status={"phase": "Running"}), id="pod"),
+    ],
+)
+def test_part_wakes_its_job_when_it_says_something_new(raw: dict[str, Any], later: dict[str, Any]) -> None:
+    events, _, woken = make_events()
+    see = child_view if raw.get("kind") == "Job" else pod_view
+    events.part_changed(raw, see(raw), is_gone=False)
+    raw["metadata"]["annotations"] = {"kubelet": "heartbeat"}
+    events.part_changed(raw, see(raw), is_gone=False)
+    assert woken == [KEY]
+    events.part_changed(later, see(later), is_gone=False)
+    events.part_changed(later, see(later), is_gone=True)
+    assert woken == [KEY] * 3
+
+
+def test_stranger_wakes_nobody() -> None:
+    events, _, woken = make_events()
+    raw = raw_child(metadata={"ownerReferences": []})
+    events.part_changed(raw, child_view(raw), is_gone=False)
+    assert woken == []
+
+
+def test_jobs_that_wait_for_their_turn_are_woken_when_another_one_ends() -> None:
+    events, cache, woken = make_events(has_cap=True)
+    held_back = [
+        {"type": "Accepted", "status": "True"},
+        {"type": "Admitted", "status": "False", "reason": "QuotaExceeded"},
+    ]
+    waiting = packed_job(raw_job(status={"conditions": held_back}, name="waiting", uid="waiting"))
+    cache.indices = Indices({waiting.key: [waiting], namespace_key(NAMESPACE): [waiting]})
+    pod = raw_pod(status={"phase": "Running"})
+    events.part_changed(pod, pod_view(pod), is_gone=False)
+    assert woken == [KEY]
+    ended = raw_pod(status={"phase": "Succeeded"})
+    events.part_changed(ended, pod_view(ended), is_gone=False)
+    assert woken == [KEY, KEY, waiting.key]
+    woken.clear()
+    events.job_changed(raw_job(status={"phase": "Failed"}), is_gone=False)
+    assert woken == [KEY, waiting.key]

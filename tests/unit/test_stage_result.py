@@ -1,0 +1,81 @@
+"""The last words of a stage: whatever it has to say, the kubelet keeps all of it."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.report import ArtifactKind, ExitCode, GateResult, Stage
+from finetune_api.stage_result import MOST_BYTES, StageResult, bounded
+from finetune_api.status import (
+    Checkpoint,
+    EvaluationStatus,
+    MetricValue,
+    PlanStatus,
+    PublishedArtifact,
+    Summary,
+    TaskResult,
+)
+
+SHA256 = "f" * 64
+
+
+def task(number: int) -> TaskResult:
+    return TaskResult(name=f"task-{number}", metric="accuracy", base="0.5", tuned="0.75", delta="0.25", low="0.1")
+
+
+def full_result(message: str = "") -> StageResult:
+    return StageResult(
+        stage=Stage.EVALUATE,
+        exit_code=ExitCode.OK,
+        message=message,
+        checkpoints=tuple(Checkpoint(step=step, uri="s3://b/" + "k" * 2000) for step in range(5, 0, -1)),
+        latest_metrics=(MetricValue(name="loss", value="0.25"),),
+        plan=PlanStatus(parameters=1, warnings=("w" * 512,) * 16),
+        evaluation=EvaluationStatus(
+            tasks=tuple(task(number) for number in range(64)),
+            benchmarks=tuple(task(number) for number in range(16)),
+            gates=tuple(GateResult(metric=f"task-{n}.accuracy", passed=True, why="y" * 512) for n in range(32)),
+        ),
+        artifacts=(
+            PublishedArtifact(kind=ArtifactKind.ADAPTER, uri="s3://bucket/model", sha256=SHA256, bytes=1),
+            PublishedArtifact(kind=ArtifactKind.REPORT, uri="s3://bucket/report", sha256=SHA256, bytes=1),
+        ),
+        summary=Summary(metric="sentiment accuracy 0.950", delta="+0.075"),
+        report_sha256=SHA256,
+        published=True,
+    )
+
+
+def test_a_short_result_is_told_whole():
+    result = StageResult(stage=Stage.TRAIN, exit_code=ExitCode.PREEMPTED, message="stopped", resumed_from_step=3)
+    assert StageResult.model_validate_json(bounded(result)) == result
+
+
+def test_a_long_result_keeps_what_matters_most():
+    content = bounded(full_result("short"))
+    assert len(content) <= MOST_BYTES
+    kept = StageResult.model_validate_json(content)
+    assert kept.message == "short"
+    assert kept.artifacts == full_result().artifacts
+    assert kept.summary == full_result().summary
+    assert kept.evaluation is not None
+    assert kept.evaluation.tasks[:4] == tuple(task(number) for number in range(4))
+    assert len(kept.evaluation.gates) == 8
+    assert kept.contract_version == json.loads(content)["contractVersion"]
+    assert kept.published is True
+
+
+@given(st.text(max_size=1024))
+def test_any_message_fits_together_with_all_else(message: str):
+    content = bounded(full_result(message))
+    assert len(content) <= MOST_BYTES
+    assert message.startswith(json.loads(content).get("message", ""))
+
+
+@pytest.mark.parametrize("character", ["\0", "é", "\U0001f600", "\\"], ids=["control", "2 bytes", "4 bytes", "escaped"])
+def test_a_message_of_large_characters_is_cut_and_not_dropped(character: str):
+    content = bounded(StageResult(stage=Stage.CHECK, exit_code=ExitCode.BAD_DATA, message=character * 1024))
+    assert len(content) <= MOST_BYTES
+    assert len(json.loads(content)["message"]) > 400

@@ -1,0 +1,89 @@
+"""Gates: what passes, what does not, and whether the sentence says why."""
+
+import re
+
+import numpy as np
+import pytest
+
+from finetune_api.report import GateResult
+from finetune_api.spec import GateSpec, PublishOn
+from finetune_trainer.figure import mean_figure, perplexity_figure
+from finetune_trainer.gate import Measurement, judge_gates, why_kept_back
+from finetune_trainer.statistics import paired_difference
+
+
+def accuracy(base: float, tuned: float, rows: int = 400) -> Measurement:
+    """Return models that are right on the first share of rows each: what one gains is gained on its own rows."""
+    order = np.arange(rows) / rows
+    figures = [mean_figure("accuracy", order < share) for share in (base, tuned)]
+    difference = paired_difference(figures[0].rows, figures[1].rows, figures[0].combine, seed=1)
+    return Measurement(figures[0].value, figures[1].value, difference, rows, higher_is_better=True)
+
+
+def gate(**conditions: float) -> GateSpec:
+    return GateSpec(metric="mood.accuracy", **conditions)
+
+
+CASES = [
+    ("a clear gain passes", {"min_delta": 0.02}, accuracy(0.70, 0.80), True, "at least"),
+    (
+        "an equal gain is not proven",
+        {"min_delta": 0.1},
+        accuracy(0.70, 0.80),
+        False,
+        "is certain with 95%",
+    ),
+    ("a gate without conditions asks for a gain", {}, accuracy(0.8, 0.8), False, "more than +0 is asked for"),
+    ("a loss within the allowance passes", {"min_delta": -0.05}, accuracy(0.80, 0.79), True, "gain"),
+    ("few rows decide nothing", {"min_delta": 0.0}, accuracy(0.2, 1.0, rows=20), False, "at least 30"),
+    ("the least value is reached", {"min": 0.75}, accuracy(0.9, 0.8), True, "0.8"),
+    ("the least value is missed", {"min": 0.85}, accuracy(0.7, 0.8), False, "below the least allowed 0.85"),
+    ("the most is passed", {"max": 0.75}, accuracy(0.7, 0.8), False, "above the most allowed 0.75"),
+    ("both reasons are told", {"min": 0.9, "min_delta": 0.3}, accuracy(0.7, 0.8), False, "; the gain"),
+]
+
+
+@pytest.mark.parametrize(("sentence", "conditions", "found", "passed", "says"), CASES, ids=[case[0] for case in CASES])
+def test_gate(sentence: str, conditions: dict[str, float], found: Measurement, passed: bool, says: str) -> None:
+    (result,) = judge_gates([gate(**conditions)], {"mood.accuracy": found})
+    assert result.passed is passed
+    assert says in result.why
+
+
+def test_a_missed_gain_says_how_many_rows_would_show_it() -> None:
+    (result,) = judge_gates([gate(min_delta=0.0)], {"mood.accuracy": accuracy(0.78, 0.80, rows=100)})
+    assert not result.passed
+    assert "test rows would show it" in result.why
+
+
+def test_lower_perplexity_is_a_gain() -> None:
+    generator = np.random.default_rng(0)
+    base = [-generator.random(5) - 1 for _ in range(100)]
+    tuned = [row + 0.5 for row in base]
+    figures = [perplexity_figure(logprobs) for logprobs in (base, tuned)]
+    difference = paired_difference(figures[0].rows, figures[1].rows, figures[0].combine, seed=1)
+    found = Measurement(figures[0].value, figures[1].value, difference, 100, higher_is_better=False)
+    wanted = GateSpec(metric="mood.perplexity", min_delta=0.5)
+    assert judge_gates([wanted], {"mood.perplexity": found})[0].passed
+    back = Measurement(
+        found.tuned, found.base, paired_difference(figures[1].rows, figures[0].rows, figures[0].combine, 1), 100, False
+    )
+    assert not judge_gates([wanted], {"mood.perplexity": back})[0].passed
+
+
+PASSED = GateResult(metric="mood.accuracy", passed=True, why="mood.accuracy is 0.8")
+FAILED = GateResult(metric="mood.macro_f1", passed=False, why="mood.macro_f1 is 0.4, below the least allowed 0.5")
+KEPT_BACK = [
+    ("no gates keep nothing back", PublishOn.GATES, (), ""),
+    ("gates that pass keep nothing back", PublishOn.GATES, (PASSED,), ""),
+    ("a gate that fails says why", PublishOn.GATES, (PASSED, FAILED), "mood.macro_f1 did not pass: .* is 0.4, below"),
+    ("several are named", PublishOn.GATES, (FAILED, PASSED, FAILED), "2 of 3 gates did not pass: mood.macro_f1, mood"),
+    ("always asks no gate", PublishOn.ALWAYS, (FAILED,), ""),
+    ("never asks no gate", PublishOn.NEVER, (PASSED,), "publishOn is never"),
+]
+
+
+@pytest.mark.parametrize(("sentence", "publish_on", "gates", "says"), KEPT_BACK, ids=[case[0] for case in KEPT_BACK])
+def test_why_kept_back(sentence: str, publish_on: PublishOn, gates: tuple[GateResult, ...], says: str) -> None:
+    why = why_kept_back(publish_on, gates)
+    assert re.search(says, why) if says else why == ""

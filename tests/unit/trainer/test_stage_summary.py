@@ -1,0 +1,114 @@
+"""What the status says of a stage is what its report says."""
+
+from finetune_api.report import (
+    Artifact,
+    ArtifactKind,
+    DataReport,
+    EvaluationReport,
+    ExitCode,
+    GateResult,
+    LossPoint,
+    MetricComparison,
+    Report,
+    SplitRows,
+    Stage,
+    TrainingReport,
+)
+from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
+
+DATA = DataReport(
+    rows=SplitRows(train=80, validation=10, test=10), tokens=900, truncated_percent=2.5, hash="a" * 64, format="raw"
+)
+TRAINING = TrainingReport(
+    method="lora",
+    parameters=100,
+    trainable_parameters=10,
+    steps=8,
+    epochs=1.0,
+    final_loss=float("nan"),
+    curve=(LossPoint(step=4, validation_loss=0.5), LossPoint(step=8, loss=0.25)),
+    resumed_from_step=4,
+)
+ACCURACY = MetricComparison(
+    task="sentiment", metric="accuracy", base=0.5, tuned=0.75, delta=0.25, low=0.1, high=0.4, rows=100
+)
+
+
+def make_report(metrics: tuple[MetricComparison, ...] = (ACCURACY,)) -> Report:
+    return Report(
+        name="tiny",
+        namespace="team",
+        spec_hash="b" * 64,
+        base_model="hf://acme/tiny",
+        base_revision="c" * 40,
+        data=DATA,
+        training=TRAINING,
+        evaluation=EvaluationReport(metrics=metrics),
+        artifacts=(Artifact(kind=ArtifactKind.ADAPTER, uri="s3://b/model", sha256="d" * 64, bytes=5),),
+        published=True,
+        seed=1,
+    )
+
+
+def test_check_tells_the_rows_and_the_models_revision():
+    result = check_result(DATA, "c" * 40)
+    assert result.data is not None
+    assert (result.data.rows.train, result.data.tokens, result.data.truncated_percent) == (80, 900, "2.5")
+    assert (result.model_revision, result.data.hash) == ("c" * 40, "a" * 64)
+
+
+def test_training_tells_its_last_figures_also_those_that_are_no_numbers():
+    result = train_result(TRAINING)
+    values = {metric.name: metric.value for metric in result.latest_metrics}
+    assert values["loss"] == "nan"
+    assert (values["steps"], values["validation_loss"]) == ("8", "0.5")
+    assert result.resumed_from_step == 4
+
+
+def test_evaluation_tells_figures_verdict_and_what_was_published():
+    result = evaluate_result(make_report(), "s3://b/report", "e" * 64, 7)
+    assert result.evaluation is not None
+    (task,) = result.evaluation.tasks
+    assert (task.name, task.metric, task.base, task.tuned, task.low) == ("sentiment", "accuracy", "0.5", "0.75", "0.1")
+    assert [(one.kind, one.uri) for one in result.artifacts] == [
+        ("adapter", "s3://b/model"),
+        ("report", "s3://b/report"),
+    ]
+    assert result.report_sha256 == "e" * 64
+    assert result.summary is not None
+    assert (result.summary.metric, result.summary.delta) == ("sentiment accuracy 0.750", "+0.250")
+    assert result.summary.message.startswith("The tuned model is better")
+
+
+def test_more_tasks_than_a_status_holds_are_left_to_the_report():
+    many = tuple(ACCURACY.model_copy(update={"task": f"task-{number}"}) for number in range(70))
+    result = evaluate_result(make_report(many), "s3://b/report", "e" * 64, 7)
+    assert result.evaluation is not None
+    assert len(result.evaluation.tasks) == 64
+
+
+def test_a_long_message_is_cut():
+    result = failure(Stage.TRAIN, ExitCode.BAD_DATA, "x" * 5000)
+    assert len(result.message) == 1024
+    assert result.message.endswith("…")
+
+
+def test_a_model_that_a_gate_keeps_back_is_told_with_the_gate_first():
+    gates = tuple(
+        GateResult(metric=f"sentiment.{name}", passed=passed, why="y" * 300)
+        for name, passed in (("accuracy", True), ("macro_f1", False))
+    )
+    report = make_report().model_copy(
+        update={
+            "evaluation": EvaluationReport(metrics=(ACCURACY,), gates=gates),
+            "published": False,
+            "why_not_published": "z" * 300,
+        }
+    )
+    result = evaluate_result(report, "s3://b/report", "e" * 64, 7)
+    assert (result.published, len(result.why_not_published)) == (False, 256)
+    assert result.evaluation is not None
+    assert [(gate.metric, gate.passed) for gate in result.evaluation.gates] == [
+        ("sentiment.macro_f1", False),
+        ("sentiment.accuracy", True),
+    ]
