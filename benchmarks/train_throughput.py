@@ -166,13 +166,16 @@ def load_job(options: argparse.Namespace, folder: Path) -> Any:
 def encode_rows(options: argparse.Namespace) -> list[Any]:
     """Return the training rows of our own data pipeline, as many as the steps need."""
     from finetune_trainer.dataset import Split, load_dataset
+    from finetune_trainer.fit import find_row_length
     from finetune_trainer.model import fetch_model, load_tokenizer
     from finetune_trainer.renderer import Renderer, encode_all
 
     job = load_job(options, Path("/tmp"))
-    tokenizer = load_tokenizer(fetch_model(job.spec.model, Path("/tmp")))
+    files = fetch_model(job.spec.model, Path("/tmp"))
+    tokenizer = load_tokenizer(files)
     dataset = load_dataset(job.spec.data, splits=(Split.TRAIN,))
-    renderer = Renderer(tokenizer, job.spec.data.format, job.spec.data.system, job.spec.data.max_length)
+    data = job.spec.data
+    renderer = Renderer(tokenizer, data.format, data.system, find_row_length(job.spec, files).tokens)
     encoded, _ = encode_all(renderer, dataset, dataset.examples(Split.TRAIN)[: options.steps * BATCH])
     return encoded
 
