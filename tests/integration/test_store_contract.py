@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -340,24 +341,24 @@ def test_file_system_that_takes_no_folders_is_named(tmp_path: Path) -> None:
         FileStore(Path("/proc/nope")).check_writable()
 
 
-@pytest.fixture
-def too_large(tmp_path: Path) -> Iterator[Path]:
-    """A folder in which the kernel refuses files of more than 4 KiB (EFBIG)."""
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let the kernel refuse larger files (EFBIG). No fixture: pytest reports, perhaps to a file, before those end."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
-        yield tmp_path / "limited"
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_file_that_the_disk_refuses_leaves_the_old_one_and_no_rest(too_large: Path) -> None:
-    store = FileStore(too_large)
+def test_file_that_the_disk_refuses_leaves_the_old_one_and_no_rest(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
     store.put_bytes("a/file", b"old")
-    with pytest.raises(StorageError, match=r"cannot write .*a/file: File too large"):
+    with files_of_at_most(4096), pytest.raises(StorageError, match=r"cannot write .*a/file: File too large"):
         store.put_bytes("a/file", bytes(10_000))
     assert store.get_bytes("a/file") == b"old"
-    assert [path.name for path in (too_large / "a").iterdir()] == ["file"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
 
 
 def mount(folder: Path, options: str) -> Iterator[Path]:
