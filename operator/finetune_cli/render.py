@@ -70,7 +70,7 @@ def manifests(accepted: Accepted, settings: Settings) -> Iterator[JsonObject]:
     yield manifest.trust_config_map(job, UNKNOWN_AUTHORITY, settings)
     for stage in _stages(job):
         attempt = Attempt(stage=stage, number=1, child=naming.child_name(job.metadata.name, stage, 1))
-        yield manifest.stage_job(Run(job, attempt, accepted.image, accepted.spec_hash, settings))
+        yield manifest.stage_child(Run(job, attempt, accepted.image, accepted.spec_hash, settings))
 
 
 def default_settings() -> Settings:

@@ -61,8 +61,8 @@ class Jobs(Protocol):
     def job(self, namespace: str, name: str) -> JobView | None:
         """Return the FineTuneJob of that name."""
 
-    def child(self, uid: str) -> ChildView | None:
-        """Return the Job or RayJob with that UID."""
+    def children(self, job: JobView) -> Sequence[ChildView]:
+        """Return the Jobs and RayJobs that the FineTuneJob controls."""
 
     def pod(self, uid: str) -> PodView | None:
         """Return the pod with that UID."""
@@ -144,10 +144,10 @@ class Authenticator:
 
     def _pod_of_attempt(self, pod_uid: str, job: JobView, address: Address) -> PodView:
         pod = self._jobs.pod(pod_uid)
-        child = self._jobs.child(pod.child_uid) if pod else None
         # A name cannot be changed as a label can, so the child's name says which attempt it is.
         expected = naming.child_name(job.name, address.stage, address.attempt)
-        if pod is None or child is None or child.owner_uid != job.uid or child.name != expected:
+        children = [child for child in self._jobs.children(job) if child.name == expected]
+        if pod is None or not any(child.owns(pod) for child in children):
             raise NotAllowedError(f"pod {pod_uid} is not known to belong to {expected}")
         if pod.is_over:
             raise NotAllowedError(f"pod {pod.name} has ended")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from finetune_operator.observed import ChildView, JobView, PodView
+from finetune_operator.observed import ChildKind, ChildView, JobView, PodView
 from finetune_operator.view import PackedJob, job_view
 
 JobKey = tuple[str, str]
@@ -119,12 +119,17 @@ class Cache:
 
     def pods_of(self, job: PackedJob) -> tuple[PodView, ...]:
         """Return the pods of the job's children; of children that are gone, those that may still run."""
-        children = {child.uid for child in self.children_of(job)}
+        children = self.children_of(job)
         return tuple(
             pod
             for pod in self._living(self.indices.pods, job.key)
-            if pod.job_uid == job.uid and (pod.child_uid in children or not pod.is_over)
+            if pod.job_uid == job.uid and (not pod.is_over or any(child.owns(pod) for child in children))
         )
+
+    def children(self, job: JobView) -> tuple[ChildView, ...]:
+        """Return the children of a job for those who read it."""
+        packed = self.packed(job.key)
+        return self.children_of(packed) if packed is not None and packed.uid == job.uid else ()
 
     def job_keys(self) -> tuple[JobKey, ...]:
         """Return all FineTuneJobs."""
@@ -202,15 +207,18 @@ class Cache:
 
     def uids(self) -> dict[str, set[str]]:
         """Return the UIDs that the watches told of, ghosts left out, by kind."""
-        return {
-            "FineTuneJob": self._uids(self.indices.jobs),
-            "Job": self._uids(self.indices.children) | self._strangers.get("Job", set()),
-            "Pod": self._uids(self.indices.pods) | self._strangers.get("Pod", set()),
+        children = list(_owned(self.indices.children))
+        told = {
+            "FineTuneJob": {job.uid for job in _owned(self.indices.jobs)},
+            **{kind.value: {child.uid for child in children if child.kind is kind} for kind in ChildKind},
+            "Pod": {pod.uid for pod in _owned(self.indices.pods)},
         }
-
-    def _uids(self, index: Mapping[IndexKey, Iterable[_Object]]) -> set[str]:
-        owned = (views for key, views in index.items() if isinstance(key, tuple))
-        return {view.uid for views in owned for view in views} - self._ghosts
+        return {kind: (uids - self._ghosts) | self._strangers.get(kind, set()) for kind, uids in told.items()}
 
     def _living(self, index: Mapping[IndexKey, Iterable[_View]], key: IndexKey) -> list[_View]:
         return [view for view in index.get(key, ()) if view.uid not in self._ghosts]
+
+
+def _owned(index: Mapping[IndexKey, Iterable[_Object]]) -> Iterator[_Object]:
+    """Yield each object of an index once: by its owner."""
+    return (view for key, views in index.items() if isinstance(key, tuple) for view in views)

@@ -59,6 +59,7 @@ JOB_ACCESS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (GROUP, PLURAL, ("get", "list", "watch")),
     (GROUP, f"{PLURAL}/status", ("patch",)),
     ("batch", "jobs", ("get", "list", "watch", "create", "delete")),
+    ("ray.io", "rayjobs", ("get", "list", "watch", "create", "delete")),
     ("", "pods", ("list", "watch")),
     ("", "configmaps", ("get", "create", "update", "delete")),
     ("", "events", ("list", "create", "patch")),
@@ -131,6 +132,13 @@ class Cluster(Protocol):
     async def identities(self, kind: str, namespace: str | None, selector: str = "") -> list[Identity]:
         """Return all objects with the labels of ``selector``; in all namespaces when that is None."""
 
+    async def first(self, kind: str, namespace: str | None) -> None:
+        """Ask for one object, whichever; nothing comes of it but the answer that one may.
+
+        Raises:
+            NotFoundError: the API server knows no such kind.
+        """
+
     async def create(self, manifest: Raw) -> Raw:
         """Create an object and return what is stored.
 
@@ -196,6 +204,10 @@ class KubernetesCluster:
             Identity(one["namespace"], one["name"], one["uid"], one["creationTimestamp"])
             for one in (item["metadata"] for item in items)
         ]
+
+    async def first(self, kind: str, namespace: str | None) -> None:
+        """See `Cluster`."""
+        await self._call("GET", RESOURCES[kind].path(namespace), {"limit": "1"})
 
     async def create(self, manifest: Raw) -> Raw:
         """See `Cluster`."""

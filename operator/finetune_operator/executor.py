@@ -13,13 +13,16 @@ from finetune_operator.cache import Cache
 from finetune_operator.cluster import AlreadyExistsError, Cluster, NotFoundError, RefusedError
 from finetune_operator.event_recorder import EventRecorder
 from finetune_operator.manifest import content_hash
-from finetune_operator.memo import Memo
+from finetune_operator.memo import Memo, Taken
 from finetune_operator.metric import Metrics
+from finetune_operator.observed import ChildKind
 from finetune_operator.queue import RetryError
 from finetune_operator.status_patch import status_patch
 from finetune_operator.view import PackedJob, child_view, controller, job_view, packed_job
 
 logger = logging.getLogger(__name__)
+
+_CHILDREN = frozenset(kind.value for kind in ChildKind)
 
 
 class Gate(Protocol):
@@ -96,7 +99,7 @@ class Executor:
             return False
         memo.refused.pop(name, None)
         memo.taken.pop(name, None)
-        if kind == "Job" and (child := child_view(stored)):
+        if kind in _CHILDREN and (child := child_view(stored)):
             self._cache.wrote_child(job.key, child)
         return True
 
@@ -107,8 +110,8 @@ class Executor:
         if stored is None:
             raise RetryError(f"{kind} {name} has just gone")
         if controller(stored["metadata"]).get("uid") != job.uid:
-            if kind == "Job":
-                memo.taken.setdefault(name, self._now())
+            if kind in _CHILDREN:
+                memo.taken.setdefault(name, Taken(kind, self._now()))
             raise RetryError(f"{kind} {name} belongs to somebody else")
         return stored
 

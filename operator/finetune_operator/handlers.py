@@ -5,7 +5,7 @@ finalizers nor annotations on them, and a FineTuneJob can be deleted while no op
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Any
 
 import kopf
@@ -14,11 +14,11 @@ from finetune_api.crd import GROUP, PLURAL, VERSION
 from finetune_operator.cache import Cache, Indices, JobKey, namespace_key, uid_key
 from finetune_operator.cluster import Login
 from finetune_operator.naming import CHILD_SELECTOR, JOB_UID_LABEL
-from finetune_operator.observed import ChildView, PodView
+from finetune_operator.observed import ChildKind, ChildView, PodView
 from finetune_operator.view import PackedJob, Raw, child_view, owner_key, packed_job, pod_view
 
 JOBS = (GROUP, VERSION, PLURAL)
-CHILDREN = ("batch", "v1", "jobs")
+CHILDREN = {ChildKind.JOB: ("batch", "v1", "jobs"), ChildKind.RAY_JOB: ("ray.io", "v1", "rayjobs")}
 PODS = ("", "v1", "pods")
 DEFINITIONS = ("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 
@@ -47,8 +47,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.chunk_size = 500
     settings.queueing.idle_timeout = 1.0
     settings.execution.max_workers = 1
-    settings.watching.label_selectors[CHILDREN] = CHILD_LABELS
-    settings.watching.label_selectors[PODS] = CHILD_LABELS
+    for resource in (*CHILDREN.values(), PODS):
+        settings.watching.label_selectors[resource] = CHILD_LABELS
     # The definitions of a whole cluster are many megabytes, and only one is of interest.
     settings.watching.field_selectors[DEFINITIONS] = f"metadata.name={PLURAL}.{GROUP}"
     return settings
@@ -70,6 +70,7 @@ def registry(
     wake: Callable[[JobKey], None],
     login: Callable[[], Awaitable[Login]],
     has_cap: bool,
+    kinds: Collection[ChildKind],
 ) -> kopf.OperatorRegistry:
     """Return the handlers.
 
@@ -78,6 +79,7 @@ def registry(
         wake: called with a job's namespace and name when something of it has changed.
         login: tells where the API server is, whenever kopf was not let in.
         has_cap: jobs of a namespace wait for each other.
+        kinds: the children that the API server knows of.
     """
     handlers = kopf.OperatorRegistry()
     events = Events(cache, wake, has_cap)
@@ -104,9 +106,8 @@ def registry(
         packed = packed_job(body)
         return {packed.key: packed, namespace_key(packed.namespace): packed}
 
-    @kopf.index(*CHILDREN, id="children", registry=handlers)
-    async def index_child(body: Any, **_: Any) -> dict[Any, ChildView]:
-        return _indexed(cache, "Job", body, child_view(body))
+    for kind in kinds:
+        _register_child(handlers, kind, cache, events)
 
     @kopf.index(*PODS, id="pods", registry=handlers)
     async def index_pod(body: Any, **_: Any) -> dict[Any, PodView]:
@@ -116,15 +117,23 @@ def registry(
     async def job_changed(body: Any, type: str | None, **_: Any) -> None:
         events.job_changed(body, is_gone=type == "DELETED")
 
-    @kopf.on.event(*CHILDREN, registry=handlers)
-    async def child_changed(body: Any, type: str | None, **_: Any) -> None:
-        events.part_changed(body, child_view(body), is_gone=type == "DELETED")
-
     @kopf.on.event(*PODS, registry=handlers)
     async def pod_changed(body: Any, type: str | None, **_: Any) -> None:
         events.part_changed(body, pod_view(body), is_gone=type == "DELETED")
 
     return handlers
+
+
+def _register_child(handlers: kopf.OperatorRegistry, kind: ChildKind, cache: Cache, events: "Events") -> None:
+    """Let the objects of ``kind`` into the one index of children."""
+
+    @kopf.index(*CHILDREN[kind], id="children", registry=handlers)
+    async def index_child(body: Any, **_: Any) -> dict[Any, ChildView]:
+        return _indexed(cache, kind.value, body, child_view(body))
+
+    @kopf.on.event(*CHILDREN[kind], id=f"{kind.value}_changed", registry=handlers)
+    async def child_changed(body: Any, type: str | None, **_: Any) -> None:
+        events.part_changed(body, child_view(body), is_gone=type == "DELETED")
 
 
 def _indexed(cache: Cache, kind: str, body: Raw, view: Any) -> dict[Any, Any]:

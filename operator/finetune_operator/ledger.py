@@ -22,7 +22,7 @@ from finetune_api.status import (
 )
 from finetune_operator import attempt as attempts
 from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, shortened, stated
-from finetune_operator.observed import ChildView, DeliveredResult, JobView, Observed, PodView
+from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, JobView, Observed, PodView
 from finetune_operator.outcome import RETRYABLE, Outcome, classify
 
 _PERHAPS_NEVER_RAN = (Reason.CHILD_LOST, Reason.SUSPENDED_BY_USER)
@@ -58,11 +58,14 @@ def open_attempt(status: FineTuneJobStatus) -> Attempt | None:
 
 
 def _started(attempt: Attempt, child: ChildView | None, pods: tuple[PodView, ...]) -> Attempt:
-    starts = [pod.started for pod in pods if pod.started is not None]
     # Without its Job in sight, a start would make the Job look lost.
-    if attempt.start_time is not None or child is None or child.suspended or not starts:
+    if attempt.start_time is not None or child is None or child.suspended:
         return attempt
-    return attempt.model_copy(update={"start_time": min(starts), "node": pods[-1].node})
+    if child.kind is ChildKind.RAY_JOB:
+        # Its pods run long before its program does, and on several nodes.
+        return attempt.model_copy(update={"start_time": child.started}) if child.started else attempt
+    starts = [pod.started for pod in pods if pod.started is not None]
+    return attempt.model_copy(update={"start_time": min(starts), "node": pods[-1].node}) if starts else attempt
 
 
 def _queued_again(attempt: Attempt, child: ChildView | None, now: datetime) -> Attempt:

@@ -14,7 +14,8 @@ from finetune_api.job import KIND, FineTuneJob, Metadata, spec_hash
 from finetune_api.report import ExitCode, Stage
 from finetune_operator import naming
 from finetune_operator.observed import ChildKind
-from finetune_operator.pod import KUEUE, Run, labels, pod_template, without_queue
+from finetune_operator.pod import KUEUE, Run, is_distributed, labels, pod_template, without_queue
+from finetune_operator.ray_job import ray_job_spec
 from finetune_operator.settings import Settings
 
 Manifest = dict[str, Any]
@@ -24,9 +25,9 @@ AUTHORITY_FILE = "ca.crt"
 BUNDLE_FILE = "ca-bundle.crt"
 
 
-def child_kind(job: FineTuneJob) -> ChildKind:
-    """Return what runs the job's attempts; the one place that chooses."""
-    return ChildKind.JOB
+def child_kind(job: FineTuneJob, stage: Stage) -> ChildKind:
+    """Return what runs the job's attempts at ``stage``; the one place that chooses."""
+    return ChildKind.RAY_JOB if stage is Stage.TRAIN and is_distributed(job.spec.compute) else ChildKind.JOB
 
 
 def image_of(job: FineTuneJob, settings: Settings) -> str:
@@ -40,13 +41,17 @@ def output_path(job: FineTuneJob) -> str:
     return f"{job.spec.output.uri.rstrip('/')}/{job.metadata.namespace}/{job.metadata.name}-{identity}"
 
 
-def stage_job(run: Run) -> Manifest:
-    """Return the Job of one attempt. It is tried once: the next attempt is another Job."""
+_API_VERSIONS = {ChildKind.JOB: "batch/v1", ChildKind.RAY_JOB: "ray.io/v1"}
+
+
+def stage_child(run: Run) -> Manifest:
+    """Return the Job or RayJob of one attempt. It is tried once: the next attempt is another one."""
     stage, number = run.attempt.stage, run.attempt.number
     name = naming.child_name(run.job.metadata.name, stage, number)
+    kind = child_kind(run.job, stage)
     return {
-        "apiVersion": "batch/v1",
-        "kind": ChildKind.JOB.value,
+        "apiVersion": _API_VERSIONS[kind],
+        "kind": kind.value,
         "metadata": {
             **_metadata(run.job, name),
             "labels": {
@@ -56,14 +61,18 @@ def stage_job(run: Run) -> Manifest:
             },
             "annotations": {**run.settings.pod.annotations, naming.SPEC_HASH_ANNOTATION: run.spec_hash},
         },
-        "spec": {
-            "backoffLimit": 0,
-            "parallelism": 1,
-            "completions": 1,
-            "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": _failure_rules()},
-            "template": pod_template(run),
-        },
+        "spec": ray_job_spec(run) if kind is ChildKind.RAY_JOB else _job_spec(run),
+    }
+
+
+def _job_spec(run: Run) -> Manifest:
+    return {
+        "backoffLimit": 0,
+        "parallelism": 1,
+        "completions": 1,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {"rules": _failure_rules()},
+        "template": pod_template(run),
     }
 
 

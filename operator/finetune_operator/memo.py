@@ -6,6 +6,15 @@ from datetime import datetime
 from finetune_api.job import FineTuneJob
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A name that somebody else holds."""
+
+    kind: str
+    since: datetime
+    """When that was found out."""
+
+
 @dataclass(slots=True)
 class Memo:
     """Of one FineTuneJob, by its UID."""
@@ -16,7 +25,7 @@ class Memo:
     trust_hash: str | None = None
     trust_is_known: bool = False
     """Whether ``trust_hash`` is what the cluster holds: no trust ConfigMap has no hash either."""
-    taken: dict[str, datetime] = field(default_factory=dict)
-    """Names that somebody else holds, and since when that is known."""
+    taken: dict[str, Taken] = field(default_factory=dict)
+    """Names of children that somebody else holds."""
     refused: dict[str, str] = field(default_factory=dict)
     """Names that could not be created, and what the API server said."""

@@ -1,5 +1,7 @@
 """What things are called: labels, children, folders in a pod, the audience of a token. Nothing else decides a name."""
 
+import hashlib
+
 from finetune_api.crd import GROUP, PLURAL, VERSION
 from finetune_api.job import MAX_NAME
 from finetune_api.report import Stage
@@ -42,14 +44,24 @@ CA_FILE = f"{PROGRESS_FOLDER}/ca.crt"
 CA_BUNDLE_FILE = f"{SPEC_FOLDER}/ca-bundle/ca-bundle.crt"
 """The administrator's private certificate authorities; the trainer adds the public ones."""
 
-LONGEST_CHILD = 63
-"""A Job's name is a label of its pods."""
+LONGEST_CHILD = 47
+"""KubeRay refuses longer names: it makes those of its clusters and services from them."""
+_LONGEST_STEM = 32
+"""Leaves room for ``-evaluate-a9999``."""
 
 
 def child_name(job: str, stage: Stage, attempt: int) -> str:
-    """Return the name of the Job or RayJob of one attempt: ``reviews-lora-train-a2``."""
-    name = f"{job}-{stage.value}-a{attempt}"
-    if len(job) > MAX_NAME or len(name) > LONGEST_CHILD:
+    """Return the name of the Job or RayJob of one attempt: ``reviews-lora-train-a2``.
+
+    Of a long name the end is replaced by a hash of the whole, so that no two jobs share it.
+    """
+    if len(job) > MAX_NAME:
+        raise ValueError(f"{job} is too long for the name of a job")
+    stem = job
+    if len(job) > _LONGEST_STEM:
+        stem = f"{job[: _LONGEST_STEM - 9].rstrip('-.')}-{hashlib.sha256(job.encode()).hexdigest()[:8]}"
+    name = f"{stem}-{stage.value}-a{attempt}"
+    if len(name) > LONGEST_CHILD:
         raise ValueError(f"{name} is too long for the name of a child")
     return name
 

@@ -78,6 +78,8 @@ class PodView:
     termination_message: str = ""
     child_uid: str = ""
     """UID of the Job that controls it by its owner reference, which labels cannot claim."""
+    ray_cluster: str = ""
+    """Name of the RayCluster that controls it, of which a RayJob knows; empty for a Job's pod."""
     waiting_reason: str = ""
     """ImagePullBackOff, CreateContainerConfigError, Unschedulable, FailedMount …; empty when it runs."""
     waiting_message: str = ""
@@ -111,6 +113,10 @@ class ChildView:
     """BackoffLimitExceeded, PodFailurePolicy, DeadlineExceeded …"""
     failure_message: str = ""
     finished: datetime | None = None
+    started: datetime | None = None
+    """When a RayJob's program began; a Job's begins with its pod."""
+    ray_cluster: str = ""
+    """Name of the RayCluster that a RayJob runs on now."""
     waiting_reason: str = ""
     """Why it has no pod: FailedCreate; empty when it has one."""
     waiting_message: str = ""
@@ -119,6 +125,12 @@ class ChildView:
     def is_over(self) -> bool:
         """Whether it has ended, well or badly."""
         return self.succeeded or self.failed
+
+    def owns(self, pod: PodView) -> bool:
+        """Whether ``pod`` is controlled by this child, or by the RayCluster that it runs on."""
+        if self.kind is ChildKind.RAY_JOB:
+            return bool(self.ray_cluster) and pod.ray_cluster == self.ray_cluster
+        return pod.child_uid == self.uid
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,13 +41,20 @@ class Observer:
     """Sees one job after the other."""
 
     def __init__(
-        self, cluster: Cluster, cache: Cache, settings: Settings, inbox: Inbox, progress_ca: Callable[[], str]
+        self,
+        cluster: Cluster,
+        cache: Cache,
+        settings: Settings,
+        inbox: Inbox,
+        progress_ca: Callable[[], str],
+        kuberay: bool,
     ) -> None:
         self._cluster = cluster
         self._cache = cache
         self._settings = settings
         self._inbox = inbox
         self._progress_ca = progress_ca
+        self._kuberay = kuberay
 
     async def observe(self, packed: PackedJob, job: JobView, memo: Memo, now: datetime) -> Sight:
         """Look at a job; what is read from the API server is remembered in ``memo``."""
@@ -68,6 +75,7 @@ class Observer:
             results=self._inbox.take(job.uid),
             resolved=await self._resolved(job, memo),
             trust_hash=await self._trust_hash(job, memo),
+            kuberay=self._kuberay,
             progress_ca=self._progress_ca(),
             taken_names=await self._taken_names(job, memo, now),
             refused=dict(memo.refused),
@@ -129,11 +137,11 @@ class Observer:
         return memo.trust_hash
 
     async def _taken_names(self, job: JobView, memo: Memo, now: datetime) -> frozenset[str]:
-        for name in list(memo.taken):
-            holder = await self._cluster.get("Job", job.namespace, name)
+        for name, taken in list(memo.taken.items()):
+            holder = await self._cluster.get(taken.kind, job.namespace, name)
             if holder is None or controller(holder["metadata"]).get("uid") == job.uid:
                 del memo.taken[name]
-        return frozenset(name for name, since in memo.taken.items() if now - since >= COLLECTED_AFTER)
+        return frozenset(name for name, taken in memo.taken.items() if now - taken.since >= COLLECTED_AFTER)
 
 
 def _is_silent(pod: PodView) -> bool:
@@ -144,4 +152,4 @@ def _is_silent(pod: PodView) -> bool:
 def _is_podless(child: ChildView, pods: Sequence[PodView]) -> bool:
     """Return whether the child should have a pod and has none."""
     is_idle = child.suspended or child.deleting or child.is_over
-    return not is_idle and not any(pod.child_uid == child.uid for pod in pods)
+    return not is_idle and not any(child.owns(pod) for pod in pods)

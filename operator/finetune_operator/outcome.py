@@ -16,7 +16,7 @@ from finetune_api.plain_text import one_line, printable_values
 from finetune_api.report import CONTRACT_VERSION, ExitCode, Stage
 from finetune_api.stage_result import StageResult
 from finetune_api.status import Reason
-from finetune_operator.observed import ChildView, DeliveredResult, PodView
+from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, PodView
 
 EXIT_REASONS = {
     ExitCode.OK: Reason.STAGE_SUCCEEDED,
@@ -65,6 +65,9 @@ def classify(child: ChildView | None, pods: Sequence[PodView], delivered: Delive
     """
     if delivered is not None:
         return _from_result(delivered.result, None)
+    if child is not None and child.kind is ChildKind.RAY_JOB:
+        # How its pods end is KubeRay's doing; the program ran in one of them as one process of several.
+        return _from_child(child) if child.is_over else None
     newest = pods[-1] if pods else None
     if any(not pod.is_over for pod in pods) or (child is not None and not child.is_over):
         return None
@@ -137,16 +140,22 @@ def _quoted(text: str) -> str:
     return f": {words}" if words else ""
 
 
+def _without_log(message: str) -> str:
+    """Return what Ray says of a program's end, without the last lines that the program itself printed."""
+    return message.partition(", last available logs")[0]
+
+
 def _from_child(child: ChildView | None) -> Outcome:
     """Return the outcome of an attempt whose pod is gone."""
     if child is None:
         message = "its Job and its pods are gone, and how it ended is not known. Somebody has deleted them."
         return Outcome(Reason.CHILD_LOST, message)
     if child.succeeded:
-        message = f"Job {child.name} succeeded, but its pod is gone and with it what it found."
+        message = f"{child.kind.value} {child.name} succeeded, but its pods are gone and with them what it found."
         return Outcome(Reason.CHILD_LOST, message, ended=child.finished)
-    said = f"Job {child.name} failed: {child.failure_reason} {child.failure_message}".strip()
-    code = _EXIT_CODE.search(child.failure_message)
+    failure = _without_log(child.failure_message)
+    said = f"{child.kind.value} {child.name} failed: {child.failure_reason} {failure}".strip()
+    code = _EXIT_CODE.search(failure)
     if code is not None and int(code[1]) in set(ExitCode) - {ExitCode.OK}:
         known = ExitCode(int(code[1]))
         return Outcome(EXIT_REASONS[known], said, known.value, ended=child.finished)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,7 +15,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.model import ApiModel
 from finetune_api.report import Stage
 from finetune_api.spec import ComputeSpec, PodSpec, ResourcesSpec, VolumeSpec
-from finetune_api.spec.compute import EmptyDirMedium
+from finetune_api.spec.compute import EmptyDirMedium, Engine
 from finetune_api.status import Attempt
 from finetune_operator import location, naming
 from finetune_operator.settings import Settings
@@ -30,6 +31,19 @@ RESERVED = "finetune-"
 
 Manifest = dict[str, Any]
 _NOTHING = PodSpec()
+
+
+class Role(StrEnum):
+    """What a pod does for its attempt."""
+
+    WHOLE = "whole"
+    """Everything: a Job has one pod."""
+    HEAD = "head"
+    """Runs the program of a RayJob; trains nothing itself."""
+    WORKER = "worker"
+    """Trains, as one of several."""
+    SUBMITTER = "submitter"
+    """Hands the program to the head and repeats what it prints."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +71,8 @@ class Run:
         return self.compute.pod or _NOTHING
 
 
-def pod_template(run: Run) -> Manifest:
-    """Return the template of the pod that runs the attempt."""
+def pod_template(run: Run, role: Role = Role.WHOLE) -> Manifest:
+    """Return the template of a pod that runs the attempt, or its part of it."""
     return {
         "metadata": {
             "labels": {
@@ -87,8 +101,8 @@ def pod_template(run: Run) -> Manifest:
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             **_identity(run),
-            **_placement(run),
-            "containers": [_container(run)],
+            **_placement(run, role),
+            "containers": [_container(run, role)],
             "volumes": _merged((volume for volume, _ in _volumes(run)), map(_user_volume, run.extra.volumes)),
         },
     }
@@ -110,6 +124,13 @@ def gpus(compute: ComputeSpec) -> int:
     return 1 if compute.gpus_per_worker is None else compute.gpus_per_worker
 
 
+def is_distributed(compute: ComputeSpec) -> bool:
+    """Return whether training runs on a Ray cluster: the engine that is asked for, else by the number of GPUs."""
+    if compute.engine is not Engine.AUTO:
+        return compute.engine is Engine.RAY
+    return compute.workers > 1 or gpus(compute) > 1
+
+
 def _identity(run: Run) -> Manifest:
     secrets = dict.fromkeys((*run.settings.image.pull_secrets, *(one.name for one in run.compute.image_pull_secrets)))
     return _given(
@@ -121,22 +142,27 @@ def _identity(run: Run) -> Manifest:
     )
 
 
-def _placement(run: Run) -> Manifest:
+def _needs_no_gpu(run: Run, role: Role) -> bool:
+    return run.attempt.stage is Stage.CHECK or role in (Role.HEAD, Role.SUBMITTER)
+
+
+def _placement(run: Run, role: Role) -> Manifest:
     tolerations = {"tolerations": [_plain(toleration) for toleration in run.extra.tolerations]}
-    if run.attempt.stage is Stage.CHECK and gpus(run.compute) > 0:
-        # What selects GPU nodes must not start one for this stage, which needs none. Tolerations select nothing.
+    if _needs_no_gpu(run, role) and gpus(run.compute) > 0:
+        # What selects GPU nodes must not start one for a pod that needs none. Tolerations select nothing.
         return _given(tolerations)
     affinity = _plain(run.extra.affinity) if run.extra.affinity else None
     return _given({"nodeSelector": run.extra.node_selector, **tolerations, "affinity": affinity})
 
 
-def _container(run: Run) -> Manifest:
-    resources = _resources(run)
+def _container(run: Run, role: Role) -> Manifest:
+    resources = _resources(run, role)
     return {
         "name": naming.CONTAINER,
         "image": run.image,
         "imagePullPolicy": run.settings.image.pull_policy,
-        "args": _arguments(run),
+        # KubeRay says what the pods of its cluster run.
+        **({"args": arguments(run)} if role is Role.WHOLE else {}),
         "env": _env(run, resources),
         "resources": {"requests": resources, "limits": dict(resources)} if resources else {},
         "terminationMessagePath": naming.TERMINATION_LOG,
@@ -150,13 +176,15 @@ def _container(run: Run) -> Manifest:
     }
 
 
-def _arguments(run: Run) -> list[str]:
-    arguments = [run.attempt.stage.value, "--spec", naming.SPEC_FILE, "--spec-hash", run.spec_hash]
-    arguments += ["--workspace", naming.WORKSPACE_FOLDER, "--attempt", str(run.attempt.number)]
-    arguments += ["--termination-log", naming.TERMINATION_LOG]
-    if run.attempt.micro_batch_size is not None:
-        arguments += ["--micro-batch-size", str(run.attempt.micro_batch_size)]
-    return arguments
+def arguments(run: Run) -> list[str]:
+    """Return what the trainer is told; nothing of it is a user's text."""
+    attempt = run.attempt
+    told = [attempt.stage.value, "--spec", naming.SPEC_FILE, "--spec-hash", run.spec_hash]
+    told += ["--workspace", naming.WORKSPACE_FOLDER, "--attempt", str(attempt.number)]
+    told += ["--termination-log", naming.TERMINATION_LOG]
+    if attempt.micro_batch_size is not None:
+        told += ["--micro-batch-size", str(attempt.micro_batch_size)]
+    return told
 
 
 # --- environment
@@ -208,10 +236,10 @@ def _cache(compute: ComputeSpec) -> dict[str, str]:
 # --- resources
 
 
-def _resources(run: Run) -> dict[str, str]:
+def _resources(run: Run, role: Role) -> dict[str, str]:
     """Return what is both requested and the limit."""
     pod, stage = run.settings.pod, run.attempt.stage
-    if stage is Stage.CHECK:
+    if _needs_no_gpu(run, role):
         return _amounts(pod.check_resources) or _amounts(pod.default_resources)
     own = (run.job.spec.evaluation.resources if stage is Stage.EVALUATE else None) or run.compute.resources
     amounts = _amounts(pod.default_resources) | _amounts(own or ResourcesSpec())

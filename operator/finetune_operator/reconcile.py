@@ -44,6 +44,7 @@ class Reconciler:
         plan: Planner,
         progress_ca: Callable[[], str],
         now: Callable[[], datetime],
+        kuberay: bool,
     ) -> None:
         self._cluster = cluster
         self._cache = cache
@@ -53,7 +54,7 @@ class Reconciler:
         self._metrics = metrics
         self._plan = plan
         self._now = now
-        self._observer = Observer(cluster, cache, settings, inbox, progress_ca)
+        self._observer = Observer(cluster, cache, settings, inbox, progress_ca, kuberay)
         self._executor = Executor(cluster, cache, gate, metrics, now)
         self._memos: dict[JobKey, Memo] = {}
 

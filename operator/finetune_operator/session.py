@@ -13,13 +13,16 @@ from datetime import UTC, datetime
 
 import kopf
 
+from finetune_api.job import KIND
 from finetune_operator import handlers
 from finetune_operator.cache import Cache
 from finetune_operator.certificate import CertificateHolder
 from finetune_operator.cluster import Cluster, Connection
 from finetune_operator.inbox import Inbox
+from finetune_operator.kuberay import KubeRay
 from finetune_operator.lease import Lease
 from finetune_operator.metric import Metrics
+from finetune_operator.observed import ChildKind
 from finetune_operator.planner import plan
 from finetune_operator.progress_backend import ClusterPatcher, ClusterReviewer, ClusterSecret
 from finetune_operator.progress_server import ProgressServer, host_of
@@ -61,13 +64,16 @@ async def run(operator: Operator) -> None:
         Exception: whatever ended one of the parts.
     """
     async with operator.connection.connect() as cluster:
-        await _Session(operator, cluster).run()
+        kuberay = KubeRay(cluster, operator.settings.watch_namespaces)
+        await _Session(operator, cluster, kuberay, has_kuberay=await kuberay.is_there()).run()
 
 
 class _Session:
-    def __init__(self, operator: Operator, cluster: Cluster) -> None:
+    def __init__(self, operator: Operator, cluster: Cluster, kuberay: KubeRay, *, has_kuberay: bool) -> None:
         settings = operator.settings
         self._operator = operator
+        self._kuberay = kuberay
+        self._kinds = tuple(ChildKind) if has_kuberay else (ChildKind.JOB,)
         self._cache = Cache()
         self._inbox = Inbox(lambda key: self._queue.add(key))
         self._lease = Lease(cluster, settings.namespace, settings.lease, operator.identity, now, time.monotonic)
@@ -95,9 +101,11 @@ class _Session:
             plan,
             lambda: self._certificate.ca_bundle,
             now,
+            has_kuberay,
         )
         self._queue = Queue(self._reconciler, settings.workers, operator.metrics.retries.inc)
-        self._sweep = Sweep(cluster, self._cache, operator.metrics, settings.watch_namespaces, handlers.CHILD_LABELS)
+        selectors = {KIND: "", **dict.fromkeys(("Pod", *(kind.value for kind in self._kinds)), handlers.CHILD_LABELS)}
+        self._sweep = Sweep(cluster, self._cache, operator.metrics, settings.watch_namespaces, selectors)
 
     async def run(self) -> None:
         operator = self._operator
@@ -125,6 +133,7 @@ class _Session:
                 group.create_task(self._lease.run(self._wake_all), name="lease"),
                 group.create_task(self._server.watch(), name="progress endpoint"),
                 group.create_task(self._sweep_for_ever(), name="sweep"),
+                group.create_task(self._kuberay.watch(ChildKind.RAY_JOB in self._kinds), name="KubeRay"),
             ]
             # kopf cancels at its end what was begun after it: so it is begun last.
             await asyncio.sleep(0)
@@ -159,6 +168,7 @@ class _Session:
                 self._queue.add,
                 self._operator.connection.login,
                 settings.policy.max_running_jobs is not None,
+                self._kinds,
             ),
             settings=handlers.kopf_settings(),
             clusterwide=not settings.watch_namespaces,

@@ -16,7 +16,7 @@ from finetune_operator import manifest, waiting
 from finetune_operator.action import Action, Create
 from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, current_stage, event, find, holds
 from finetune_operator.ledger import open_attempt
-from finetune_operator.observed import ChildView, JobView, Observed
+from finetune_operator.observed import ChildKind, ChildView, JobView, Observed
 from finetune_operator.outcome import RETRYABLE
 from finetune_operator.pod import Run
 from finetune_operator.retention import LINGER, deletion, stragglers
@@ -186,6 +186,8 @@ def _start_next(moment: Moment) -> Step:
         return Step(said, wake_at=start)
     if _running(moment) is not None:
         return Step(said, actions=_stragglers(moment), wake_at=moment.now + LINGER)
+    if _lacks_kuberay(stage, moment):
+        return Step((*said, _without_kuberay(stage)))
     if _is_over_the_cap(moment):
         return Step((*said, _capped(moment)), wake_at=moment.now + CAP_POLL)
     attempt = attempts.following(moment.status, stage, moment.spec, moment.now)
@@ -217,6 +219,19 @@ def _stragglers(moment: Moment) -> tuple[Action, ...]:
     return tuple(stragglers(moment.job, moment.observed, moment.status, moment.now))
 
 
+def _lacks_kuberay(stage: Stage, moment: Moment) -> bool:
+    return manifest.child_kind(moment.spec, stage) is ChildKind.RAY_JOB and not moment.observed.kuberay
+
+
+def _without_kuberay(stage: Stage) -> Statement:
+    message = (
+        "several workers or GPUs need KubeRay, whose RayJobs this cluster does not have, or not for the operator. "
+        "The administrator installs it (helm install kuberay-operator kuberay/kuberay-operator); the job then goes on "
+        "by itself."
+    )
+    return Statement(STAGE_CONDITIONS[stage], ConditionStatus.UNKNOWN, Reason.KUBERAY_MISSING, message)
+
+
 def _is_over_the_cap(moment: Moment) -> bool:
     cap, observed = moment.settings.policy.max_running_jobs, moment.observed
     return cap is not None and observed.running_in_namespace + observed.waiting_before >= cap
@@ -231,13 +246,15 @@ def _capped(moment: Moment) -> Statement:
 def _create(attempt: Attempt, moment: Moment) -> Step:
     pinned = moment.status.resolved
     assert pinned is not None and pinned.image is not None and pinned.spec_hash is not None, "not accepted"
+    if _lacks_kuberay(attempt.stage, moment):
+        return Step((_without_kuberay(attempt.stage),))
     if any(not pod.is_over for pod in moment.observed.pods_of(attempt.child)):
         # Its Job is being deleted: a second one of that name would run beside the first one's pod.
         return Step(wake_at=moment.now + LINGER)
     why = f"attempt {attempt.number} of {attempt.stage.value}"
-    job = manifest.stage_job(Run(moment.spec, attempt, pinned.image, pinned.spec_hash, moment.settings))
-    started = event(Reason.STAGE_STARTED, f"created Job {attempt.child}: {why}")
-    return Step((_not_created(attempt, moment),), actions=(Create(job, why), started))
+    child = manifest.stage_child(Run(moment.spec, attempt, pinned.image, pinned.spec_hash, moment.settings))
+    started = event(Reason.STAGE_STARTED, f"created {child['kind']} {attempt.child}: {why}")
+    return Step((_not_created(attempt, moment),), actions=(Create(child, why), started))
 
 
 def _past_start_deadline(attempt: Attempt, moment: Moment) -> Step | None:
@@ -254,12 +271,17 @@ def _not_created(attempt: Attempt, moment: Moment) -> Statement:
     """Return how the stage stands before its Job is seen."""
     kind = STAGE_CONDITIONS[attempt.stage]
     if attempt.child in moment.observed.taken_names:
-        message = f"Job {attempt.child} belongs to somebody else. Delete it, or give the FineTuneJob another name."
+        taken = f"{_kind(attempt, moment)} {attempt.child}"
+        message = f"{taken} belongs to somebody else. Delete it, or give the FineTuneJob another name."
         return Statement(kind, ConditionStatus.UNKNOWN, Reason.NAME_TAKEN, message)
     if said := moment.observed.refused.get(attempt.child):
-        wait = waiting.refused(f"Job {attempt.child}", said)
+        wait = waiting.refused(f"{_kind(attempt, moment)} {attempt.child}", said)
         return Statement(kind, ConditionStatus.UNKNOWN, wait.reason, wait.message)
     return Statement(kind, ConditionStatus.UNKNOWN, Reason.WAITING, f"attempt {attempt.number} is about to start")
+
+
+def _kind(attempt: Attempt, moment: Moment) -> str:
+    return manifest.child_kind(moment.spec, attempt.stage).value
 
 
 # --- the running attempt
@@ -267,7 +289,7 @@ def _not_created(attempt: Attempt, moment: Moment) -> Statement:
 
 def _supervise(attempt: Attempt, child: ChildView, moment: Moment) -> Step:
     if child.suspended:
-        return Step((*_resumed(moment), *_queued(attempt)))
+        return Step((*_resumed(moment), *_queued(attempt, child)))
     latest_start = _latest_start(attempt, child, moment)
     if latest_start is not None and moment.now >= latest_start:
         wait = waiting.why_waiting(child, moment.observed.pods_of(attempt.child))
@@ -278,8 +300,8 @@ def _supervise(attempt: Attempt, child: ChildView, moment: Moment) -> Step:
     return Step(statements, wake_at=_earliest(wake_ups))
 
 
-def _queued(attempt: Attempt) -> tuple[Statement, ...]:
-    message = f"Job {attempt.child} is held back by its queue"
+def _queued(attempt: Attempt, child: ChildView) -> tuple[Statement, ...]:
+    message = f"{child.kind.value} {child.name} is held back by its queue"
     return (
         Statement(ConditionType.ADMITTED, ConditionStatus.FALSE, Reason.IN_QUEUE, message),
         Statement(STAGE_CONDITIONS[attempt.stage], ConditionStatus.UNKNOWN, Reason.IN_QUEUE, message),

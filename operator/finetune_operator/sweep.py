@@ -4,10 +4,9 @@ After a watch has to start anew, kopf lists what is left and never hears of what
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from finetune_api.job import KIND
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import Cluster, ClusterError, Identity
 from finetune_operator.metric import Metrics
@@ -26,14 +25,19 @@ class Sweep:
     """Finds ghosts, and objects that no watch tells of."""
 
     def __init__(
-        self, cluster: Cluster, cache: Cache, metrics: Metrics, namespaces: Sequence[str], child_selector: str
+        self,
+        cluster: Cluster,
+        cache: Cache,
+        metrics: Metrics,
+        namespaces: Sequence[str],
+        selectors: Mapping[str, str],
     ) -> None:
-        """Look at ``namespaces``, all when there are none; at children with the labels of ``child_selector``."""
+        """Look at ``namespaces``, all when there are none; at the kinds of ``selectors``, by their labels."""
         self._cluster = cluster
         self._cache = cache
         self._metrics = metrics
         self._namespaces: Sequence[str | None] = namespaces or (None,)
-        self._selectors = {KIND: "", "Job": child_selector, "Pod": child_selector}
+        self._selectors = selectors
         self._missed: set[str] = set()
 
     async def look(self, now: datetime, wake: Callable[[tuple[str, str]], None]) -> None:

@@ -18,6 +18,8 @@ from finetune_operator.observed import ChildKind, ChildView, JobView, PodPhase, 
 
 Raw = Mapping[str, Any]
 
+RAY_CLUSTER = "RayCluster"
+
 PROGRESS_FIELDS = ("progress", "latestMetrics")
 PROGRESS_SUMMARY_FIELDS = ("progress", "eta")
 """What only the writer of progress sets: in ``status``, and in ``status.summary``."""
@@ -172,17 +174,17 @@ def _json(content: Raw) -> bytes:
 
 
 def child_view(raw: Raw) -> ChildView | None:
-    """Return the Job of one attempt; None when it is none of ours."""
-    metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+    """Return the Job or RayJob of one attempt; None when it is none of ours."""
+    metadata = raw["metadata"]
     place, owner = _place(metadata), controller(metadata)
     if place is None or owner.get("kind") != KIND or not str(owner.get("apiVersion")).startswith(f"{GROUP}/"):
         return None
-    conditions = _true_conditions(status)
-    failed = conditions.get("Failed")
-    suspended = bool(spec.get("suspend"))
+    kind = ChildKind(raw["kind"])
+    look = _ray_job if kind is ChildKind.RAY_JOB else _job
+    spec, status = raw.get("spec") or {}, raw.get("status") or {}
     created = _time(metadata["creationTimestamp"])
     return ChildView(
-        kind=ChildKind.JOB,
+        kind=kind,
         name=metadata["name"],
         uid=metadata["uid"],
         owner_uid=owner["uid"],
@@ -190,6 +192,15 @@ def child_view(raw: Raw) -> ChildView | None:
         attempt=place[1],
         created=created,
         deleting="deletionTimestamp" in metadata,
+        **look(spec, status, created),
+    )
+
+
+def _job(spec: Raw, status: Raw, created: datetime) -> dict[str, Any]:
+    conditions = _true_conditions(status)
+    failed = conditions.get("Failed")
+    suspended = bool(spec.get("suspend"))
+    return dict(
         suspended=suspended,
         admitted=None if suspended else _resumed(status) or created,
         succeeded="Complete" in conditions,
@@ -197,6 +208,31 @@ def child_view(raw: Raw) -> ChildView | None:
         failure_reason=(failed or {}).get("reason", ""),
         failure_message=(failed or {}).get("message", ""),
         finished=_time_or_none(status.get("completionTime") or (failed or {}).get("lastTransitionTime")),
+    )
+
+
+_SUSPENDED_STATES = ("Suspending", "Suspended")
+_FAILED_STATES = ("Failed", "ValidationFailed")
+_BEGUN = ("RUNNING", "SUCCEEDED", "FAILED", "STOPPED")
+
+
+def _ray_job(spec: Raw, status: Raw, created: datetime) -> dict[str, Any]:
+    state, program = status.get("jobDeploymentStatus"), status.get("jobStatus")
+    suspended = bool(spec.get("suspend")) or state in _SUSPENDED_STATES
+    since = _time_or_none(status.get("startTime"))
+    began = _time_or_none((status.get("rayJobInfo") or {}).get("startTime"))
+    # Complete says only that it is over: a program that was stopped is complete as well.
+    succeeded = state == "Complete" and program == "SUCCEEDED"
+    return dict(
+        suspended=suspended,
+        admitted=None if suspended else since or created,
+        started=(began or since) if program in _BEGUN and not suspended else None,
+        succeeded=succeeded,
+        failed=state in _FAILED_STATES or (state == "Complete" and not succeeded),
+        failure_reason=status.get("reason") or "",
+        failure_message=status.get("message") or "",
+        finished=_time_or_none(status.get("endTime")),
+        ray_cluster=status.get("rayClusterName") or "",
     )
 
 
@@ -221,12 +257,18 @@ def pod_view(raw: Raw) -> PodView | None:
     state = container.get("state") or {}
     ended = state.get("terminated") or {}
     waiting_reason, waiting_message = _waiting(status, state)
+    labels = metadata.get("labels") or {}
+    in_cluster = owner["kind"] == RAY_CLUSTER
+    child = _ray_job_name(labels, *place) if in_cluster else owner["name"]
+    if child is None:
+        return None
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
-        child=owner["name"],
+        child=child,
         child_uid=owner["uid"],
-        job_uid=(metadata.get("labels") or {}).get(naming.JOB_UID_LABEL, ""),
+        ray_cluster=owner["name"] if in_cluster else "",
+        job_uid=labels.get(naming.JOB_UID_LABEL, ""),
         stage=place[0],
         attempt=place[1],
         phase=PodPhase(status.get("phase") or PodPhase.PENDING),
@@ -242,6 +284,15 @@ def pod_view(raw: Raw) -> PodView | None:
         waiting_reason=waiting_reason,
         waiting_message=waiting_message,
     )
+
+
+def _ray_job_name(labels: Mapping[str, str], stage: Stage, attempt: int) -> str | None:
+    """Return what the RayJob is called: its cluster has a name of its own, another one after each time in a queue."""
+    try:
+        return naming.child_name(labels.get(naming.JOB_LABEL, ""), stage, attempt)
+    except ValueError:
+        # Anybody may label a pod.
+        return None
 
 
 def _container(status: Raw) -> Raw:
@@ -264,7 +315,7 @@ def _waiting(status: Raw, state: Raw) -> tuple[str, str]:
 
 
 def trouble_told(events: Sequence[Raw]) -> tuple[str, str]:
-    """Return reason and message of the newest event about a pod or a Job; empty when that is no warning.
+    """Return reason and message of the newest event about a pod or its child; empty when that is no warning.
 
     A mount that failed and works now is followed by news that all is well.
     """

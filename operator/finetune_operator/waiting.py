@@ -92,10 +92,12 @@ _RULES = (
 
 
 def why_waiting(child: ChildView, pods: Sequence[PodView]) -> Wait:
-    """Return why the newest of ``pods`` does not run, or why ``child`` has none."""
-    if pods:
-        return explain(f"pod {pods[-1].name}", pods[-1].waiting_reason, pods[-1].waiting_message)
-    return explain(f"Job {child.name}", child.waiting_reason, child.waiting_message)
+    """Return why the first of ``pods`` that does not run does not, or why ``child`` has none."""
+    idle = [pod for pod in pods if pod.started is None and not pod.is_over]
+    # One that says why comes before one that only has not said anything yet.
+    for pod in sorted(idle, key=lambda pod: not pod.waiting_reason):
+        return explain(f"pod {pod.name}", pod.waiting_reason, pod.waiting_message)
+    return explain(f"{child.kind.value} {child.name}", child.waiting_reason, child.waiting_message)
 
 
 def refused(what: str, message: str) -> Wait:

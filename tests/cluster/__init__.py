@@ -21,4 +21,5 @@ started when none answers, and stopped with all its traces when the cluster goes
 | node_store | images from Docker into the node |
 | project_image | our images |
 | object_store | S3 |
+| kuberay | RayJobs |
 """

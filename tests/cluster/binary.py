@@ -73,6 +73,7 @@ MODULES = (
     GoModule("sigs.k8s.io/kind", "v0.33.0", {"kind": ""}),
     GoModule("helm.sh/helm/v3", "v3.22.0", {"helm": "cmd/helm"}),
     GoModule("github.com/versity/versitygw", "v1.8.0", {"versitygw": "cmd/versitygw"}),
+    GoModule("github.com/ray-project/kuberay/ray-operator", "v1.6.2", {"kuberay-operator": ""}, installable=False),
 )
 """One row per module; a changed row builds its programs again. Add what a test needs here."""
 
@@ -82,7 +83,7 @@ PAUSE = "pause"
 NODE = (*KUBERNETES, "etcd", "coredns", "local-path-provisioner", PAUSE)
 """What a node image made here holds."""
 
-TOOLS = ("kind", "kubectl", "helm", "versitygw")
+TOOLS = ("kind", "kubectl", "helm", "versitygw", "kuberay-operator")
 """What every cluster needs, whoever made its node image."""
 
 

@@ -60,6 +60,9 @@ class FakeApiServer:
             if place[0] == kind and namespace in (None, place[1])
         ]
 
+    async def first(self, kind: str, namespace: str | None) -> None:
+        self._call("first", kind)
+
     async def create(self, manifest: Raw) -> Raw:
         kind, metadata = manifest["kind"], manifest["metadata"]
         self._call("create", kind)

@@ -9,6 +9,7 @@ import pytest
 from finetune_operator.cache import Cache, Indices, namespace_key
 from finetune_operator.cluster import Login
 from finetune_operator.handlers import CHILD_LABELS, EndlessBackoffs, Events, kopf_settings, registry
+from finetune_operator.observed import ChildKind
 from finetune_operator.view import child_view, packed_job, pod_view
 
 from .objects import NAME, NAMESPACE
@@ -27,11 +28,11 @@ def make_events(has_cap: bool = False) -> tuple[Events, Cache, list[tuple[str, s
 
 
 def test_kopf_writes_to_no_object() -> None:
-    handlers = registry(Cache(), lambda key: None, nobody, has_cap=False)
+    handlers = registry(Cache(), lambda key: None, nobody, has_cap=False, kinds=ChildKind)
     assert not handlers._changing.get_all_handlers()
     assert not handlers._spawning.get_all_handlers()
     assert not handlers._webhooks.get_all_handlers()
-    assert len(handlers._watching.get_all_handlers()) == len(handlers._indexing.get_all_handlers()) == 3
+    assert len(handlers._watching.get_all_handlers()) == len(handlers._indexing.get_all_handlers()) == 4
 
 
 def test_kopf_keeps_to_itself() -> None:

@@ -14,7 +14,7 @@ from finetune_operator.manifest import (
     content_hash,
     output_path,
     spec_config_map,
-    stage_job,
+    stage_child,
     trust_config_map,
     trust_hash,
 )
@@ -122,7 +122,7 @@ all_stages = pytest.mark.parametrize("stage", STAGES)
 @all_jobs
 @all_stages
 def test_a_stages_job_is_as_it_was_looked_at(job: str, stage: Stage, golden: Golden):
-    golden(f"{job}-{stage.value}.yaml", yaml.safe_dump(stage_job(run_of(job, stage)), sort_keys=False, width=120))
+    golden(f"{job}-{stage.value}.yaml", yaml.safe_dump(stage_child(run_of(job, stage)), sort_keys=False, width=120))
 
 
 def test_what_is_pinned_cannot_be_changed_and_goes_with_its_job():
@@ -147,7 +147,7 @@ def test_the_trust_config_map_holds_what_pods_trust(job: str):
 @all_jobs
 @all_stages
 def test_a_manifest_is_fresh_and_the_same_each_time(job: str, stage: Stage):
-    first, second = stage_job(run_of(job, stage)), stage_job(run_of(job, stage))
+    first, second = stage_child(run_of(job, stage)), stage_child(run_of(job, stage))
     assert first == second
     pod_of(first)["containers"].clear()
     assert pod_of(second)["containers"]
@@ -156,7 +156,7 @@ def test_a_manifest_is_fresh_and_the_same_each_time(job: str, stage: Stage):
 @all_jobs
 @all_stages
 def test_a_pod_may_nothing_that_it_needs_not(job: str, stage: Stage):
-    pod = pod_of(stage_job(run_of(job, stage)))
+    pod = pod_of(stage_child(run_of(job, stage)))
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -178,7 +178,7 @@ def test_a_pod_may_nothing_that_it_needs_not(job: str, stage: Stage):
 @all_jobs
 @all_stages
 def test_every_mount_has_a_volume_and_every_folder_one_mount(job: str, stage: Stage):
-    manifest = stage_job(run_of(job, stage))
+    manifest = stage_child(run_of(job, stage))
     mounts, volumes = container_of(manifest)["volumeMounts"], pod_of(manifest)["volumes"]
     assert {mount["name"] for mount in mounts} <= {volume["name"] for volume in volumes}
     assert len({mount["mountPath"] for mount in mounts}) == len(mounts)
@@ -186,7 +186,7 @@ def test_every_mount_has_a_volume_and_every_folder_one_mount(job: str, stage: St
 
 
 def test_only_training_and_evaluation_ask_for_a_gpu():
-    limits = {stage: container_of(stage_job(run_of("minimal", stage)))["resources"] for stage in STAGES}
+    limits = {stage: container_of(stage_child(run_of("minimal", stage)))["resources"] for stage in STAGES}
     assert limits[Stage.CHECK] == {}
     assert limits[Stage.TRAIN]["limits"] == limits[Stage.EVALUATE]["limits"] == {"nvidia.com/gpu": "1"}
 
@@ -195,23 +195,23 @@ def test_a_job_on_the_cpu_asks_for_no_gpu_and_is_checked_where_it_trains():
     job = make_resolved({"spec.compute": {"gpusPerWorker": 0, "pod": {"nodeSelector": {"disk": "fast"}}}})
     for stage in STAGES:
         run = Run(job, Attempt(stage=stage, number=1, child="c"), IMAGE, HASH, make_settings())
-        assert container_of(stage_job(run))["resources"] == {}
-        assert pod_of(stage_job(run))["nodeSelector"] == {"disk": "fast"}
+        assert container_of(stage_child(run))["resources"] == {}
+        assert pod_of(stage_child(run))["nodeSelector"] == {"disk": "fast"}
 
 
 def test_the_check_stage_has_a_size_where_only_others_are_given_one():
     settings = make_settings(pod={"defaultResources": {"cpu": "2", "memory": "4Gi"}})
     run = Run(make_resolved(), Attempt(stage=Stage.CHECK, number=1, child="c"), IMAGE, HASH, settings)
-    assert container_of(stage_job(run))["resources"]["limits"] == {"cpu": "2", "memory": "4Gi"}
+    assert container_of(stage_child(run))["resources"]["limits"] == {"cpu": "2", "memory": "4Gi"}
 
 
 def test_the_check_stage_starts_no_gpu_node():
-    pod = pod_of(stage_job(run_of("everything", Stage.CHECK)))
+    pod = pod_of(stage_child(run_of("everything", Stage.CHECK)))
     assert not {"nodeSelector", "affinity"} & pod.keys()
 
 
 def test_the_check_stage_runs_where_every_node_is_tainted():
-    pods = [pod_of(stage_job(run_of("everything", stage))) for stage in STAGES]
+    pods = [pod_of(stage_child(run_of("everything", stage))) for stage in STAGES]
     assert [pod["tolerations"] for pod in pods] == [
         [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}] for _ in STAGES
     ]
@@ -219,23 +219,24 @@ def test_the_check_stage_runs_where_every_node_is_tainted():
 
 def test_only_jobs_are_queued_and_the_check_in_its_own_queue():
     queues = {
-        stage: stage_job(run_of("everything", stage))["metadata"]["labels"].get(naming.QUEUE_LABEL) for stage in STAGES
+        stage: stage_child(run_of("everything", stage))["metadata"]["labels"].get(naming.QUEUE_LABEL)
+        for stage in STAGES
     }
     assert queues == {Stage.CHECK: "cpu", Stage.TRAIN: "gpu", Stage.EVALUATE: "gpu"}
     for stage in STAGES:
         assert (
-            naming.QUEUE_LABEL not in stage_job(run_of("everything", stage))["spec"]["template"]["metadata"]["labels"]
+            naming.QUEUE_LABEL not in stage_child(run_of("everything", stage))["spec"]["template"]["metadata"]["labels"]
         )
 
 
 def test_the_check_is_not_queued_unless_a_queue_is_named():
     job = make_resolved({"metadata.labels": {naming.QUEUE_LABEL: "gpu"}})
     run = Run(job, Attempt(stage=Stage.CHECK, number=1, child="c"), IMAGE, HASH, make_settings())
-    assert naming.QUEUE_LABEL not in stage_job(run)["metadata"]["labels"]
+    assert naming.QUEUE_LABEL not in stage_child(run)["metadata"]["labels"]
 
 
 def test_own_wishes_win_over_the_administrators_and_ours_over_both():
-    manifest = stage_job(run_of("everything", Stage.TRAIN))
+    manifest = stage_child(run_of("everything", Stage.TRAIN))
     labels = manifest["spec"]["template"]["metadata"]["labels"]
     assert (labels["own"], labels["team"]) == ("research", "reviews")
     assert env_of(manifest)["HTTPS_PROXY"] == "http://own.example:3128"
@@ -245,7 +246,7 @@ def test_own_wishes_win_over_the_administrators_and_ours_over_both():
 
 @all_stages
 def test_costs_are_booked_as_the_administrator_says(stage: Stage):
-    manifest = stage_job(run_of("everything", stage))
+    manifest = stage_child(run_of("everything", stage))
     for metadata in (manifest["metadata"], manifest["spec"]["template"]["metadata"]):
         assert (metadata["labels"]["cost"], metadata["labels"]["from"]) == ("none", "administrator")
         assert metadata["annotations"]["note"] == "theirs"
@@ -254,25 +255,25 @@ def test_costs_are_booked_as_the_administrator_says(stage: Stage):
 def test_no_job_can_say_that_its_progress_goes_elsewhere():
     given = {"spec.compute.pod": {"env": [{"name": "KUBEFLOW_TRAINER_SERVER_URL", "value": "https://other.example"}]}}
     run = Run(make_resolved(given), Attempt(stage=Stage.TRAIN, number=1, child="c"), IMAGE, HASH, make_settings())
-    assert env_of(stage_job(run))["KUBEFLOW_TRAINER_SERVER_URL"].startswith("https://finetune-operator.")
+    assert env_of(stage_child(run))["KUBEFLOW_TRAINER_SERVER_URL"].startswith("https://finetune-operator.")
 
 
 def test_a_private_authority_does_not_replace_the_public_ones():
-    env = env_of(stage_job(run_of("everything", Stage.CHECK)))
+    env = env_of(stage_child(run_of("everything", Stage.CHECK)))
     assert env["FINETUNE_CA_BUNDLE"] == naming.CA_BUNDLE_FILE
     assert not {"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"} & env.keys()
-    assert "FINETUNE_CA_BUNDLE" not in env_of(stage_job(run_of("minimal", Stage.CHECK)))
+    assert "FINETUNE_CA_BUNDLE" not in env_of(stage_child(run_of("minimal", Stage.CHECK)))
 
 
 def test_a_smaller_micro_batch_is_an_argument():
-    assert container_of(stage_job(run_of("minimal", Stage.TRAIN, micro_batch_size=4)))["args"][-2:] == [
+    assert container_of(stage_child(run_of("minimal", Stage.TRAIN, micro_batch_size=4)))["args"][-2:] == [
         "--micro-batch-size",
         "4",
     ]
 
 
 def test_the_jobs_condition_tells_every_exit_code_of_the_trainer():
-    rules = stage_job(run_of("minimal", Stage.TRAIN))["spec"]["podFailurePolicy"]["rules"]
+    rules = stage_child(run_of("minimal", Stage.TRAIN))["spec"]["podFailurePolicy"]["rules"]
     codes = rules[0]["onExitCodes"]["values"]
     assert codes == sorted(set(ExitCode) - {ExitCode.OK})
     assert {rule["action"] for rule in rules} == {"FailJob"}

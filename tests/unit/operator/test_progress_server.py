@@ -230,8 +230,8 @@ async def pod_that_claims_by_its_labels_to_belong_to_the_job(endpoint: Endpoint)
 
 
 async def pod_of_a_job_that_claims_by_its_labels_to_be_the_attempt(endpoint: Endpoint) -> int:
-    child = endpoint.jobs.children[endpoint.pod.child_uid]
-    endpoint.jobs.children[child.uid] = replace(child, owner_uid="uid-of-somebody")
+    child = endpoint.jobs.children_by_uid[endpoint.pod.child_uid]
+    endpoint.jobs.children_by_uid[child.uid] = replace(child, owner_uid="uid-of-somebody")
     return await endpoint.post()
 
 

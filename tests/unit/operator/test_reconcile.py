@@ -65,6 +65,7 @@ class World:
             self.plan,
             lambda: CA,
             lambda: self.now,
+            kuberay=True,
         )
 
     def plan(self, job: JobView, observed: Observed, settings: Settings, now: datetime) -> Plan:
@@ -265,7 +266,9 @@ def test_jobs_that_come_at_once_do_not_exceed_the_cap(cap: int, order: tuple[str
     server, cache, inbox = SlowApiServer(), Cache(clock=lambda: 0.0), Inbox(lambda key: None)
     jobs = [packed_job(server.put("FineTuneJob", raw_job(name=name, uid=f"{name:0<8}"))) for name in order]
     cache.indices = Indices({job.key: [job] for job in jobs} | {namespace_key(NAMESPACE): jobs})
-    reconciler = Reconciler(server, cache, settings, inbox, Gate(), Metrics(), planner.plan, lambda: CA, lambda: NOW)
+    reconciler = Reconciler(
+        server, cache, settings, inbox, Gate(), Metrics(), planner.plan, lambda: CA, lambda: NOW, True
+    )
 
     async def settle() -> None:
         for _ in range(6):

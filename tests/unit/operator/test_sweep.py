@@ -21,7 +21,9 @@ KEY = (NAMESPACE, NAME)
 class World:
     def __init__(self) -> None:
         self.server, self.cache, self.woken = FakeApiServer(), Cache(), list[tuple[str, str]]()
-        self.sweep = Sweep(self.server, self.cache, Metrics(), (), "labels")
+        self.sweep = Sweep(
+            self.server, self.cache, Metrics(), (), {"FineTuneJob": "", "Job": "labels", "Pod": "labels"}
+        )
 
     def look(self, seconds: float = 300) -> None:
         asyncio.run(self.sweep.look(after(seconds), self.woken.append))

@@ -67,7 +67,7 @@ class Jobs:
     """`authentication.Jobs` and `progress_writer.StatusPatcher`: the watched objects, and what is written to them."""
 
     by_name: dict[tuple[str, str], JobView] = field(default_factory=dict)
-    children: dict[str, ChildView] = field(default_factory=dict)
+    children_by_uid: dict[str, ChildView] = field(default_factory=dict)
     pods: dict[str, PodView] = field(default_factory=dict)
     patches: list[tuple[tuple[str, str], Mapping[str, Any]]] = field(default_factory=list)
     refusals: int = 0
@@ -77,8 +77,8 @@ class Jobs:
     def job(self, namespace: str, name: str) -> JobView | None:
         return self.by_name.get((namespace, name))
 
-    def child(self, uid: str) -> ChildView | None:
-        return self.children.get(uid)
+    def children(self, job: JobView) -> Sequence[ChildView]:
+        return [child for child in self.children_by_uid.values() if child.owner_uid == job.uid]
 
     def pod(self, uid: str) -> PodView | None:
         return self.pods.get(uid)
@@ -122,7 +122,7 @@ class Jobs:
             phase=PodPhase.RUNNING,
             created=NOW,
         )
-        self.children[child.uid], self.pods[pod.uid] = child, pod
+        self.children_by_uid[child.uid], self.pods[pod.uid] = child, pod
         known = self.by_name.get(job.key, job)
         attempts = (*known.status.attempts, Attempt(stage=stage, number=attempt, child=name))
         self.put(replace(known, status=known.status.model_copy(update={"attempts": attempts})))

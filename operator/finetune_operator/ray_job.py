@@ -1,0 +1,71 @@
+"""What KubeRay is asked for: a cluster of one head and its workers, and the program that trains on it. Pure.
+
+The shape follows what KubeRay 1.6 does with it. It tries nothing again, for attempts are ours; its cluster ends with
+the program; the head has no CPUs to offer, so that all training is the workers'. The entrypoint is a shell line, so
+nothing of a user's text may be in it.
+"""
+
+import re
+from typing import Any
+
+from finetune_operator.pod import Role, Run, arguments, pod_template
+
+Manifest = dict[str, Any]
+
+PRE_RUNNING_GRACE_SECONDS = 120
+"""Our own start deadline comes first: it knows why nothing has started."""
+SUBMISSION_TRIES = 2
+"""How often the program may be handed over again while the head is not ready; under one id, so it runs once."""
+SUBMITTER = "ray-job-submitter"
+SUBMITTER_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9_./=-]+")
+
+
+def ray_job_spec(run: Run) -> Manifest:
+    """Return the spec of the attempt's RayJob."""
+    return {
+        "entrypoint": _entrypoint(run),
+        "submissionMode": "K8sJobMode",
+        "submitterConfig": {"backoffLimit": SUBMISSION_TRIES},
+        "submitterPodTemplate": _submitter(run),
+        "backoffLimit": 0,
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": 0,
+        "preRunningDeadlineSeconds": run.job.spec.run_policy.start_deadline_seconds + PRE_RUNNING_GRACE_SECONDS,
+        "rayClusterSpec": {
+            "headGroupSpec": {
+                "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+                "template": pod_template(run, Role.HEAD),
+            },
+            "workerGroupSpecs": [
+                {
+                    "groupName": "worker",
+                    "replicas": run.compute.workers,
+                    "minReplicas": run.compute.workers,
+                    "maxReplicas": run.compute.workers,
+                    "rayStartParams": {},
+                    "template": pod_template(run, Role.WORKER),
+                }
+            ],
+        },
+    }
+
+
+def _entrypoint(run: Run) -> str:
+    words = ["python", "-m", "finetune_trainer", *arguments(run)]
+    if strange := [word for word in words if not _PLAIN_WORD.fullmatch(word)]:
+        raise ValueError(f"{strange} must not become part of a shell line")
+    return " ".join(words)
+
+
+def _submitter(run: Run) -> Manifest:
+    """Return a pod that mounts nothing of the job: it only talks to the head."""
+    template = pod_template(run, Role.SUBMITTER)
+    [container] = template["spec"]["containers"]
+    scratch = [mount for mount in container["volumeMounts"] if mount["mountPath"] == "/tmp"]
+    names = {mount["name"] for mount in scratch}
+    home = [variable for variable in container["env"] if variable["name"] == "HOME"]
+    changes = {"name": SUBMITTER, "env": home, "volumeMounts": scratch, "resources": SUBMITTER_RESOURCES}
+    template["spec"]["containers"] = [container | changes]
+    template["spec"]["volumes"] = [volume for volume in template["spec"]["volumes"] if volume["name"] in names]
+    return template

@@ -1,0 +1,46 @@
+"""The real KubeRay, inside the cluster: it finds the heads of its clusters by the cluster's own DNS."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .binary import source_folder
+from .cluster import Cluster, await_condition
+from .program_image import provide_program
+
+MODULE = "github.com/ray-project/kuberay/ray-operator"
+MANIFEST = Path(__file__).with_name("kuberay.yaml")
+NAMESPACE = "kuberay-system"
+DEPLOYMENT = "deployment/kuberay-operator"
+READY_SECONDS = 90
+
+
+@dataclass(frozen=True, slots=True)
+class KubeRay:
+    """An installed KubeRay."""
+
+    cluster: Cluster
+
+    def stop(self) -> None:
+        """Take its operator away; return when it has gone. What it made stays."""
+        self._scale(0)
+        await_condition(lambda: not self.cluster.list("pods", NAMESPACE), "the end of KubeRay", READY_SECONDS)
+
+    def start(self) -> None:
+        """Bring its operator back; return when it works."""
+        self._scale(1)
+        self.cluster.wait(DEPLOYMENT, "condition=Available", NAMESPACE, timeout=READY_SECONDS)
+
+    def _scale(self, replicas: int) -> None:
+        self.cluster.kubectl("scale", DEPLOYMENT, f"--replicas={replicas}", f"--namespace={NAMESPACE}")
+
+
+def install_kuberay(cluster: Cluster) -> KubeRay:
+    """Return the cluster's KubeRay, installing it when it is not there."""
+    image = provide_program(cluster.docker, "kuberay-operator")
+    configuration = source_folder(MODULE) / "config"
+    for file in (*sorted((configuration / "crd" / "bases").glob("*.yaml")), configuration / "rbac" / "role.yaml"):
+        cluster.apply(file)
+    cluster.apply(MANIFEST.read_text(encoding="utf-8").format(image=image, namespace=NAMESPACE), NAMESPACE)
+    kuberay = KubeRay(cluster)
+    kuberay.start()
+    return kuberay
