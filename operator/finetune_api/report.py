@@ -202,12 +202,42 @@ class GateResult(ApiModel):
     """The numbers behind it, in a sentence."""
 
 
+class Retention(StrEnum):
+    """What can be said about general ability after tuning."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    INCONCLUSIVE = "inconclusive"
+
+
+class RetentionResult(ApiModel):
+    """Whether tuning cost more accuracy than allowed, on the rows of one source."""
+
+    source: str
+    """``general`` for the suite that ships with the image, or the name of an own file."""
+    verdict: Retention
+    why: str
+    """The numbers behind it, in a sentence."""
+    rows: int
+
+
+class ForgettingReport(ApiModel):
+    """What tuning cost in general ability: a non-inferiority test on rows that belong to no task of the job."""
+
+    verdict: Retention
+    """The worst of ``results``."""
+    results: tuple[RetentionResult, ...]
+    tasks: tuple[MetricComparison, ...]
+    """Accuracy on each general task, and bits per byte of general prose."""
+
+
 class EvaluationReport(ApiModel):
     """The untouched test split, scored."""
 
     metrics: tuple[MetricComparison, ...] = ()
     gates: tuple[GateResult, ...] = ()
-    """One for each of ``spec.evaluation.gates``, in their order."""
+    """One for each of ``spec.evaluation.gates``, in their order; then ``forgetting``, where it was measured."""
+    forgetting: ForgettingReport | None = None
     harness: tuple[HarnessAccuracy, ...] = ()
     prompt_choices: tuple[PromptChoice, ...] = ()
     examples: tuple[SideBySide, ...] = ()

@@ -29,6 +29,7 @@ from finetune_api.report import (
     SideBySide,
     Stage,
 )
+from finetune_trainer.comparison import describe, measure
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError, TrainingDivergedError
 from finetune_trainer.example import Encoded, Example
@@ -42,7 +43,9 @@ from finetune_trainer.figure import (
     signatures,
     token_f1,
 )
+from finetune_trainer.forgetting import GeneralAnswers, compare_abilities, forgetting_gate
 from finetune_trainer.gate import Measurement, judge_gates
+from finetune_trainer.general_suite import GeneralSuite
 from finetune_trainer.generation import generate
 from finetune_trainer.labels import (
     Normaliser,
@@ -58,7 +61,7 @@ from finetune_trainer.memory import memory_errors
 from finetune_trainer.metrics import ROUGE_NAMES, exact_match, perplexity, rouge, rouge_reads
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.split import Split
-from finetune_trainer.statistics import FEW_ROWS, paired_difference
+from finetune_trainer.statistics import FEW_ROWS
 from finetune_trainer.verdict import LEADING_METRICS
 
 Floats = NDArray[np.float64]
@@ -144,8 +147,11 @@ def evaluate(
     job: FineTuneJob,
     scorer_factory: Callable[[nn.Module], LogprobScorer],
     on_progress: Callable[[Progress], None],
+    suite: GeneralSuite | None = None,
 ) -> tuple[EvaluationReport, list[dict[str, object]]]:
     """Return the comparison on the test split, and what both models said to every row of it.
+
+    ``suite`` is what ``spec.evaluation.forgetting`` is measured on, where the job has it.
 
     Raises:
         DataError: a task has no test row, or none that the base's prompt can be chosen on.
@@ -155,7 +161,8 @@ def evaluate(
     started = time.monotonic()
     seed = job.spec.training.seed
     papers = [_set_paper(task, dataset, job) for task in dataset.tasks]
-    meter = _Meter(sum(_work(paper, renderer.format) for paper in papers), on_progress)
+    work = sum(_work(paper, renderer.format) for paper in papers)
+    meter = _Meter(work + (2 * (len(suite.rows) + len(suite.texts)) if suite else 0), on_progress)
     max_new_tokens = job.spec.evaluation.generation.max_new_tokens or answer_bound(
         tokenizer, (example.completion for example in dataset.examples(Split.TRAIN))
     )
@@ -181,9 +188,12 @@ def evaluate(
                 if label_decisions[task].format:
                     labels = raw.answer(paper, label_decisions[task]).labels
                     base_answers[task] = replace(base_answers[task], labels=labels)
+        base_abilities = suite and raw.answer_suite(suite)
     with model.tuned() as tuned:
         tuned_examiner = examiner(tuned, "tuned", renderer)
         tuned_answers = {paper.task: tuned_examiner.answer(paper, None) for paper in papers}
+        tuned_raw = examiner(tuned, "tuned", Renderer(tokenizer, "raw", None, renderer.max_length))
+        tuned_abilities = suite and tuned_raw.answer_suite(suite)
 
     metrics: list[MetricComparison] = []
     measured: dict[str, Measurement] = {}
@@ -194,14 +204,21 @@ def evaluate(
         figures = [(base, tuned) for base, tuned in zip(*(_figures(paper, one) for one in answers), strict=True)]
         for base_figure, tuned_figure in figures:
             name = base_figure.name
-            found = measured[f"{paper.task}.{name}"] = _measure(base_figure, tuned_figure, seed)
+            found = measured[f"{paper.task}.{name}"] = measure(base_figure, tuned_figure, seed)
             decision = (label_decisions if name in _BY_LABEL else decisions)[paper.task]
-            metrics.append(_comparison(paper.task, name, found, _notes(paper, name, answers[1], decision)))
+            metrics.append(describe(paper.task, name, found, _notes(paper, name, answers[1], decision)))
         examples += _pick_examples(paper, *answers, {base.name: (base, tuned) for base, tuned in figures})
         predictions += _prediction_rows(paper, *answers)
+    gates = judge_gates(job.spec.evaluation.gates, measured)
+    budget = job.spec.evaluation.forgetting
+    forgetting = None
+    if budget and suite and base_abilities and tuned_abilities:
+        forgetting = compare_abilities(suite, base_abilities, tuned_abilities, budget, seed)
+        gates = (*gates, forgetting_gate(forgetting))
     report = EvaluationReport(
         metrics=tuple(metrics),
-        gates=judge_gates(job.spec.evaluation.gates, measured),
+        gates=gates,
+        forgetting=forgetting,
         harness=tuple(
             found for paper in papers for found in _harness(paper, base_answers[paper.task], tuned_answers[paper.task])
         ),
@@ -305,6 +322,15 @@ class _Examiner:
         expected = [logprobs[row * len(paper.labels) + label] for row, label in enumerate(right)]
         harness = harness_accuracy(logprobs, paper.labels, right, self.renderer.end_length)
         return _Answers(examples, expected, [paper.labels[label] for label in chosen], texts, harness)
+
+    def answer_suite(self, suite: GeneralSuite) -> GeneralAnswers:
+        """Choose among the continuations of every general row by plain sums, the end token not counted."""
+        encoded = iter(self.renderer.encode_continuations(suite.pairs))
+        asked = [[next(encoded) for _ in row.choices] for row in suite.rows]
+        logprobs = iter(self._scored([*asked, *([item] for item in encoded)]))
+        likeliest = [int(np.argmax([next(logprobs).sum() for _ in row.choices])) for row in suite.rows]
+        right = np.array([choice == row.right for choice, row in zip(likeliest, suite.rows, strict=True)])
+        return GeneralAnswers(right, list(logprobs))
 
     def _rendered(self, examples: Sequence[Example], template: int) -> list[Example]:
         return [self.dataset.rendered(example, template) for example in examples]
@@ -425,32 +451,6 @@ def _figures(paper: _Paper, answers: _Answers) -> list[Figure]:
 
 def _mean_of(score: Callable[[str, str], float], name: str, said: Sequence[str], expected: Sequence[str]) -> Figure:
     return mean_figure(name, [float(score(one, reference)) for one, reference in zip(said, expected, strict=True)])
-
-
-def _measure(base: Figure, tuned: Figure, seed: int) -> Measurement:
-    return Measurement(
-        base=base.value,
-        tuned=tuned.value,
-        difference=paired_difference(base.rows, tuned.rows, base.combine, seed),
-        rows=len(base.rows),
-        higher_is_better=base.higher_is_better,
-    )
-
-
-def _comparison(task: str, metric: str, found: Measurement, note: str) -> MetricComparison:
-    interval = found.difference.interval()
-    return MetricComparison(
-        task=task,
-        metric=metric,
-        base=found.base,
-        tuned=found.tuned,
-        delta=found.difference.measured,
-        low=interval.low,
-        high=interval.high,
-        rows=found.rows,
-        higher_is_better=found.higher_is_better,
-        note=note,
-    )
 
 
 def _notes(paper: _Paper, metric: str, tuned: _Answers, decision: PromptDecision) -> str:

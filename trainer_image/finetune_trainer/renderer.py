@@ -134,6 +134,12 @@ class Renderer:
             for example, prompt, completion in zip(examples, prompts, completions, strict=True)
         ]
 
+    def encode_continuations(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+        """Return the tokens of every text and of what goes on from it, as they stand: no format, no end, none cut."""
+        prompts = self._prompt_ids([text.rstrip() for text, _ in pairs])
+        behind = self._continuation_ids([text[len(text.rstrip()) :] + more for text, more in pairs])
+        return [Encoded(prompt + more, len(prompt)) for prompt, more in zip(prompts, behind, strict=True)]
+
     def _fitted(self, example: Example, dataset: Dataset, prompt: Ids, completion: Ids) -> Encoded:
         # Room for the longest label, not only for the right one: the prompt must not tell how long the answer is.
         reserved = max(len(completion), self._longest_label(example, dataset))
@@ -199,12 +205,15 @@ class Renderer:
 
     def _completion_ids(self, texts: Sequence[str]) -> list[Ids]:
         ends = self._frame.end_ids if self._frame is not None else (self._tokenizer.eos_token_id,)
+        return [ids + ends for ids in self._continuation_ids(texts)]
+
+    def _continuation_ids(self, texts: Sequence[str]) -> list[Ids]:
         if self._anchor_ids is None:
-            return [ids + ends for ids in self._tokenise(texts)]
+            return self._tokenise(texts)
         anchor = self._anchor_ids
         anchored = self._tokenise([_ANCHOR + text for text in texts])
         return [
-            (ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._tokenise([text])[0]) + ends
+            ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._tokenise([text])[0]
             for ids, text in zip(anchored, texts, strict=True)
         ]
 

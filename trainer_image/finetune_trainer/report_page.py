@@ -39,6 +39,7 @@ METRIC_NAMES = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "perplexity": "Perplexity",
+    "bits_per_byte": "Bits per byte",
 }
 
 # Overrides and isolates can make a text read as something else than it is; controls are invisible.
@@ -126,6 +127,8 @@ def render_page(report: Report) -> str:
         verdict=judge(evaluation) if report.evaluation else None,
         metrics=_metric_rows(evaluation.metrics),
         gates=evaluation.gates,
+        forgetting=evaluation.forgetting,
+        general_tasks=_metric_rows(evaluation.forgetting.tasks if evaluation.forgetting else ()),
         several_tasks=len({comparison.task for comparison in evaluation.metrics}) > 1,
         chart=lay_out_loss(report.training.curve),
         example_groups=_example_groups(evaluation.examples),
