@@ -123,6 +123,18 @@ class TrainingReport(ApiModel):
     resumed_from_step: int | None = None
 
 
+class FewShotComparison(ApiModel):
+    """One metric of the base model with examples in its prompt, and what the tuned model without any has over it."""
+
+    value: float
+    """Of the base with examples."""
+    delta: float
+    """tuned - value."""
+    low: float
+    """Lower bound of the 95 % confidence interval of ``delta``."""
+    high: float
+
+
 class MetricComparison(ApiModel):
     """One metric of one task on the test split: the base model against the tuned one."""
 
@@ -140,6 +152,10 @@ class MetricComparison(ApiModel):
     rows: int
     higher_is_better: bool = True
     note: str = ""
+    few_shot: FewShotComparison | None = None
+    """Absent unless ``spec.evaluation.baselines.fewShot`` asks for it."""
+    majority: float | None = None
+    """What always saying the commonest label of the training rows reaches; of tasks with labels."""
 
 
 class PromptChoice(ApiModel):
@@ -238,6 +254,8 @@ class EvaluationReport(ApiModel):
     gates: tuple[GateResult, ...] = ()
     """One for each of ``spec.evaluation.gates``, in their order; then ``forgetting``, where it was measured."""
     forgetting: ForgettingReport | None = None
+    few_shot: int | None = None
+    """Training rows that the base was shown for ``metrics[].few_shot``; of the tasks the largest number."""
     harness: tuple[HarnessAccuracy, ...] = ()
     prompt_choices: tuple[PromptChoice, ...] = ()
     examples: tuple[SideBySide, ...] = ()

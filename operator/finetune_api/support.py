@@ -25,7 +25,6 @@ NOT_YET: dict[str, str] = {
     "data.replay": "Add the rows as another task.",
     "training.earlyStopping": "Leave it out, and set maxSteps.",
     "compute.deepspeed": _INSTEAD,
-    "evaluation.baselines.fewShot": _INSTEAD,
     "evaluation.benchmarks": _INSTEAD,
     "evaluation.holistic": _INSTEAD,
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from finetune_api.report import MetricComparison
+from finetune_api.report import FewShotComparison, MetricComparison
 from finetune_trainer.figure import Figure
 from finetune_trainer.gate import Measurement
 from finetune_trainer.statistics import paired_difference
@@ -34,3 +34,9 @@ def describe(task: str, metric: str, found: Measurement, note: str = "") -> Metr
         higher_is_better=found.higher_is_better,
         note=note,
     )
+
+
+def few_shot_comparison(found: Measurement) -> FewShotComparison:
+    """Return ``found``, whose base was shown examples, as the report has it."""
+    interval = found.difference.interval()
+    return FewShotComparison(value=found.base, delta=found.difference.measured, low=interval.low, high=interval.high)

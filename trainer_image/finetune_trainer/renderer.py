@@ -178,8 +178,9 @@ class Renderer:
         """Return the texts before and behind the boundary."""
         completion = self._completion_text(example, example.completion)
         if self._frame is None:
-            return example.prompt.rstrip(), completion
-        question = self._messages(example.prompt.strip())
+            before = "".join(f"{prompt}{answer.rstrip()}\n\n" for prompt, answer in example.shown)
+            return before + example.prompt.rstrip(), completion
+        question = self._messages(example.prompt.strip(), example.shown)
         answer = {"role": "assistant", "content": example.completion.strip()}
         prompt = self._chat(question, generation_prompt=True) + self._frame.header
         whole = self._chat([*question, answer], generation_prompt=False)
@@ -272,9 +273,14 @@ class Renderer:
         token = str(self._tokenizer.convert_ids_to_tokens(end))
         return _ChatFrame(header, lead, tail, tail[: tail.index(token) + len(token)], (), end)
 
-    def _messages(self, prompt: str) -> list[dict[str, str]]:
+    def _messages(self, prompt: str, shown: Sequence[tuple[str, str]] = ()) -> list[dict[str, str]]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*system, {"role": "user", "content": prompt}]
+        earlier = [
+            {"role": role, "content": text.strip()}
+            for turn in shown
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        return [*system, *earlier, {"role": "user", "content": prompt}]
 
     def _chat(self, messages: Sequence[Mapping[str, str]], generation_prompt: bool) -> str:
         try:

@@ -116,6 +116,7 @@ def _task_result(metric: MetricComparison) -> TaskResult:
         name=metric.task,
         metric=metric.metric,
         base=_figure(metric.base),
+        few_shot=None if metric.few_shot is None else figure(metric.few_shot.value),
         tuned=figure(metric.tuned),
         delta=_figure(metric.delta),
         low=_figure(metric.low),

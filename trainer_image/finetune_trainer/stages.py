@@ -38,12 +38,13 @@ from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.durable import disk_errors, write_file
 from finetune_trainer.errors import DataError, FineTuneError, Preempted, SpecError, StorageError
-from finetune_trainer.evaluation import evaluate
+from finetune_trainer.evaluation import LONGEST_ANSWER_TOKENS, evaluate
 from finetune_trainer.example import Encoded
-from finetune_trainer.fit import check_fit, find_room, find_row_length
+from finetune_trainer.fit import LONGEST_TEXT, check_fit, find_room, find_row_length
 from finetune_trainer.gate import why_kept_back
 from finetune_trainer.general_source import name_sources, read_general_rows
 from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_rows, general_texts
+from finetune_trainer.in_context import check_room
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.location import Mounts
@@ -210,6 +211,11 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
     for split in Split:
         reporter.say(f"tokenising the {split.value} split")
         encoded[split] = _encode(job, renderer, dataset, split)
+    if count := job.spec.evaluation.baselines.few_shot:
+        reporter.say("trying how much room the shown rows leave")
+        answer = job.spec.evaluation.generation.max_new_tokens or LONGEST_ANSWER_TOKENS
+        roomy = Renderer(tokenizer, renderer.format, renderer.system, LONGEST_TEXT)
+        check_room(dataset, roomy, count, job.spec.training.seed, find_room(job.spec, files) - answer)
     report = _describe_data(job, dataset, renderer, encoded)
     run.remember("data", report)
     # Behind what belongs to them: whoever finds these finds the check's result.

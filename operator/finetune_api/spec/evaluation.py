@@ -55,7 +55,9 @@ class BaselinesSpec(Block):
     zero_shot: Flag = True
     """The base model with the prompt alone."""
     few_shot: Annotated[Int, Field(ge=1, le=64)] | None = None
-    """The base model with this many training rows in its prompt: is tuning needed at all? Absent: not measured."""
+    """The base model with this many training rows in its prompt, the same for every question: is tuning needed at all?
+    Drawn by the seed, of a closed set every label as often as can be. Time and memory grow with them. Absent: not
+    measured."""
 
 
 class GenerationSpec(Block):
