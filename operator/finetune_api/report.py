@@ -123,6 +123,18 @@ class TrainingReport(ApiModel):
     resumed_from_step: int | None = None
 
 
+class FewShotComparison(ApiModel):
+    """One metric of the base model with examples in its prompt, and what the tuned model without any has over it."""
+
+    value: float
+    """Of the base with examples."""
+    delta: float
+    """tuned - value."""
+    low: float
+    """Lower bound of the 95 % confidence interval of ``delta``."""
+    high: float
+
+
 class MetricComparison(ApiModel):
     """One metric of one task on the test split: the base model against the tuned one."""
 
@@ -140,6 +152,10 @@ class MetricComparison(ApiModel):
     rows: int
     higher_is_better: bool = True
     note: str = ""
+    few_shot: FewShotComparison | None = None
+    """Absent unless ``spec.evaluation.baselines.fewShot`` asks for it."""
+    majority: float | None = None
+    """What always saying the commonest label of the training rows reaches; of tasks with labels."""
 
 
 class PromptChoice(ApiModel):
@@ -202,12 +218,44 @@ class GateResult(ApiModel):
     """The numbers behind it, in a sentence."""
 
 
+class Retention(StrEnum):
+    """What can be said about general ability after tuning."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    INCONCLUSIVE = "inconclusive"
+
+
+class RetentionResult(ApiModel):
+    """Whether tuning cost more accuracy than allowed, on the rows of one source."""
+
+    source: str
+    """``general`` for the suite that ships with the image, or the name of an own file."""
+    verdict: Retention
+    why: str
+    """The numbers behind it, in a sentence."""
+    rows: int
+
+
+class ForgettingReport(ApiModel):
+    """What tuning cost in general ability: a non-inferiority test on rows that belong to no task of the job."""
+
+    verdict: Retention
+    """The worst of ``results``."""
+    results: tuple[RetentionResult, ...]
+    tasks: tuple[MetricComparison, ...]
+    """Accuracy on each general task, and bits per byte of general prose."""
+
+
 class EvaluationReport(ApiModel):
     """The untouched test split, scored."""
 
     metrics: tuple[MetricComparison, ...] = ()
     gates: tuple[GateResult, ...] = ()
-    """One for each of ``spec.evaluation.gates``, in their order."""
+    """One for each of ``spec.evaluation.gates``, in their order; then ``forgetting``, where it was measured."""
+    forgetting: ForgettingReport | None = None
+    few_shot: int | None = None
+    """Training rows that the base was shown for ``metrics[].few_shot``; of the tasks the largest number."""
     harness: tuple[HarnessAccuracy, ...] = ()
     prompt_choices: tuple[PromptChoice, ...] = ()
     examples: tuple[SideBySide, ...] = ()

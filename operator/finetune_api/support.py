@@ -25,8 +25,6 @@ NOT_YET: dict[str, str] = {
     "data.replay": "Add the rows as another task.",
     "training.earlyStopping": "Leave it out, and set maxSteps.",
     "compute.deepspeed": _INSTEAD,
-    "evaluation.baselines.fewShot": _INSTEAD,
-    "evaluation.forgetting": _INSTEAD,
     "evaluation.benchmarks": _INSTEAD,
     "evaluation.holistic": _INSTEAD,
 }
@@ -41,6 +39,7 @@ ONLY: dict[str, tuple[object, ...]] = {
     "compute.workers": (1,),
     "compute.gpusPerWorker": (0, 1),
     "evaluation.generation.numBeams": (1,),
+    "evaluation.forgetting.remedy": ("none",),
     "evaluation.baselines.zeroShot": (True,),
 }
 """Fields of which some values work."""
@@ -48,6 +47,7 @@ ONLY: dict[str, tuple[object, ...]] = {
 SCHEMES: dict[str, tuple[str, ...]] = {
     "model.source": ("file", "hf", "s3", "pvc"),
     "data.tasks[].source": ("file", "s3", "pvc", "configMap"),
+    "evaluation.forgetting.sources[]": ("file", "s3", "pvc", "configMap"),
     "output.uri": ("file", "s3", "pvc"),
 }
 """Schemes of URIs that work."""
@@ -91,8 +91,12 @@ def unreachable_fields(spec: object, where: Place) -> Iterator[Refusal]:
     """Yield everything in ``spec`` that cannot be reached from ``where``: a cluster's pods share no folder with you."""
     schemes, problem, remedy = _UNREACHABLE[where]
     for path, _, value in _walk(spec):
-        if isinstance(value, str) and value.startswith(schemes) and path[-1] in ("source", "uri"):
+        if isinstance(value, str) and value.startswith(schemes) and _names_a_place(path):
             yield ("spec", *path), value, problem, remedy
+
+
+def _names_a_place(path: Path) -> bool:
+    return path[-1] in ("source", "uri") or path[-2:-1] == ("sources",)
 
 
 _UNREACHABLE = {

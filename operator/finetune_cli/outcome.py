@@ -3,19 +3,28 @@
 from pathlib import Path
 
 from finetune_api.plain_text import one_line
-from finetune_api.report import ArtifactKind, Report
-from finetune_trainer.verdict import judge
+from finetune_api.report import ArtifactKind, EvaluationReport, Report
+from finetune_trainer.verdict import judge, judge_in_context
 
 
 def describe_outcome(report: Report, workspace: Path) -> list[str]:
     """Return the verdict, where the model is and where the report is, one line each."""
-    sentences = [] if report.evaluation is None else [judge(report.evaluation).sentence]
+    sentences = [] if report.evaluation is None else _verdicts(report.evaluation)
     models = [artifact for artifact in report.artifacts if artifact.kind is not ArtifactKind.REPORT]
     sentences += [f"{_name(artifact.kind)}: {_place(artifact.uri)}" for artifact in models]
     if not models:
         why = f": {report.why_not_published}" if report.why_not_published else ""
         sentences.append(f"The model is not published{why}; it stays in {workspace / 'tuned'}")
     return [one_line(sentence) for sentence in [*sentences, f"Report: {_report_place(report, workspace)}"]]
+
+
+def _verdicts(evaluation: EvaluationReport) -> list[str]:
+    in_context, forgetting = judge_in_context(evaluation), evaluation.forgetting
+    return [
+        judge(evaluation).sentence,
+        *([] if in_context is None else [in_context.sentence]),
+        *([] if forgetting is None else [f"{result.source}: {result.why}" for result in forgetting.results]),
+    ]
 
 
 def _name(kind: ArtifactKind) -> str:

@@ -9,15 +9,16 @@ that two loads never have to be in memory together.
 import operator
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import (
@@ -29,6 +30,7 @@ from finetune_api.report import (
     SideBySide,
     Stage,
 )
+from finetune_trainer.comparison import describe, few_shot_comparison, measure
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError, TrainingDivergedError
 from finetune_trainer.example import Encoded, Example
@@ -42,8 +44,12 @@ from finetune_trainer.figure import (
     signatures,
     token_f1,
 )
+from finetune_trainer.fit import LONGEST_TEXT
+from finetune_trainer.forgetting import GeneralAnswers, compare_abilities, forgetting_gate
 from finetune_trainer.gate import Measurement, judge_gates
+from finetune_trainer.general_suite import GeneralSuite
 from finetune_trainer.generation import generate
+from finetune_trainer.in_context import draw_shown, with_shown
 from finetune_trainer.labels import (
     Normaliser,
     PromptDecision,
@@ -56,9 +62,10 @@ from finetune_trainer.labels import (
 )
 from finetune_trainer.memory import memory_errors
 from finetune_trainer.metrics import ROUGE_NAMES, exact_match, perplexity, rouge, rouge_reads
+from finetune_trainer.model import position_limit
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.split import Split
-from finetune_trainer.statistics import FEW_ROWS, paired_difference
+from finetune_trainer.statistics import FEW_ROWS
 from finetune_trainer.verdict import LEADING_METRICS
 
 Floats = NDArray[np.float64]
@@ -108,6 +115,10 @@ class _Paper:
     choice_split: Split
     """Where they come from: validation, or train where the job keeps no validation rows back."""
     test: list[Example]
+    shown: list[Example]
+    """Training rows that the base is shown answered, to see how far that brings it; empty when not asked for."""
+    commonest: str
+    """The label that training rows have most often; empty without labels."""
 
     @property
     def generates(self) -> bool:
@@ -144,8 +155,11 @@ def evaluate(
     job: FineTuneJob,
     scorer_factory: Callable[[nn.Module], LogprobScorer],
     on_progress: Callable[[Progress], None],
+    suite: GeneralSuite | None = None,
 ) -> tuple[EvaluationReport, list[dict[str, object]]]:
     """Return the comparison on the test split, and what both models said to every row of it.
+
+    ``suite`` is what ``spec.evaluation.forgetting`` is measured on, where the job has it.
 
     Raises:
         DataError: a task has no test row, or none that the base's prompt can be chosen on.
@@ -155,58 +169,75 @@ def evaluate(
     started = time.monotonic()
     seed = job.spec.training.seed
     papers = [_set_paper(task, dataset, job) for task in dataset.tasks]
-    meter = _Meter(sum(_work(paper, renderer.format) for paper in papers), on_progress)
+    work = sum(_work(paper, renderer.format) for paper in papers)
+    meter = _Meter(work + (2 * (len(suite.rows) + len(suite.texts)) if suite else 0), on_progress)
     max_new_tokens = job.spec.evaluation.generation.max_new_tokens or answer_bound(
         tokenizer, (example.completion for example in dataset.examples(Split.TRAIN))
     )
 
-    def examiner(lent: nn.Module, name: str, renderer: Renderer) -> _Examiner:
+    def examiner(lent: nn.Module, name: str, renderer: Renderer, shows: bool = False) -> _Examiner:
         lent.eval()
-        return _Examiner(lent, name, scorer_factory(lent), tokenizer, renderer, dataset, max_new_tokens, meter)
+        return _Examiner(lent, name, scorer_factory(lent), tokenizer, renderer, dataset, max_new_tokens, meter, shows)
 
-    decisions: dict[str, PromptDecision] = {}
-    label_decisions: dict[str, PromptDecision] = {}
-    base_answers: dict[str, _Answers] = {}
+    few_shot: dict[str, _Asked] = {}
     with model.base() as base:
         own = examiner(base, "base", renderer)
         raw = examiner(base, "base", Renderer(tokenizer, "raw", None, renderer.max_length))
-        for paper in papers:
-            task = paper.task
-            decisions[task] = label_decisions[task] = own.choose(paper)
-            base_answers[task] = own.answer(paper, decisions[task])
-            if paper.labels and renderer.format == "chat":
-                # Small chat models often know the answer but not the chat: the base may name it without its template.
-                # Likelihoods are compared in the job's own format all the same: they differ between formats.
-                label_decisions[task] = _better(decisions[task], raw.choose(paper))
-                if label_decisions[task].format:
-                    labels = raw.answer(paper, label_decisions[task]).labels
-                    base_answers[task] = replace(base_answers[task], labels=labels)
+        zero_shot = {paper.task: _ask_base(own, raw, paper) for paper in papers}
+        if job.spec.evaluation.baselines.few_shot:
+            room = (position_limit(cast(PreTrainedModel, base).config) or LONGEST_TEXT) - max_new_tokens
+            own_shown = examiner(base, "base", Renderer(tokenizer, renderer.format, renderer.system, room), True)
+            raw_shown = examiner(base, "base", Renderer(tokenizer, "raw", None, room), True)
+            few_shot = {paper.task: _ask_base(own_shown, raw_shown, paper) for paper in papers}
+        base_abilities = suite and raw.answer_suite(suite)
     with model.tuned() as tuned:
         tuned_examiner = examiner(tuned, "tuned", renderer)
         tuned_answers = {paper.task: tuned_examiner.answer(paper, None) for paper in papers}
+        tuned_raw = examiner(tuned, "tuned", Renderer(tokenizer, "raw", None, renderer.max_length))
+        tuned_abilities = suite and tuned_raw.answer_suite(suite)
 
     metrics: list[MetricComparison] = []
     measured: dict[str, Measurement] = {}
     examples: list[SideBySide] = []
     predictions: list[dict[str, object]] = []
     for paper in papers:
-        answers = base_answers[paper.task], tuned_answers[paper.task]
-        figures = [(base, tuned) for base, tuned in zip(*(_figures(paper, one) for one in answers), strict=True)]
-        for base_figure, tuned_figure in figures:
-            name = base_figure.name
-            found = measured[f"{paper.task}.{name}"] = _measure(base_figure, tuned_figure, seed)
-            decision = (label_decisions if name in _BY_LABEL else decisions)[paper.task]
-            metrics.append(_comparison(paper.task, name, found, _notes(paper, name, answers[1], decision)))
-        examples += _pick_examples(paper, *answers, {base.name: (base, tuned) for base, tuned in figures})
-        predictions += _prediction_rows(paper, *answers)
+        asked, shown = zero_shot[paper.task], few_shot.get(paper.task)
+        answers = asked.answers, tuned_answers[paper.task]
+        figures = {
+            base.name: (base, tuned) for base, tuned in zip(*(_figures(paper, one) for one in answers), strict=True)
+        }
+        with_examples = {} if shown is None else {figure.name: figure for figure in _figures(paper, shown.answers)}
+        commonest = _commonest_figures(paper)
+        for name, (base_figure, tuned_figure) in figures.items():
+            found = measured[f"{paper.task}.{name}"] = measure(base_figure, tuned_figure, seed)
+            decision = asked.label_decision if name in _BY_LABEL else asked.decision
+            comparison = describe(paper.task, name, found, _notes(paper, name, answers[1], decision))
+            if name in with_examples:
+                against = measure(with_examples[name], tuned_figure, seed)
+                comparison = comparison.model_copy(update={"few_shot": few_shot_comparison(against)})
+            metrics.append(comparison.model_copy(update={"majority": commonest.get(name)}))
+        examples += _pick_examples(paper, *answers, figures)
+        predictions += _prediction_rows(paper, *answers, None if shown is None else shown.answers)
+    gates = judge_gates(job.spec.evaluation.gates, measured)
+    budget = job.spec.evaluation.forgetting
+    forgetting = None
+    if budget and suite and base_abilities and tuned_abilities:
+        forgetting = compare_abilities(suite, base_abilities, tuned_abilities, budget, seed)
+        gates = (*gates, forgetting_gate(forgetting))
     report = EvaluationReport(
         metrics=tuple(metrics),
-        gates=judge_gates(job.spec.evaluation.gates, measured),
+        gates=gates,
+        forgetting=forgetting,
+        few_shot=max((len(paper.shown) for paper in papers), default=0) or None,
         harness=tuple(
-            found for paper in papers for found in _harness(paper, base_answers[paper.task], tuned_answers[paper.task])
+            found
+            for paper in papers
+            for found in _harness(paper, zero_shot[paper.task].answers, tuned_answers[paper.task])
         ),
         prompt_choices=tuple(
-            _prompt_choice(paper.task, label_decisions[paper.task]) for paper in papers if "accuracy" in paper.metrics
+            _prompt_choice(paper.task, zero_shot[paper.task].label_decision)
+            for paper in papers
+            if "accuracy" in paper.metrics
         ),
         examples=tuple(examples),
         seconds=time.monotonic() - started,
@@ -266,6 +297,8 @@ class _Examiner:
     dataset: Dataset
     max_new_tokens: int
     meter: _Meter
+    shows: bool = False
+    """Whether every question comes behind the paper's shown rows."""
 
     def choose(self, paper: _Paper) -> PromptDecision:
         """Choose template and normaliser: by accuracy, or by perplexity where there are no labels.
@@ -275,7 +308,7 @@ class _Examiner:
         if paper.labels:
             scores = {
                 template: collect_scores(
-                    self._label_logprobs(paper.labels, self._rendered(paper.choice, template)), len(paper.labels)
+                    self._label_logprobs(paper.labels, self._rendered(paper, paper.choice, template)), len(paper.labels)
                 )
                 for template in range(paper.templates)
             }
@@ -283,7 +316,7 @@ class _Examiner:
         if paper.templates == 1:
             return PromptDecision(0, Normaliser.SUM, np.zeros(0), 0.0, {})
         perplexities = {
-            template: perplexity(self._completion_logprobs(self._rendered(paper.choice, template)))
+            template: perplexity(self._completion_logprobs(self._rendered(paper, paper.choice, template)))
             for template in range(paper.templates)
         }
         best = min(perplexities, key=lambda template: perplexities[template])
@@ -292,7 +325,7 @@ class _Examiner:
 
     def answer(self, paper: _Paper, decision: PromptDecision | None) -> _Answers:
         """Put the test rows: by the decision, or (the tuned model) by each row's own template and plain sums."""
-        examples = self._rendered(paper.test, decision.template) if decision else paper.test
+        examples = self._rendered(paper, paper.test, decision.template) if decision else paper.test
         texts = self._generated(examples) if paper.generates else None
         if not paper.labels:
             return _Answers(examples, self._completion_logprobs(examples), None, texts)
@@ -306,8 +339,17 @@ class _Examiner:
         harness = harness_accuracy(logprobs, paper.labels, right, self.renderer.end_length)
         return _Answers(examples, expected, [paper.labels[label] for label in chosen], texts, harness)
 
-    def _rendered(self, examples: Sequence[Example], template: int) -> list[Example]:
-        return [self.dataset.rendered(example, template) for example in examples]
+    def answer_suite(self, suite: GeneralSuite) -> GeneralAnswers:
+        """Choose among the continuations of every general row by plain sums, the end token not counted."""
+        encoded = iter(self.renderer.encode_continuations(suite.pairs))
+        asked = [[next(encoded) for _ in row.choices] for row in suite.rows]
+        logprobs = iter(self._scored([*asked, *([item] for item in encoded)]))
+        likeliest = [int(np.argmax([next(logprobs).sum() for _ in row.choices])) for row in suite.rows]
+        right = np.array([choice == row.right for choice, row in zip(likeliest, suite.rows, strict=True)])
+        return GeneralAnswers(right, list(logprobs))
+
+    def _rendered(self, paper: _Paper, examples: Sequence[Example], template: int) -> list[Example]:
+        return with_shown(self.dataset, examples, template, paper.shown if self.shows else ())
 
     def _label_logprobs(self, labels: Sequence[str], examples: Sequence[Example]) -> list[Floats]:
         """Return the log-probabilities of every label's completion, label by label within row by row."""
@@ -356,6 +398,36 @@ class _Examiner:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """How the base was asked, and what it said."""
+
+    decision: PromptDecision
+    label_decision: PromptDecision
+    """For naming a label, where the base of a chat job may do better without its chat template."""
+    answers: _Answers
+
+
+def _ask_base(own: _Examiner, raw: _Examiner, paper: _Paper) -> _Asked:
+    """Return the base's answers to a paper, asked the way that serves it best on the rows to choose on.
+
+    Args:
+        own: asks in the job's own format.
+        raw: asks without the chat template.
+        paper: the questions.
+    """
+    decision = own.choose(paper)
+    answers = own.answer(paper, decision)
+    if not paper.labels or own.renderer.format != "chat":
+        return _Asked(decision, decision, answers)
+    # Small chat models often know the answer but not the chat: the base may name it without its template.
+    # Likelihoods are compared in the job's own format all the same: they differ between formats.
+    label_decision = _better(decision, raw.choose(paper))
+    if label_decision.format:
+        answers = replace(answers, labels=raw.answer(paper, label_decision).labels)
+    return _Asked(decision, label_decision, answers)
+
+
 def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
     seed = job.spec.training.seed
     labels = dataset.labels(task)
@@ -363,6 +435,10 @@ def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
     choice, test = (
         [example for example in dataset.examples(split) if example.task == task] for split in (choice_split, Split.TEST)
     )
+    count = job.spec.evaluation.baselines.few_shot
+    shown = draw_shown(dataset, task, count, seed) if count else []
+    if choice_split is Split.TRAIN:
+        choice = [example for example in choice if example not in shown]
     templates = len(dataset.task(task).templates)
     has_choice = bool(labels) or templates > 1
     if not test or (has_choice and not choice):
@@ -379,7 +455,25 @@ def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
         choice=choose_rows(choice, CHOICE_ROWS, seed) if has_choice else [],
         choice_split=choice_split,
         test=choose_rows(test, job.spec.evaluation.max_examples, seed),
+        shown=shown,
+        commonest=_commonest_label(dataset, task),
     )
+
+
+def _commonest_label(dataset: Dataset, task: str) -> str:
+    """Return the label that most training rows of a task have, of equally common ones the first declared."""
+    seen = Counter(example.completion.strip() for example in dataset.examples(Split.TRAIN) if example.task == task)
+    return max(dataset.labels(task), key=lambda label: seen[label], default="")
+
+
+def _commonest_figures(paper: _Paper) -> dict[str, float]:
+    """Return what saying the commonest label always would reach."""
+    if not paper.labels:
+        return {}
+    expected = [example.completion.strip() for example in paper.test]
+    said = [paper.commonest] * len(expected)
+    figures = (_mean_of(operator.eq, "accuracy", said, expected), macro_f1_figure(said, expected, paper.labels))
+    return {figure.name: figure.value for figure in figures}
 
 
 def _metrics_of(labels: Sequence[str], job: FineTuneJob) -> tuple[str, ...]:
@@ -392,7 +486,9 @@ def _metrics_of(labels: Sequence[str], job: FineTuneJob) -> tuple[str, ...]:
 
 def _work(paper: _Paper, job_format: str) -> int:
     formats = 2 if paper.labels and job_format == "chat" else 1
-    return formats * len(paper.choice) * paper.templates + 2 * len(paper.test) * (2 if paper.generates else 1)
+    test = len(paper.test) * (2 if paper.generates else 1)
+    of_base = formats * len(paper.choice) * paper.templates + test
+    return of_base * (2 if paper.shown else 1) + test
 
 
 def _label_indices(labels: Sequence[str], examples: Sequence[Example]) -> NDArray[np.int64]:
@@ -425,32 +521,6 @@ def _figures(paper: _Paper, answers: _Answers) -> list[Figure]:
 
 def _mean_of(score: Callable[[str, str], float], name: str, said: Sequence[str], expected: Sequence[str]) -> Figure:
     return mean_figure(name, [float(score(one, reference)) for one, reference in zip(said, expected, strict=True)])
-
-
-def _measure(base: Figure, tuned: Figure, seed: int) -> Measurement:
-    return Measurement(
-        base=base.value,
-        tuned=tuned.value,
-        difference=paired_difference(base.rows, tuned.rows, base.combine, seed),
-        rows=len(base.rows),
-        higher_is_better=base.higher_is_better,
-    )
-
-
-def _comparison(task: str, metric: str, found: Measurement, note: str) -> MetricComparison:
-    interval = found.difference.interval()
-    return MetricComparison(
-        task=task,
-        metric=metric,
-        base=found.base,
-        tuned=found.tuned,
-        delta=found.difference.measured,
-        low=interval.low,
-        high=interval.high,
-        rows=found.rows,
-        higher_is_better=found.higher_is_better,
-        note=note,
-    )
 
 
 def _notes(paper: _Paper, metric: str, tuned: _Answers, decision: PromptDecision) -> str:
@@ -547,7 +617,9 @@ def _shortened(text: str) -> str:
     return text if len(text) <= EXAMPLE_CHARACTERS else text[:EXAMPLE_CHARACTERS] + "…"
 
 
-def _prediction_rows(paper: _Paper, base: _Answers, tuned: _Answers) -> list[dict[str, object]]:
+def _prediction_rows(
+    paper: _Paper, base: _Answers, tuned: _Answers, few_shot: _Answers | None
+) -> list[dict[str, object]]:
     """Return one flat row per test row; the columns are the same for every task."""
     return [
         {
@@ -566,5 +638,15 @@ def _prediction_rows(paper: _Paper, base: _Answers, tuned: _Answers) -> list[dic
             "base_tokens": len(base.logprobs[index]),
             "tuned_tokens": len(tuned.logprobs[index]),
         }
+        | _few_shot_columns(few_shot, index)
         for index, example in enumerate(tuned.examples)
     ]
+
+
+def _few_shot_columns(few_shot: _Answers | None, index: int) -> dict[str, object]:
+    if few_shot is None:
+        return {}
+    return {
+        "few_shot": few_shot.texts[index] if few_shot.texts else None,
+        "few_shot_label": few_shot.labels[index] if few_shot.labels else None,
+    }

@@ -19,6 +19,8 @@ class Example:
     """Hash of the normalised input (no label, task or template in it): decides the split."""
     values: Mapping[str, object]
     """The row itself: what a template renders; needed to render it another way or shortened."""
+    shown: tuple[tuple[str, str], ...] = ()
+    """Prompt and completion of other rows that the model sees answered before this one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,9 @@ from finetune_trainer.model import ModelFiles, outline_model, position_limit, re
 SHORTEST_ROW = 16
 """Tokens; as the least that ``spec.data.maxLength`` may say."""
 
+LONGEST_TEXT = 1_048_576
+"""Tokens; as the most that ``spec.data.maxLength`` may say."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowLength:
@@ -34,6 +37,12 @@ def check_fit(spec: FineTuneJobSpec, files: ModelFiles) -> None:
 def find_row_length(spec: FineTuneJobSpec, files: ModelFiles) -> RowLength:
     """Return what `row_length` gives for the model in ``files``."""
     return row_length(spec, position_limit(read_config(files)))
+
+
+def find_room(spec: FineTuneJobSpec, files: ModelFiles) -> int:
+    """Return how many tokens the model has places for, whatever rows the job allows."""
+    limit = position_limit(read_config(files)) or LONGEST_TEXT
+    return limit - (spec.method.prompt_tuning.virtual_tokens if spec.method.prompt_tuning is not None else 0)
 
 
 def row_length(spec: FineTuneJobSpec, limit: int | None) -> RowLength:

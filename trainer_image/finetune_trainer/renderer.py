@@ -134,6 +134,12 @@ class Renderer:
             for example, prompt, completion in zip(examples, prompts, completions, strict=True)
         ]
 
+    def encode_continuations(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+        """Return the tokens of every text and of what goes on from it, as they stand: no format, no end, none cut."""
+        prompts = self._prompt_ids([text.rstrip() for text, _ in pairs])
+        behind = self._continuation_ids([text[len(text.rstrip()) :] + more for text, more in pairs])
+        return [Encoded(prompt + more, len(prompt)) for prompt, more in zip(prompts, behind, strict=True)]
+
     def _fitted(self, example: Example, dataset: Dataset, prompt: Ids, completion: Ids) -> Encoded:
         # Room for the longest label, not only for the right one: the prompt must not tell how long the answer is.
         reserved = max(len(completion), self._longest_label(example, dataset))
@@ -172,8 +178,9 @@ class Renderer:
         """Return the texts before and behind the boundary."""
         completion = self._completion_text(example, example.completion)
         if self._frame is None:
-            return example.prompt.rstrip(), completion
-        question = self._messages(example.prompt.strip())
+            before = "".join(f"{prompt}{answer.rstrip()}\n\n" for prompt, answer in example.shown)
+            return before + example.prompt.rstrip(), completion
+        question = self._messages(example.prompt.strip(), example.shown)
         answer = {"role": "assistant", "content": example.completion.strip()}
         prompt = self._chat(question, generation_prompt=True) + self._frame.header
         whole = self._chat([*question, answer], generation_prompt=False)
@@ -199,12 +206,15 @@ class Renderer:
 
     def _completion_ids(self, texts: Sequence[str]) -> list[Ids]:
         ends = self._frame.end_ids if self._frame is not None else (self._tokenizer.eos_token_id,)
+        return [ids + ends for ids in self._continuation_ids(texts)]
+
+    def _continuation_ids(self, texts: Sequence[str]) -> list[Ids]:
         if self._anchor_ids is None:
-            return [ids + ends for ids in self._tokenise(texts)]
+            return self._tokenise(texts)
         anchor = self._anchor_ids
         anchored = self._tokenise([_ANCHOR + text for text in texts])
         return [
-            (ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._tokenise([text])[0]) + ends
+            ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._tokenise([text])[0]
             for ids, text in zip(anchored, texts, strict=True)
         ]
 
@@ -263,9 +273,14 @@ class Renderer:
         token = str(self._tokenizer.convert_ids_to_tokens(end))
         return _ChatFrame(header, lead, tail, tail[: tail.index(token) + len(token)], (), end)
 
-    def _messages(self, prompt: str) -> list[dict[str, str]]:
+    def _messages(self, prompt: str, shown: Sequence[tuple[str, str]] = ()) -> list[dict[str, str]]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*system, {"role": "user", "content": prompt}]
+        earlier = [
+            {"role": role, "content": text.strip()}
+            for turn in shown
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        return [*system, *earlier, {"role": "user", "content": prompt}]
 
     def _chat(self, messages: Sequence[Mapping[str, str]], generation_prompt: bool) -> str:
         try:

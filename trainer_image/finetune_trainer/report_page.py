@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from finetune_api.report import EvaluationReport, MetricComparison, PromptChoice, Report, SideBySide
 from finetune_trainer.loss_chart import lay_out_loss
-from finetune_trainer.verdict import Outcome, format_value, judge, outcome_of
+from finetune_trainer.verdict import Outcome, format_value, judge, judge_in_context, outcome_of
 
 PROMPT_CHARACTERS = 700
 ANSWER_CHARACTERS = 500
@@ -39,6 +39,7 @@ METRIC_NAMES = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "perplexity": "Perplexity",
+    "bits_per_byte": "Bits per byte",
 }
 
 # Overrides and isolates can make a text read as something else than it is; controls are invisible.
@@ -61,6 +62,9 @@ class MetricRow:
     name: str
     direction: str
     base: str
+    few_shot: str
+    """Empty where the base was not asked with examples."""
+    majority: str
     tuned: str
     delta: str
     interval: str
@@ -126,6 +130,9 @@ def render_page(report: Report) -> str:
         verdict=judge(evaluation) if report.evaluation else None,
         metrics=_metric_rows(evaluation.metrics),
         gates=evaluation.gates,
+        in_context=judge_in_context(evaluation),
+        forgetting=evaluation.forgetting,
+        general_tasks=_metric_rows(evaluation.forgetting.tasks if evaluation.forgetting else ()),
         several_tasks=len({comparison.task for comparison in evaluation.metrics}) > 1,
         chart=lay_out_loss(report.training.curve),
         example_groups=_example_groups(evaluation.examples),
@@ -183,6 +190,8 @@ def _metric_row(comparison: MetricComparison) -> MetricRow:
         name=METRIC_NAMES.get(comparison.metric) or visible(comparison.metric),
         direction="higher is better" if comparison.higher_is_better else "lower is better",
         base=ABSENT if comparison.base is None else format_value(comparison, comparison.base),
+        few_shot="" if comparison.few_shot is None else format_value(comparison, comparison.few_shot.value),
+        majority="" if comparison.majority is None else format_value(comparison, comparison.majority),
         tuned=format_value(comparison, comparison.tuned),
         delta=ABSENT if comparison.delta is None else _signed(comparison.delta),
         interval=interval,

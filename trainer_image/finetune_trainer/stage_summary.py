@@ -1,6 +1,15 @@
 """Say how a stage ended in the words of the status. Pure."""
 
-from finetune_api.report import ArtifactKind, DataReport, ExitCode, MetricComparison, Report, Stage, TrainingReport
+from finetune_api.report import (
+    ArtifactKind,
+    DataReport,
+    EvaluationReport,
+    ExitCode,
+    MetricComparison,
+    Report,
+    Stage,
+    TrainingReport,
+)
 from finetune_api.stage_result import StageResult
 from finetune_api.status import (
     LONGEST_MESSAGE,
@@ -16,6 +25,8 @@ from finetune_api.status import (
 from finetune_trainer.verdict import format_value, judge, leading_comparisons
 
 _MOST_TASKS = 64
+_MOST_GATES = 32
+_MOST_FORGOTTEN = 16
 _TEXT = 256
 
 
@@ -83,7 +94,10 @@ def evaluate_result(report: Report, report_uri: str, report_sha256: str, report_
         evaluation=EvaluationStatus(
             tasks=tuple(_task_result(metric) for metric in metrics[:_MOST_TASKS]),
             # The first are kept where there is no room for all: those that decided.
-            gates=() if evaluation is None else tuple(sorted(evaluation.gates, key=lambda gate: gate.passed)),
+            gates=()
+            if evaluation is None
+            else tuple(sorted(evaluation.gates, key=lambda gate: gate.passed))[:_MOST_GATES],
+            forgetting=tuple(_task_result(metric) for metric in _forgotten(evaluation)[:_MOST_FORGOTTEN]),
         ),
         artifacts=tuple(published),
         summary=None if evaluation is None else _summary(metrics, judge(evaluation).sentence),
@@ -93,11 +107,16 @@ def evaluate_result(report: Report, report_uri: str, report_sha256: str, report_
     )
 
 
+def _forgotten(evaluation: EvaluationReport | None) -> tuple[MetricComparison, ...]:
+    return () if evaluation is None or evaluation.forgetting is None else evaluation.forgetting.tasks
+
+
 def _task_result(metric: MetricComparison) -> TaskResult:
     return TaskResult(
         name=metric.task,
         metric=metric.metric,
         base=_figure(metric.base),
+        few_shot=None if metric.few_shot is None else figure(metric.few_shot.value),
         tuned=figure(metric.tuned),
         delta=_figure(metric.delta),
         low=_figure(metric.low),

@@ -38,10 +38,13 @@ from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.durable import disk_errors, write_file
 from finetune_trainer.errors import DataError, FineTuneError, Preempted, SpecError, StorageError
-from finetune_trainer.evaluation import evaluate
+from finetune_trainer.evaluation import LONGEST_ANSWER_TOKENS, evaluate
 from finetune_trainer.example import Encoded
-from finetune_trainer.fit import check_fit, find_row_length
+from finetune_trainer.fit import LONGEST_TEXT, check_fit, find_room, find_row_length
 from finetune_trainer.gate import why_kept_back
+from finetune_trainer.general_source import name_sources, read_general_rows
+from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_rows, general_texts
+from finetune_trainer.in_context import check_room
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.location import Mounts
@@ -198,17 +201,37 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
     check_fit(job.spec, files)
     if note := find_row_length(job.spec, files).note:
         reporter.say(note)
-    renderer = _renderer(job, files, load_tokenizer(files))
+    tokenizer = load_tokenizer(files)
+    if (suite := _load_suite(run)) is not None:
+        reporter.say("reading the rows of the forgetting test")
+        # What does not fit is found here.
+        _check_suite(suite, tokenizer, find_room(job.spec, files))
+    renderer = _renderer(job, files, tokenizer)
     encoded: dict[Split, list[Encoded]] = {}
     for split in Split:
         reporter.say(f"tokenising the {split.value} split")
         encoded[split] = _encode(job, renderer, dataset, split)
+    if count := job.spec.evaluation.baselines.few_shot:
+        reporter.say("trying how much room the shown rows leave")
+        answer = job.spec.evaluation.generation.max_new_tokens or LONGEST_ANSWER_TOKENS
+        roomy = Renderer(tokenizer, renderer.format, renderer.system, LONGEST_TEXT)
+        check_room(dataset, roomy, count, job.spec.training.seed, find_room(job.spec, files) - answer)
     report = _describe_data(job, dataset, renderer, encoded)
     run.remember("data", report)
     # Behind what belongs to them: whoever finds these finds the check's result.
     run.remember("inputs", Inputs(rows=dataset.hash, model=files.revision))
     reporter.share("checked", 1.0)
     return report
+
+
+def _check_suite(suite: GeneralSuite, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
+    raw = Renderer(tokenizer, "raw", None, room)
+    for (text, _), item in zip(suite.pairs, raw.encode_continuations(suite.pairs), strict=True):
+        if len(item.ids) > room:
+            raise DataError(
+                f"spec.evaluation.forgetting: {text[:80]!r}… and what follows it take {len(item.ids):,} tokens, and "
+                f"the model has places for {room:,}. Shorten the row in spec.evaluation.forgetting.sources."
+            )
 
 
 def _is_unchanged(run: Run, inputs: Inputs, reporter: Reporter) -> bool:
@@ -337,6 +360,7 @@ def evaluate_stage(run: Run) -> Report:
             job,
             lambda model: Scorer(model, pair.layout),
             reporter.tell,
+            _load_suite(run),
         )
         _write_predictions(predictions, workspace.predictions)
         if shared is not None:
@@ -445,6 +469,18 @@ def _load_dataset(run: Run, splits: Collection[Split] = tuple(Split)) -> Dataset
         splits,
         fetch=lambda uri, field, secret_ref: run.storage.fetch_rows(uri, field, secret_ref, folder),
     )
+
+
+def _load_suite(run: Run) -> GeneralSuite | None:
+    """Return what general ability is measured on; absent where the job does not ask for it."""
+    budget = run.job.spec.evaluation.forgetting
+    if budget is None:
+        return None
+    own: list[GeneralRow] = []
+    for index, (uri, name) in enumerate(zip(budget.sources, name_sources(budget.sources), strict=True)):
+        field = f"spec.evaluation.forgetting.sources[{index}]"
+        own += read_general_rows(run.storage.fetch_rows(uri, field, None, run.workspace.rows), name, field)
+    return GeneralSuite((*general_rows(), *own), general_texts())
 
 
 def _renderer(job: FineTuneJob, files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> Renderer:

@@ -45,6 +45,47 @@ def judge(evaluation: EvaluationReport) -> Verdict:
     return Verdict(overall, f"The tuned model is better on {better} of {len(leading)} tasks: {tasks}.")
 
 
+def judge_in_context(evaluation: EvaluationReport) -> Verdict | None:
+    """Return whether examples in the prompt would have done instead; nothing where that was not measured.
+
+    Better is the tuned model than the base with examples: then in-context learning is not enough.
+    """
+    against = [one for one in map(_against_few_shot, leading_comparisons(evaluation.metrics)) if one is not None]
+    if not against:
+        return None
+    outcomes = [outcome_of(comparison) for comparison in against]
+    # Enough only where it is enough on every task: a single one that tuning serves better needs tuning.
+    overall = next(one for one in (Outcome.BETTER, Outcome.CANNOT_TELL, Outcome.NOT_BETTER) if one in outcomes)
+    reasons = "; ".join(_few_shot_reason(comparison) for comparison in against)
+    start = _IN_CONTEXT[overall]
+    return Verdict(overall, f"{start}: with {evaluation.few_shot} examples in its prompt the base reaches {reasons}.")
+
+
+_IN_CONTEXT = {
+    Outcome.BETTER: "In-context learning is not enough",
+    Outcome.NOT_BETTER: "In-context learning is enough",
+    Outcome.CANNOT_TELL: "Whether in-context learning is enough cannot be told",
+}
+"""By what the tuned model is, against the base with examples."""
+
+
+def _against_few_shot(comparison: MetricComparison) -> MetricComparison | None:
+    shown = comparison.few_shot
+    if shown is None:
+        return None
+    return comparison.model_copy(
+        update={"base": shown.value, "delta": shown.delta, "low": shown.low, "high": shown.high}
+    )
+
+
+def _few_shot_reason(comparison: MetricComparison) -> str:
+    base, tuned = (format_value(comparison, value or 0.0) for value in (comparison.base, comparison.tuned))
+    return (
+        f"{comparison.metric} {base} on {comparison.task}, the tuned model without any {tuned} "
+        f"({comparison.delta:+.3f}, 95 % interval {comparison.low:+.3f} to {comparison.high:+.3f})"
+    )
+
+
 def leading_comparisons(metrics: Iterable[MetricComparison]) -> list[MetricComparison]:
     """Return each task's most telling metric, tasks in the order given."""
     best: dict[str, MetricComparison] = {}

@@ -55,7 +55,9 @@ class BaselinesSpec(Block):
     zero_shot: Flag = True
     """The base model with the prompt alone."""
     few_shot: Annotated[Int, Field(ge=1, le=64)] | None = None
-    """The base model with this many training rows in its prompt: is tuning needed at all? Absent: not measured."""
+    """The base model with this many training rows in its prompt, the same for every question: is tuning needed at all?
+    Drawn by the seed, of a closed set every label as often as can be. Time and memory grow with them. Absent: not
+    measured."""
 
 
 class GenerationSpec(Block):
@@ -68,14 +70,16 @@ class GenerationSpec(Block):
 
 
 class ForgettingSpec(Block):
-    """What the model must not lose: a non-inferiority test on general tasks."""
+    """What the model must not lose: a non-inferiority test on general tasks; passed, it is a gate that lets through."""
 
     sources: Annotated[tuple[DataUri, ...], Field(max_length=16)] = ()
-    """Rows with prompt, completion and labels. Absent: the suite that ships with the image."""
+    """Files of your own beside the suite that ships with the image, each judged for itself. jsonl or parquet with the
+    columns prompt, completion, labels (a list of texts, the completion among them) and, where rows are alike, group."""
     max_drop: Annotated[Number, Field(ge=0, le=1)] = 0.02
     """Largest loss of accuracy that still passes."""
     confidence: Confidence = 0.95
-    """How sure the verdict must be; below it is inconclusive."""
+    """How sure the verdict must be. passed: the loss is surely within maxDrop; failed: it is surely beyond;
+    inconclusive: neither."""
     remedy: ForgettingRemedy = ForgettingRemedy.NONE
     """loraScale weakens the adapter, earlierCheckpoint goes back; both are chosen without the test split."""
 
@@ -142,7 +146,7 @@ class EvaluationSpec(Block):
     resources: ResourcesSpec | None = None
     """Size of the evaluation pod. Absent: that of a training worker."""
     forgetting: ForgettingSpec | None = None
-    """What the model must not lose. Absent: not measured."""
+    """What the model must not lose; ``{}`` measures it with the defaults. Absent: not measured."""
     benchmarks: Annotated[tuple[BenchmarkSpec, ...], Field(max_length=16)] = ()
     """Public benchmarks, base against tuned."""
     holistic: HolisticSpec | None = None

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from finetune_trainer.forgetting import Retention, judge_retention
+from finetune_api.report import Retention
+from finetune_trainer.forgetting import judge_retention
 from finetune_trainer.general_suite import deciding_half, development_half, general_rows, general_texts
 from finetune_trainer.statistics import Difference
 
@@ -46,6 +47,6 @@ def test_row_has_one_right_answer_among_different_ones(row) -> None:
 )
 def test_retention(middle: float, spread: float, expected: Retention) -> None:
     drawn = np.sort(middle + np.random.default_rng(0).normal(0, spread, 4000))
-    verdict = judge_retention(Difference(middle, drawn), 0.02, 0.95, 300)
-    assert verdict.retention is expected
-    assert "0.02 is allowed" in verdict.sentence
+    verdict, why = judge_retention(Difference(middle, drawn), 0.02, 0.95, 300)
+    assert verdict is expected
+    assert "0.02 is allowed" in why

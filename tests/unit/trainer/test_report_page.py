@@ -11,10 +11,14 @@ from finetune_api.report import (
     ArtifactKind,
     DataReport,
     EvaluationReport,
+    FewShotComparison,
+    ForgettingReport,
     LossPoint,
     MetricComparison,
     PromptChoice,
     Report,
+    Retention,
+    RetentionResult,
     SideBySide,
     SplitRows,
     TrainingReport,
@@ -40,6 +44,22 @@ def make_accuracy(**changes: object) -> MetricComparison:
         "note": "by label likelihood",
     }
     return MetricComparison.model_validate(fields | changes)
+
+
+def make_forgetting(source: str = "house rules") -> ForgettingReport:
+    """Return what a job finds on the shipped suite and on a file of its own."""
+    why = "Whether the model forgot too much cannot be told: accuracy on general tasks changed by -0.012."
+    return ForgettingReport(
+        verdict=Retention.INCONCLUSIVE,
+        results=(
+            RetentionResult(source="general", verdict=Retention.PASSED, why="The model kept its ability.", rows=601),
+            RetentionResult(source=source, verdict=Retention.INCONCLUSIVE, why=f"{why} {source}", rows=80),
+        ),
+        tasks=(
+            make_accuracy(task="grammar", base=0.9, tuned=0.89, delta=-0.01, low=-0.03, high=0.01, rows=432),
+            make_accuracy(task="general prose", metric="bits_per_byte", base=0.91, tuned=0.95, higher_is_better=False),
+        ),
+    )
 
 
 def make_report(**changes: object) -> Report:
@@ -85,7 +105,7 @@ def make_report(**changes: object) -> Report:
         ),
         "evaluation": EvaluationReport(
             metrics=(
-                make_accuracy(),
+                make_accuracy(few_shot=FewShotComparison(value=0.9, delta=0.05, low=0.01, high=0.09), majority=0.53),
                 make_accuracy(
                     metric="perplexity",
                     base=18.4,
@@ -138,6 +158,8 @@ def make_report(**changes: object) -> Report:
                 ),
             ),
             seconds=34.0,
+            few_shot=4,
+            forgetting=make_forgetting(),
         ),
         "artifacts": (
             Artifact(
@@ -228,6 +250,7 @@ def hostile_report() -> Report:
                 ),
             ),
             examples=(example,),
+            forgetting=make_forgetting(HOSTILE),
         ),
         artifacts=(Artifact(kind=ArtifactKind.ADAPTER, uri=HOSTILE, sha256=HOSTILE, bytes=1),),
     )

@@ -2,8 +2,8 @@
 
 import pytest
 
-from finetune_api.report import EvaluationReport, MetricComparison
-from finetune_trainer.verdict import Outcome, judge, leading_comparisons
+from finetune_api.report import EvaluationReport, FewShotComparison, MetricComparison
+from finetune_trainer.verdict import Outcome, judge, judge_in_context, leading_comparisons
 
 
 def make_comparison(**changes: object) -> MetricComparison:
@@ -74,3 +74,29 @@ def test_several_tasks_are_better_only_together():
 
 def test_nothing_measured_says_so():
     assert judged()[0] is Outcome.CANNOT_TELL
+
+
+def shown(low: float, high: float) -> FewShotComparison:
+    return FewShotComparison(value=0.85, delta=0.05, low=low, high=high)
+
+
+IN_CONTEXT = [
+    ("tuning is needed", [shown(0.01, 0.1)], "In-context learning is not enough: with 4 examples"),
+    ("examples do as well", [shown(-0.1, 0.0)], "In-context learning is enough: "),
+    ("nobody knows", [shown(-0.1, 0.1)], "Whether in-context learning is enough cannot be told: "),
+    ("one task needs tuning", [shown(-0.1, 0.0), shown(0.01, 0.1)], "In-context learning is not enough: "),
+    ("one task is unclear", [shown(-0.1, 0.0), shown(-0.1, 0.1)], "Whether in-context learning is enough cannot"),
+]
+
+
+@pytest.mark.parametrize(("sentence", "against", "start"), IN_CONTEXT, ids=[case[0] for case in IN_CONTEXT])
+def test_whether_examples_would_have_done(sentence: str, against: list[FewShotComparison], start: str):
+    metrics = tuple(make_comparison(task=f"task{n}", few_shot=few) for n, few in enumerate(against))
+    verdict = judge_in_context(EvaluationReport(metrics=metrics, few_shot=4))
+    assert verdict is not None
+    assert verdict.sentence.startswith(start)
+    assert "accuracy 0.850 on task0, the tuned model without any 0.900" in verdict.sentence
+
+
+def test_nothing_is_said_of_examples_that_nobody_showed():
+    assert judge_in_context(EvaluationReport(metrics=(make_comparison(),))) is None

@@ -15,6 +15,9 @@ import yaml
 CHOICES = 4
 """Answers beside each other at most, the right one among them."""
 
+SHIPPED = "general"
+"""Source of the rows that ship with the image."""
+
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
@@ -30,6 +33,28 @@ class GeneralRow:
     """Continuations with the blank before them."""
     right: int
     """Index of the right one."""
+    source: str = SHIPPED
+    """Rows of one source are judged together."""
+
+
+@dataclass(frozen=True, slots=True)
+class GeneralSuite:
+    """What general ability is measured on."""
+
+    rows: tuple[GeneralRow, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every prompt with each of its choices, row by row, then every text, parted: what a model is asked."""
+        choices = [(row.prompt, choice) for row in self.rows for choice in row.choices]
+        return [*choices, *map(text_parts, self.texts)]
+
+
+def text_parts(text: str) -> tuple[str, str]:
+    """Return the first word of a text, which nothing predicts, and the rest, whose likelihood is measured."""
+    before, blank, after = text.partition(" ")
+    return before, blank + after
 
 
 @cache

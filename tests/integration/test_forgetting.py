@@ -1,0 +1,142 @@
+"""The forgetting test on the tiny model: chosen as the slow way chooses, and a model that forgot is kept back."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from finetune_api.job import FineTuneJob
+from finetune_api.report import Progress, Retention, Stage
+from finetune_trainer import stages
+from finetune_trainer.dataset import load_dataset
+from finetune_trainer.errors import DataError
+from finetune_trainer.evaluation import evaluate
+from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_rows, general_texts
+from finetune_trainer.layout import Layout
+from finetune_trainer.renderer import Renderer
+from finetune_trainer.scoring import Scorer
+from finetune_trainer.workspace import Workspace
+
+from .jobs import tiny_job
+from .test_evaluation import TwoModels, models, tokenizer  # noqa: F401 - fixtures
+
+
+class Silence:
+    def report(self, progress: Progress) -> None:
+        pass
+
+
+def likeliest(model: nn.Module, tokenizer: PreTrainedTokenizerBase, row: GeneralRow) -> int:  # noqa: F811
+    """Return the choice with the highest sum of log-probabilities: whole softmax, one choice at a time."""
+    before = tokenizer(row.prompt, add_special_tokens=False)["input_ids"]
+    sums = []
+    for choice in row.choices:
+        after = tokenizer(choice, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([before + after]), use_cache=False).logits[0].double()
+        logprobs = torch.log_softmax(logits, dim=-1)
+        sums.append(sum(float(logprobs[len(before) - 1 + n, token]) for n, token in enumerate(after)))
+    return int(np.argmax(sums))
+
+
+def run(models: TwoModels, tokenizer: PreTrainedTokenizerBase, job: FineTuneJob, suite: GeneralSuite, format="raw"):  # noqa: F811
+    renderer = Renderer(tokenizer, format, None, 256)
+    return evaluate(
+        models,
+        tokenizer,
+        renderer,
+        load_dataset(job.spec.data),
+        job,
+        lambda model: Scorer(model, Layout.PACKED),
+        lambda progress: None,
+        suite,
+    )[0]
+
+
+@pytest.mark.parametrize("format", ["raw", "chat"])
+def test_general_rows_are_answered_as_they_stand(models, tokenizer, tiny_model_dir, tmp_path, format):  # noqa: F811
+    rows = general_rows()[::9]
+    job = tiny_job(tiny_model_dir, tmp_path, evaluation={"forgetting": {}})
+    report = run(models, tokenizer, job, GeneralSuite(rows, general_texts()[:3]), format)
+    assert report.forgetting is not None
+    for side, model in (("base", models.base_model), ("tuned", models.tuned_model)):
+        for task in ("knowledge", "grammar", "counting"):
+            right = [likeliest(model, tokenizer, row) == row.right for row in rows if row.task == task]
+            (found,) = (one for one in report.forgetting.tasks if one.task == task)
+            assert getattr(found, side) == pytest.approx(np.mean(right))
+
+
+def test_a_model_that_lost_what_its_base_knew_fails(models, tokenizer, tiny_model_dir, tmp_path):  # noqa: F811
+    known = [
+        GeneralRow(row.task, row.prompt, row.prompt, row.choices, likeliest(models.base_model, tokenizer, row))
+        for row in general_rows()[::4]
+    ]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(6)
+        for weight in models.tuned_model.parameters():
+            weight.copy_(0.1 * torch.randn_like(weight))
+    job = tiny_job(tiny_model_dir, tmp_path, evaluation={"forgetting": {}})
+    report = run(models, tokenizer, job, GeneralSuite(tuple(known), general_texts()[:2]))
+    assert report.forgetting is not None
+    assert report.forgetting.verdict is Retention.FAILED
+    assert [(gate.metric, gate.passed) for gate in report.gates] == [("forgetting", False)]
+    itself = run(
+        TwoModels(models.base_model, models.base_model), tokenizer, job, GeneralSuite(tuple(known), general_texts()[:2])
+    )
+    assert itself.forgetting is not None
+    assert itself.forgetting.verdict is Retention.PASSED
+
+
+def write_own(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
+    path = folder / "house-rules.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path.as_uri()
+
+
+OWN = [
+    {"prompt": f"Room {n} is", "completion": " open" if n % 2 else " shut", "labels": ["open", "shut"]}
+    for n in range(40)
+]
+
+
+def test_a_job_measures_it_on_the_suite_and_on_its_own_rows(tiny_model_dir: Path, tmp_path: Path):
+    budget = {"sources": [write_own(tmp_path, OWN)], "maxDrop": 0}
+    job = tiny_job(tiny_model_dir, tmp_path, evaluation={"forgetting": budget}, training__learningRate=0.05)
+    folder = tmp_path / "workspace"
+    report = stages.run(job, folder, Silence())
+    assert report.evaluation is not None and report.evaluation.forgetting is not None
+    found = report.evaluation.forgetting
+    assert [(result.source, result.rows) for result in found.results] == [
+        ("general", len(general_rows())),
+        ("house-rules", 40),
+    ]
+    assert [task.task for task in found.tasks] == ["knowledge", "grammar", "counting", "house-rules", "general prose"]
+    (gate,) = report.evaluation.gates
+    assert report.published == gate.passed == (found.verdict is Retention.PASSED)
+    assert gate.passed or "the gate on forgetting did not pass: " in report.why_not_published
+    page = (Workspace(folder).report / "report.html").read_text()
+    assert "What it may have forgotten" in page and "house-rules" in page
+    result = stages.run_one(Stage.EVALUATE, job, folder, Silence())
+    assert result.evaluation is not None
+    assert [task.name for task in result.evaluation.forgetting] == [task.task for task in found.tasks]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "x", "completion": "y"}, r"forgetting\.sources\[0\], row 0 .*no value in labels"),
+        ({**OWN[0], "prompt": "many words " * 300}, r"'many words .* tokens, and the model has places for 512"),
+    ],
+)
+def test_own_rows_that_cannot_be_used_are_found_in_check(tiny_model_dir, tmp_path, row, message):
+    job = tiny_job(tiny_model_dir, tmp_path, evaluation={"forgetting": {"sources": [write_own(tmp_path, [row])]}})
+    result = stages.run_one(Stage.CHECK, job, tmp_path / "workspace", Silence())
+    assert result.exit_code == DataError("").exit_code
+    assert re.search(message, result.message)

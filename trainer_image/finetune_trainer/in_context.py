@@ -1,0 +1,70 @@
+"""Rows shown answered before a question: the base model may learn a task from its prompt alone.
+
+They are training rows, rendered as the question is: earlier turns of a chat, or text above it.
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from finetune_trainer.dataset import Dataset
+from finetune_trainer.errors import DataError
+from finetune_trainer.example import Example
+from finetune_trainer.renderer import Renderer
+from finetune_trainer.split import Split
+
+
+def draw_shown(dataset: Dataset, task: str, count: int, seed: int) -> list[Example]:
+    """Return ``count`` training rows of a task, or all there are; of a closed set every label as often as can be.
+
+    Which ones depends on the rows and the seed alone.
+    """
+    rows = [example for example in dataset.examples(Split.TRAIN) if example.task == task]
+    generator = random.Random(seed)
+    generator.shuffle(rows)
+    if not dataset.labels(task):
+        return rows[:count]
+    met: dict[str, int] = {}
+    ranks = []
+    for row in rows:
+        answer = row.completion.strip()
+        ranks.append(met.get(answer, 0))
+        met[answer] = ranks[-1] + 1
+    # The first of every label, then the second of every label: a stable sort keeps the shuffled order in each round.
+    in_rounds = [row for _, row in sorted(zip(ranks, rows, strict=True), key=lambda pair: pair[0])][:count]
+    # Neighbours of one label would teach that labels come in runs.
+    generator.shuffle(in_rounds)
+    return in_rounds
+
+
+def with_shown(dataset: Dataset, examples: Sequence[Example], template: int, shown: Sequence[Example]) -> list[Example]:
+    """Return ``examples`` rendered by ``template``, each behind ``shown`` rendered by the same."""
+    answered = [dataset.rendered(row, template) for row in shown]
+    pairs = tuple((row.prompt, row.completion) for row in answered)
+    return [dataclasses.replace(dataset.rendered(example, template), shown=pairs) for example in examples]
+
+
+def check_room(dataset: Dataset, renderer: Renderer, count: int, seed: int, room: int) -> None:
+    """Find rows that do not fit behind the shown ones.
+
+    Args:
+        dataset: with all splits open.
+        renderer: shortens nothing.
+        count: rows shown.
+        seed: draws them.
+        room: tokens that the model has places for, answers aside.
+
+    Raises:
+        DataError: a row of validation or test is too long.
+    """
+    for task in dataset.tasks:
+        shown = draw_shown(dataset, task, count, seed)
+        asked = [row for split in (Split.VALIDATION, Split.TEST) for row in dataset.examples(split) if row.task == task]
+        for template in range(len(dataset.task(task).templates)):
+            encoded = renderer.encode_many(with_shown(dataset, asked, template, shown), dataset)
+            if too_long := sum(len(item.ids) > room for item in encoded):
+                raise DataError(
+                    f"spec.evaluation.baselines.fewShot ({count}): with {len(shown)} rows shown before them, "
+                    f"{too_long} of {len(asked)} rows of task {task!r} do not fit into the {room:,} tokens "
+                    f"that the model has for a prompt. Lower it, or leave it out."
+                )
