@@ -1,5 +1,6 @@
 """A job's children against a real API server: it takes every field of them, also where pods are restricted most."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,16 @@ import yaml
 from finetune_api.job import spec_hash
 from finetune_operator.manifest import spec_config_map, trust_config_map
 
+from ...cluster.binary import source_folder
+from ...cluster.kuberay import MODULE
 from ...unit.operator.objects import CA, make_resolved, make_settings
 from .api_server import ApiServer
 
 GOLDEN = Path(__file__).resolve().parents[2] / "unit" / "operator" / "golden"
 FILES = sorted(GOLDEN.glob("*.yaml"))
+RAY_FILES = [file for file in FILES if file.stem == "workers-train"]
+JOB_FILES = [file for file in FILES if file not in RAY_FILES]
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 STRICT = "fieldValidation=Strict&dryRun=All"
 
 
@@ -32,11 +38,32 @@ def placed(manifest: dict[str, Any], namespace: str) -> dict[str, Any]:
     return {**manifest, "metadata": {**manifest["metadata"], "namespace": namespace}}
 
 
+@pytest.fixture(scope="module")
+def kuberay_definition(api_server: ApiServer) -> Iterator[None]:
+    """KubeRay's own definition of a RayJob."""
+    file = source_folder(MODULE) / "config" / "crd" / "bases" / "ray.io_rayjobs.yaml"
+    definition = yaml.safe_load(file.read_text(encoding="utf-8"))
+    api_server.request("POST", DEFINITIONS, definition)
+    api_server.await_path("/apis/ray.io/v1/rayjobs")
+    yield
+    api_server.request("DELETE", f"{DEFINITIONS}/{definition['metadata']['name']}")
+
+
+def templates(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the templates of all pods that come of ``manifest``."""
+    spec = manifest["spec"]
+    if manifest["kind"] == "Job":
+        return [spec["template"]]
+    cluster = spec["rayClusterSpec"]
+    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    return [spec["submitterPodTemplate"], *(group["template"] for group in groups)]
+
+
 def test_there_are_files_to_look_at():
-    assert len(FILES) >= 6
+    assert len(JOB_FILES) >= 6 and RAY_FILES
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", JOB_FILES, ids=lambda file: file.stem)
 def test_the_api_server_takes_every_field_of_a_job(api_server: ApiServer, restricted: str, file: Path):
     job = placed(yaml.safe_load(file.read_text(encoding="utf-8")), restricted)
     stored = api_server.request("POST", f"/apis/batch/v1/namespaces/{restricted}/jobs?{STRICT}", job)
@@ -44,15 +71,24 @@ def test_the_api_server_takes_every_field_of_a_job(api_server: ApiServer, restri
     assert [rule["action"] for rule in rules] == ["FailJob", "FailJob"]
 
 
+@pytest.mark.parametrize("file", RAY_FILES, ids=lambda file: file.stem)
+def test_kuberays_definition_takes_every_field_of_a_ray_job(
+    api_server: ApiServer, restricted: str, kuberay_definition: None, file: Path
+):
+    job = placed(yaml.safe_load(file.read_text(encoding="utf-8")), restricted)
+    stored = api_server.request("POST", f"/apis/ray.io/v1/namespaces/{restricted}/rayjobs?{STRICT}", job)
+    assert stored["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 2
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_its_pod_is_let_in_where_pods_are_restricted_most(api_server: ApiServer, restricted: str, file: Path):
-    template = yaml.safe_load(file.read_text(encoding="utf-8"))["spec"]["template"]
-    metadata = {**template["metadata"], "name": "a-pod", "namespace": restricted}
-    # What ServiceAccount admission, which this server goes without, fills in.
-    spec = {"serviceAccountName": "default", **template["spec"]}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-    stored = api_server.request("POST", f"/api/v1/namespaces/{restricted}/pods?{STRICT}", pod)
-    assert stored["spec"]["automountServiceAccountToken"] is False
+def test_its_pods_are_let_in_where_pods_are_restricted_most(api_server: ApiServer, restricted: str, file: Path):
+    for template in templates(yaml.safe_load(file.read_text(encoding="utf-8"))):
+        metadata = {**template["metadata"], "name": "a-pod", "namespace": restricted}
+        # What ServiceAccount admission, which this server goes without, fills in.
+        spec = {"serviceAccountName": "default", **template["spec"]}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        stored = api_server.request("POST", f"/api/v1/namespaces/{restricted}/pods?{STRICT}", pod)
+        assert stored["spec"]["automountServiceAccountToken"] is False
 
 
 def test_the_api_server_takes_the_config_maps(api_server: ApiServer, restricted: str):
