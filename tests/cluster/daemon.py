@@ -32,6 +32,9 @@ WRAPPER = Path(__file__).with_name("runtime_wrapper.py")
 SHARED_FOLDERS = tuple(map(Path, ("/run/docker/plugins", "/run/docker", "/run/containerd/s", "/run/containerd")))
 """What dockerd makes outside of its own folders; another containerd of this machine may use them too."""
 
+CHILDREN: list[subprocess.Popen[bytes]] = []
+"""Daemons that this process started: it must reap them, and Python warns when one that runs is forgotten."""
+
 BUILT_IN_CHAIN = re.compile(r":(\w+) ([A-Z]+)")
 """A chain of the kernel and its policy, as `iptables-save` prints them; other chains have `-` for a policy."""
 
@@ -111,7 +114,7 @@ def stop_docker(docker: Docker, *, keep_images: bool) -> None:
     logger.info("stopping dockerd")
     docker("network", "prune", "--force")
     os.kill(pid, signal.SIGTERM)
-    _await(lambda: not Path(f"/proc/{pid}").exists(), STOP_SECONDS, "dockerd does not stop")
+    _await(lambda: not _runs(pid), STOP_SECONDS, "dockerd does not stop")
     subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True, timeout=60, check=False)
     rules = run(["iptables-save"], timeout=60)
     run(["iptables-restore"], timeout=60, stdin=rules_without_docker(rules, FIREWALL.read_text(encoding="utf-8")))
@@ -164,6 +167,7 @@ def _start(daemon: str) -> None:
             stderr=output,
             start_new_session=True,
         )
+    CHILDREN.append(process)
 
     def answers() -> bool:
         if process.poll() is not None:
@@ -185,6 +189,12 @@ def _our_pid() -> int | None:
     pid = int(PID_FILE.read_text(encoding="utf-8"))
     program = Path(f"/proc/{pid}/comm")
     return pid if program.is_file() and program.read_text(encoding="utf-8").strip() == "dockerd" else None
+
+
+def _runs(pid: int) -> bool:
+    for child in CHILDREN:
+        child.poll()
+    return Path(f"/proc/{pid}").exists()
 
 
 def rules_without_docker(rules: str, before: str) -> str:

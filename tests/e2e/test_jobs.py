@@ -303,14 +303,52 @@ def test_missing_secret_is_said_and_the_job_goes_on_when_it_appears(jobs: Jobs, 
     jobs.core.delete_namespaced_secret(SECRET, jobs.namespace)
     jobs.apply(example(s3, training={"maxSteps": 4}))
 
-    def told(job: Job) -> bool:
-        checked = job.condition(ConditionType.CHECKED)
-        return checked is not None and checked.reason is Reason.REFERENCE_MISSING and SECRET in checked.message
-
-    jobs.wait("reviews-lora", "word about the Secret", told, seconds=30)
+    jobs.wait("reviews-lora", "word about the Secret", names_missing(SECRET), seconds=30)
     add_secret(jobs, s3)
     # The kubelet tries a failed mount again after at most two minutes.
     jobs.wait("reviews-lora", "end of the check stage", lambda job: job.holds(ConditionType.CHECKED), seconds=240)
+    jobs.delete("reviews-lora")
+
+
+def names_missing(name: str) -> Callable[[Job], bool]:
+    def told(job: Job) -> bool:
+        checked = job.condition(ConditionType.CHECKED)
+        return checked is not None and checked.reason is Reason.REFERENCE_MISSING and name in checked.message
+
+    return told
+
+
+def has_started(job: Job) -> bool:
+    return any(one.start_time is not None for one in job.status.attempts)
+
+
+def test_missing_config_map_is_said_and_the_job_goes_on_when_it_appears(
+    jobs: Jobs, s3: ObjectStore, tmp_path: Path
+) -> None:
+    document = example(s3, training={"maxSteps": 4})
+    document["spec"]["data"]["tasks"][0]["source"] = "configMap://late-rows/reviews.jsonl"
+    jobs.apply(document)
+    jobs.wait("reviews-lora", "word about the ConfigMap", names_missing("late-rows"), seconds=30)
+    rows = {"reviews.jsonl": write_reviews(tmp_path / "reviews.jsonl").read_text()}
+    metadata = client.V1ObjectMeta(name="late-rows")
+    jobs.core.create_namespaced_config_map(jobs.namespace, client.V1ConfigMap(metadata=metadata, data=rows))
+    # The kubelet tries a failed mount again after at most two minutes.
+    jobs.wait("reviews-lora", "end of the check stage", lambda job: job.holds(ConditionType.CHECKED), seconds=240)
+    jobs.delete("reviews-lora")
+
+
+def test_missing_claim_is_said_and_the_job_goes_on_when_it_appears(jobs: Jobs, s3: ObjectStore) -> None:
+    document = example(s3)
+    document["spec"]["data"]["tasks"][0]["source"] = "pvc://late-claim/reviews.jsonl"
+    jobs.apply(document)
+    jobs.wait("reviews-lora", "word about the claim", names_missing("late-claim"), seconds=30)
+    resources = client.V1VolumeResourceRequirements(requests={"storage": "1Mi"})
+    claim = client.V1PersistentVolumeClaimSpec(access_modes=["ReadWriteOnce"], resources=resources)
+    metadata = client.V1ObjectMeta(name="late-claim")
+    jobs.core.create_namespaced_persistent_volume_claim(
+        jobs.namespace, client.V1PersistentVolumeClaim(metadata=metadata, spec=claim)
+    )
+    jobs.wait("reviews-lora", "start of the check stage", has_started, seconds=150)
     jobs.delete("reviews-lora")
 
 
