@@ -205,6 +205,8 @@ class PlanStatus(ApiModel):
     """Estimated peak."""
     gpus: Count | None = None
     """Over all workers; 0 trains on the CPU."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Rows in one forward pass of one worker."""
     estimated_seconds: Count | None = None
     """Estimated time of training."""
     warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=16)] = ()
@@ -268,6 +270,12 @@ class Attempt(ApiModel):
     """What was changed against the attempt before: ``microBatchSize 8 -> 4``."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Rows in one forward pass, where it is not the spec's own."""
+    gradient_checkpointing: bool | None = None
+    """Whether activations are computed twice, where that is not the spec's own choice."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """DeepSpeed's stage, where it is not the spec's own."""
+    learning_rate_scale: Annotated[float, Field(gt=0, le=1)] | None = None
+    """What the spec's learning rate is multiplied by, where it is lowered."""
     earlier_seconds: Count = 0
     """Running time before ``startTime``, over all attempts; counts against runPolicy.activeDeadlineSeconds."""
 

@@ -182,9 +182,17 @@ def arguments(run: Run) -> list[str]:
     told = [attempt.stage.value, "--spec", naming.SPEC_FILE, "--spec-hash", run.spec_hash]
     told += ["--workspace", naming.WORKSPACE_FOLDER, "--attempt", str(attempt.number)]
     told += ["--termination-log", naming.TERMINATION_LOG]
-    if attempt.micro_batch_size is not None:
-        told += ["--micro-batch-size", str(attempt.micro_batch_size)]
-    return told
+    return [*told, *_adjustments(attempt)]
+
+
+def _adjustments(attempt: Attempt) -> list[str]:
+    told = ["--gradient-checkpointing"] if attempt.gradient_checkpointing else []
+    values = {
+        "--micro-batch-size": attempt.micro_batch_size,
+        "--zero-stage": attempt.zero_stage,
+        "--learning-rate-scale": attempt.learning_rate_scale,
+    }
+    return told + [word for flag, value in values.items() if value is not None for word in (flag, str(value))]
 
 
 # --- environment
