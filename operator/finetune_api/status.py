@@ -192,6 +192,21 @@ class MetricValue(ApiModel):
     """As text, so that a NaN can be told."""
 
 
+class MemoryStatus(ApiModel):
+    """Bytes that one worker holds when it holds most."""
+
+    weights: Count
+    """Of the whole model, in the number format that training keeps them in."""
+    gradients: Count
+    """Of what is trained."""
+    optimiser: Count
+    """AdamW's two moments of what is trained."""
+    activations: Count
+    """What a forward pass keeps for the backward pass."""
+    logits: Count
+    """Scores of the vocabulary at learnt tokens, their loss and its gradient."""
+
+
 class PlanStatus(ApiModel):
     """What the check stage expects of the run."""
 
@@ -203,6 +218,8 @@ class PlanStatus(ApiModel):
     """Share of the trained ones."""
     memory_bytes_per_gpu: Count | None = None
     """Estimated peak."""
+    memory: MemoryStatus | None = None
+    """What it is made of."""
     gpus: Count | None = None
     """Over all workers; 0 trains on the CPU."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None

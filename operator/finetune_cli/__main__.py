@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 from finetune_api.job import InvalidJobError
 from finetune_api.report import ExitCode
+from finetune_api.spec.field import QUANTITY
 from finetune_cli.cluster_options import add_cluster_commands
 from finetune_cli.failure import (
     describe_error,
@@ -92,6 +94,10 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
                 job = read_job(options.file)
                 options.workspace = options.workspace or default_workspace(job, options.file)
                 return run(job, options.workspace, options.output, run_stages)
+        case "plan":
+            from finetune_cli.plan import plan
+
+            return plan(options.file, options.gpu_memory, options.output)
         case "render":
             from finetune_cli.render import render
 
@@ -130,6 +136,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(ExitCode.BAD_SPEC, f"error: {message}\n")
 
 
+def _quantity(text: str) -> str:
+    if not re.fullmatch(QUANTITY, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no quantity such as 24Gi")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="finetune",
@@ -142,6 +154,13 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="say everything that is wrong with a job; loads no model, no rows")
     validate.add_argument("files", nargs="+", type=Path, metavar="FILE", help=_JOB)
     validate.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
+
+    plan = commands.add_parser("plan", help="say what a job trains and the memory it needs; loads no weights, no rows")
+    plan.add_argument("file", type=Path, metavar="FILE", help=_JOB)
+    plan.add_argument(
+        "--gpu-memory", type=_quantity, metavar="SIZE", help="of one GPU: 24Gi; warns of what does not fit"
+    )
+    plan.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
 
     crd = commands.add_parser("crd", help="print the CustomResourceDefinition of FineTuneJob")
     crd.add_argument(

@@ -6,7 +6,6 @@ Nothing of a user's text becomes part of a command line: fields go into the spec
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,6 +15,7 @@ from finetune_api.model import ApiModel
 from finetune_api.report import Stage
 from finetune_api.spec import ComputeSpec, PodSpec, ResourcesSpec, VolumeSpec
 from finetune_api.spec.compute import EmptyDirMedium, Engine
+from finetune_api.spec.field import amount
 from finetune_api.status import Attempt
 from finetune_operator import location, naming
 from finetune_operator.settings import Settings
@@ -218,8 +218,7 @@ def _threads(resources: Mapping[str, str]) -> dict[str, str]:
 
 def whole_cpus(quantity: str) -> int:
     """Return the whole CPUs of ``4``, ``500m`` or ``2.5``; at least one."""
-    share = Decimal(quantity[:-1]) / 1000 if quantity.endswith("m") else Decimal(quantity)
-    return max(1, math.floor(share))
+    return max(1, math.floor(amount(quantity)))
 
 
 def _certificates(settings: Settings) -> dict[str, str]:

@@ -5,6 +5,7 @@ model is found from its small files before the large ones are downloaded.
 """
 
 import errno
+import fnmatch
 import hashlib
 import json
 import logging
@@ -125,12 +126,48 @@ def fetch_model(
             model.source, model.secret_ref, cache, lambda names: _check_names(names, model.source)
         )
         return _open_folder(model, folder)
-    hub = _Hub(
+    hub = _open_hub(model, cache, storage, environment)
+    return _retry(lambda: hub.fetch(model), sleep)
+
+
+def fetch_small_files(
+    model: ModelSpec,
+    cache: Path,
+    storage: Storage,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
+    """Return a folder with the model's config and tokenizer; weights are not brought where they are not.
+
+    Raises:
+        As `fetch_model`.
+    """
+
+    def check(names: Collection[str]) -> None:
+        _check_names(names, model.source)
+
+    if model.source.startswith("hf://"):
+        hub = _open_hub(model, cache, storage, environment)
+        return _retry(lambda: hub.fetch_small_files(model), sleep)
+    folder = storage.fetch_model_folder(model.source, model.secret_ref, cache, check, _is_small)
+    if not folder.is_dir():
+        raise SpecError(f"spec.model.source: {folder} is no folder. Write the folder that holds the model.")
+    # What was copied has no weights, and their absence is no fault then.
+    _check_configs(folder)
+    return folder
+
+
+def _is_small(name: str) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in _SMALL_FILES)
+
+
+def _open_hub(model: ModelSpec, cache: Path, storage: Storage, environment: Mapping[str, str]) -> "_Hub":
+    return _Hub(
         endpoint=environment.get("HF_ENDPOINT") or constants.ENDPOINT,
         token=storage.hub_token(model.secret_ref, environment),
         cache=cache,
     )
-    return _retry(lambda: hub.fetch(model), sleep)
 
 
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
@@ -211,15 +248,20 @@ def position_limit(config: PretrainedConfig) -> int | None:
 
 
 def read_config(files: ModelFiles) -> PretrainedConfig:
-    """Return the model's config.json as transformers understands it.
+    """Return what `read_config_in` gives for the model's folder."""
+    return read_config_in(files.path)
+
+
+def read_config_in(folder: Path) -> PretrainedConfig:
+    """Return a model's config.json as transformers understands it.
 
     Raises:
         SpecError: it describes no model that transformers knows.
         DataError: a value in it is of the wrong kind.
     """
-    file = files.path / CONFIG
+    file = folder / CONFIG
     try:
-        config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (StrictDataclassError, ArithmeticError) as error:
         raise DataError(
             f"{file} holds a wrong value: {_reason(error)}. Copy the file again from where the model came from."
@@ -331,18 +373,21 @@ class _Hub:
     cache: Path
 
     def fetch(self, model: ModelSpec) -> ModelFiles:
-        repository = model.source.removeprefix("hf://").strip("/")
-        where = f"{model.source} at revision {model.revision or 'main'!r}"
-        with _HubErrors(self, where):
-            path = self._snapshot(repository, model.revision or "main", _SMALL_FILES)
-            commit = path.name
-            tree = get_cached_repo_tree(repository, revision=commit, cache_dir=self.cache)
-        _check_names({file.path for file in tree if "/" not in file.path}, where)
-        _check_configs(path)
-        with _HubErrors(self, where):
-            self._snapshot(repository, commit, (*_SMALL_FILES, *_WEIGHT_FILES))
+        path = self.fetch_small_files(model)
+        commit = path.name
+        with _HubErrors(self, _described(model)):
+            self._snapshot(_repository(model), commit, (*_SMALL_FILES, *_WEIGHT_FILES))
         _check_weights(path)
         return ModelFiles(path, commit)
+
+    def fetch_small_files(self, model: ModelSpec) -> Path:
+        repository, where = _repository(model), _described(model)
+        with _HubErrors(self, where):
+            path = self._snapshot(repository, model.revision or "main", _SMALL_FILES)
+            tree = get_cached_repo_tree(repository, revision=path.name, cache_dir=self.cache)
+        _check_names({file.path for file in tree if "/" not in file.path}, where)
+        _check_configs(path)
+        return path
 
     def _snapshot(self, repository: str, revision: str, patterns: Collection[str]) -> Path:
         return Path(
@@ -356,6 +401,14 @@ class _Hub:
                 ignore_patterns=[_BELOW],
             )
         )
+
+
+def _repository(model: ModelSpec) -> str:
+    return model.source.removeprefix("hf://").strip("/")
+
+
+def _described(model: ModelSpec) -> str:
+    return f"{model.source} at revision {model.revision or 'main'!r}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,18 +176,25 @@ class S3Store:
         for keys in ([marker], *(rest[at : at + _DELETED_AT_ONCE] for at in range(0, len(rest), _DELETED_AT_ONCE))):
             self._delete(keys)
 
-    def cached_folder(self, cache: Path, check_names: Callable[[Collection[str]], None]) -> Path:
+    def cached_folder(
+        self,
+        cache: Path,
+        check_names: Callable[[Collection[str]], None],
+        is_wanted: Callable[[str], bool] = lambda name: True,
+    ) -> Path:
         """Copy what lies below the root, but not below its folders, unless ``cache`` holds the same already.
 
         Args:
             cache: holds a folder for every content.
             check_names: is shown the names before anything is copied.
+            is_wanted: which of them are copied.
         """
         skip = len(self._below(""))
         objects = {key[skip:]: found for key, found in self._objects("").items() if "/" not in key[skip:]}
         if not objects:
             raise DataError(f"there is nothing at {self.uri}. Check the path and that this is where the model lies.")
         check_names(objects.keys())
+        objects = {name: found for name, found in objects.items() if is_wanted(name)}
         identity = "".join(f"{name}\0{found.etag}\0{found.bytes}\n" for name, found in sorted(objects.items()))
         folder = cache / hashlib.sha256(f"{self.uri}\n{identity}".encode()).hexdigest()[:32]
         if folder.is_dir():

@@ -16,6 +16,7 @@ from finetune_api.status import (
     DataStatus,
     EvaluationStatus,
     MetricValue,
+    PlanStatus,
     PublishedArtifact,
     RowsStatus,
     Summary,
@@ -35,13 +36,14 @@ def failure(stage: Stage, exit_code: ExitCode, message: str) -> StageResult:
     return StageResult(stage=stage, exit_code=exit_code, message=_clipped(message, LONGEST_MESSAGE))
 
 
-def check_result(report: DataReport, model_revision: str) -> StageResult:
+def check_result(report: DataReport, model_revision: str, plan: PlanStatus | None) -> StageResult:
     """Return what the check stage found."""
     rows = report.rows
     return StageResult(
         stage=Stage.CHECK,
         exit_code=ExitCode.OK,
         model_revision=model_revision,
+        plan=plan,
         data=DataStatus(
             rows=RowsStatus(train=rows.train, validation=rows.validation, test=rows.test),
             tokens=report.tokens,

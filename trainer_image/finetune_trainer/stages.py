@@ -33,6 +33,7 @@ from finetune_api.report import (
 )
 from finetune_api.spec import LossOn
 from finetune_api.stage_result import StageResult
+from finetune_api.status import PlanStatus
 from finetune_trainer.checkpoint import newest_complete, step_of
 from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.dataset import Dataset, load_dataset
@@ -49,8 +50,9 @@ from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
-from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer
+from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer, read_config
 from finetune_trainer.pair import ModelPair, open_pair
+from finetune_trainer.plan import Workload, expected_gpus, expected_precision, plan_run
 from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.publish import export_model, publish
 from finetune_trainer.renderer import Renderer, encode_all
@@ -140,7 +142,7 @@ def run_one(stage: Stage, job: FineTuneJob, folder: Path, sink: Sink, pod: PodOp
             match stage:
                 case Stage.CHECK:
                     report, inputs = check_stage(one)
-                    return check_result(report, inputs.model)
+                    return check_result(report, inputs.model, workspace.recall("plan", PlanStatus))
                 case Stage.TRAIN:
                     resumed_from = _find_checkpoint(one)
                     return train_result(train_stage(one))
@@ -216,12 +218,28 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
         answer = job.spec.evaluation.generation.max_new_tokens or LONGEST_ANSWER_TOKENS
         roomy = Renderer(tokenizer, renderer.format, renderer.system, LONGEST_TEXT)
         check_room(dataset, roomy, count, job.spec.training.seed, find_room(job.spec, files) - answer)
+    reporter.say("working out what training needs")
+    run.remember("plan", _plan(run, files, encoded[Split.TRAIN]))
     report = _describe_data(job, dataset, renderer, encoded)
     run.remember("data", report)
     # Behind what belongs to them: whoever finds these finds the check's result.
     run.remember("inputs", Inputs(rows=dataset.hash, model=files.revision))
     reporter.share("checked", 1.0)
     return report
+
+
+def _plan(run: Run, files: ModelFiles, rows: Sequence[Encoded]) -> PlanStatus:
+    spec = run.job.spec
+    gpus = expected_gpus(spec, is_local=run.shared is None)
+    longest = sorted(rows, key=lambda item: len(item.ids), reverse=True)
+    return plan_run(
+        spec,
+        read_config(files),
+        Workload(len(rows), longest[: spec.training.global_batch_size]),
+        expected_precision(spec, on_gpu=gpus > 0),
+        tokenizer_path=str(files.path),
+        gpus=gpus,
+    )
 
 
 def _check_suite(suite: GeneralSuite, tokenizer: PreTrainedTokenizerBase, room: int) -> None:

@@ -74,7 +74,12 @@ class Storage:
                 raise _unknown_scheme(field, uri, scheme, "data.tasks[].source")
 
     def fetch_model_folder(
-        self, uri: str, secret_ref: SecretRef | None, cache: Path, check_names: Callable[[Collection[str]], None]
+        self,
+        uri: str,
+        secret_ref: SecretRef | None,
+        cache: Path,
+        check_names: Callable[[Collection[str]], None],
+        is_wanted: Callable[[str], bool] = lambda name: True,
     ) -> Path:
         """Return the folder of a model; one in a bucket is copied into ``cache`` unless the same is there already.
 
@@ -84,6 +89,7 @@ class Storage:
             cache: for copies, each in a folder named by its content.
             check_names: is shown the names of the files before anything is copied, and raises when they are not those
                 of a model.
+            is_wanted: which files are copied, where there is something to copy.
         """
         field = "spec.model.source"
         match scheme := urlsplit(uri).scheme:
@@ -94,7 +100,7 @@ class Storage:
             case "s3":
                 bucket, key = bucket_and_key(uri, field)
                 client = S3Client(bucket, self._access_to_source(field, secret_ref))
-                return S3Store(client, key).cached_folder(cache / "s3", check_names)
+                return S3Store(client, key).cached_folder(cache / "s3", check_names, is_wanted)
             case _:
                 raise _unknown_scheme(field, uri, scheme, "model.source")
 

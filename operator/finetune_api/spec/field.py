@@ -1,5 +1,6 @@
 """The kinds of values that the spec is made of. Everything is bounded: admission prices a rule by what it may meet."""
 
+from decimal import Decimal
 from typing import Annotated
 
 from pydantic import AllowInfNan, Field, Strict
@@ -90,3 +91,16 @@ class SecretRef(ApiModel):
 
     name: ObjectName
     """Name of the Secret."""
+
+
+def amount(quantity: str) -> Decimal:
+    """Return the number that a `Quantity` stands for: cores, or bytes."""
+    number = quantity.rstrip("mkKMGTi")
+    return Decimal(number) * _UNITS[quantity[len(number) :]]
+
+
+_UNITS = {"": Decimal(1), "m": Decimal(1) / 1000, "k": Decimal(1000)} | {
+    name: Decimal(base**power)
+    for power, letter in enumerate("KMGT", start=1)
+    for name, base in ((letter, 1000), (f"{letter}i", 1024))
+}
