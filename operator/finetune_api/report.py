@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     OK = 0
     BAD_SPEC = 64
     BAD_DATA = 65
+    WORKER_LOST = 68
     STORAGE = 69
     INTERNAL = 70
     OUT_OF_MEMORY = 71
@@ -29,7 +30,13 @@ class ExitCode(IntEnum):
     @property
     def is_retryable(self) -> bool:
         """Whether the same job may succeed when it is simply run again."""
-        return self in (ExitCode.STORAGE, ExitCode.INTERNAL, ExitCode.OUT_OF_MEMORY, ExitCode.PREEMPTED)
+        return self in (
+            ExitCode.WORKER_LOST,
+            ExitCode.STORAGE,
+            ExitCode.INTERNAL,
+            ExitCode.OUT_OF_MEMORY,
+            ExitCode.PREEMPTED,
+        )
 
 
 class Stage(StrEnum):

@@ -14,7 +14,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.model import ApiModel
 from finetune_api.report import Stage
 from finetune_api.spec import ComputeSpec, PodSpec, ResourcesSpec, VolumeSpec
-from finetune_api.spec.compute import EmptyDirMedium, Engine
+from finetune_api.spec.compute import EmptyDirMedium, gpus
 from finetune_api.spec.field import amount
 from finetune_api.status import Attempt
 from finetune_operator import location, naming
@@ -117,18 +117,6 @@ def labels(run: Run) -> dict[str, str]:
 def without_queue(labels: Mapping[str, str]) -> dict[str, str]:
     """Return ``labels`` without those that tell Kueue to queue the object that bears them."""
     return {key: value for key, value in labels.items() if not key.startswith(KUEUE)}
-
-
-def gpus(compute: ComputeSpec) -> int:
-    """Return the GPUs of one worker in a cluster, where one is the default."""
-    return 1 if compute.gpus_per_worker is None else compute.gpus_per_worker
-
-
-def is_distributed(compute: ComputeSpec) -> bool:
-    """Return whether training runs on a Ray cluster: the engine that is asked for, else by the number of GPUs."""
-    if compute.engine is not Engine.AUTO:
-        return compute.engine is Engine.RAY
-    return compute.workers > 1 or gpus(compute) > 1
 
 
 def _identity(run: Run) -> Manifest:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Stage
 from finetune_api.spec import GradientCheckpointing, MethodType
+from finetune_api.spec.compute import processes
 from finetune_api.status import Attempt, PlanStatus, Reason
-from finetune_operator.pod import gpus
 
 ADJUSTMENTS = ("micro_batch_size", "gradient_checkpointing", "zero_stage", "learning_rate_scale")
 """Fields of an attempt in which it differs from the spec."""
@@ -77,7 +77,7 @@ def _recomputation(attempt: Attempt, job: FineTuneJob) -> Remedy | None:
 def _next_zero_stage(attempt: Attempt, job: FineTuneJob) -> Remedy | None:
     compute = job.spec.compute
     # What is spread is what is trained: of an adapter there is nothing to win.
-    if compute.workers * max(1, gpus(compute)) == 1 or job.spec.method.type is not MethodType.FULL:
+    if processes(compute) == 1 or job.spec.method.type is not MethodType.FULL:
         return None
     stage = attempt.zero_stage or (compute.deepspeed.stage if compute.deepspeed else 0)
     if stage >= LAST_ZERO_STAGE:

@@ -54,6 +54,7 @@ SUPPORTED = {
         },
         "spec.evaluation.resources": {"memory": "16Gi"},
     },
+    "several workers": {"spec.compute": {"workers": 2, "gpusPerWorker": 4, "engine": "ray"}},
     "evaluation": {
         "spec.evaluation": {
             "metrics": ["accuracy", "exact_match", "token_f1", "rouge", "bleu", "chrf", "perplexity"],
@@ -119,7 +120,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
         ({"spec.data.tasks[0].testSource": "file:///t"}, "spec.data.tasks[0].testSource", "spec.data.splits.test"),
         ({"spec.method.type": "qlora"}, "spec.method.type", "full or lora or promptTuning"),
         ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),
-        ({"spec.compute": {"gpusPerWorker": 2}}, "spec.compute.gpusPerWorker", "Use 0 or 1"),
+        ({"spec.compute": {"workers": 2, "deepspeed": {"stage": 2}}}, "spec.compute.deepspeed", "Leave it out"),
     ],
 )
 def test_a_job_that_asks_for_what_is_not_there_yet_is_told_what_to_do(given: dict[str, Any], path: str, remedy: str):

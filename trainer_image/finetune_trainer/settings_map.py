@@ -36,7 +36,7 @@ def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: 
     An absent ``microBatchSize`` becomes the largest divisor of a worker's share of the global batch whose rows, were
     they all as long as the longest, hold at most `MICRO_BATCH_TOKENS` tokens.
     """
-    share = min(training.global_batch_size, rows) // workers
+    share = max(1, min(training.global_batch_size, rows) // workers)
     if training.micro_batch_size is not None:
         micro = min(training.micro_batch_size, share)
     else:
@@ -94,6 +94,10 @@ def training_arguments(
         "data_seed": training.seed,
         "bf16": autocast,
         "use_cpu": use_cpu,
+        # Otherwise every worker would divide by its own tokens, and those of short rows would count more.
+        "average_tokens_across_devices": True,
+        # Whatever is trained takes part in every step.
+        "ddp_find_unused_parameters": False,
         "activation_checkpointing": checkpoint_activations,
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "logging_strategy": "steps",

@@ -32,6 +32,7 @@ from finetune_api.report import (
     TrainingReport,
 )
 from finetune_api.spec import LossOn
+from finetune_api.spec.compute import is_distributed, processes
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
 from finetune_trainer.checkpoint import newest_complete, step_of
@@ -62,7 +63,7 @@ from finetune_trainer.shared_state import SharedState
 from finetune_trainer.split import Split
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
 from finetune_trainer.storage import Storage
-from finetune_trainer.train import TrainingInput, train
+from finetune_trainer.train import TrainingInput, threads_of_each, train
 from finetune_trainer.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -314,10 +315,7 @@ def train_stage(run: Run) -> TrainingReport:
     dataset = _load_dataset(run, (Split.TRAIN, Split.VALIDATION))
     if not _is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision), reporter):
         check_stage(run)
-    report = _train(run, files, dataset)
-    if shared is not None:
-        reporter.say("storing the tuned weights")
-        shared.push_tuned()
+    report = _train(run, files, dataset, reporter)
     run.remember("training", report)
     shutil.rmtree(workspace.checkpoints, ignore_errors=True)
     if shared is not None:
@@ -327,26 +325,64 @@ def train_stage(run: Run) -> TrainingReport:
 
 
 def _find_checkpoint(run: Run) -> int | None:
-    """Bring the newest complete checkpoint into the workspace and return its step; absent when there is none."""
+    """Bring the newest complete checkpoint into the workspace and return its step; absent when there is none.
+
+    Workers on other nodes bring it to themselves.
+    """
+    if run.shared is not None and is_distributed(run.job.spec.compute):
+        return next(iter(run.shared.complete_steps()), None)
     if run.shared is not None:
         run.shared.pull_checkpoint()
     newest = newest_complete(run.workspace.checkpoints)
     return None if newest is None else step_of(newest)
 
 
-def _train(run: Run, files: ModelFiles, dataset: Dataset) -> TrainingReport:
+def _train(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) -> TrainingReport:
     job = run.job
     renderer = _renderer(job, files, load_tokenizer(files))
     rows, validation = (_encode(job, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
     if run.micro_batch_size is not None:
         training = job.spec.training.model_copy(update={"micro_batch_size": run.micro_batch_size})
         job = job.model_copy(update={"spec": job.spec.model_copy(update={"training": training})})
+    if is_distributed(job.spec.compute):
+        return _train_on_workers(run, job, files, rows, validation)
     given = TrainingInput(job, files, rows, validation, run.workspace, run.sink, run.stop.event)
     shared, keep = run.shared, job.spec.checkpoint.keep
     if shared is None:
         return train(given)
     with CheckpointUpload(run.workspace.uploads, lambda at, step: shared.push_checkpoint(at, step, keep)) as upload:
-        return train(dataclasses.replace(given, on_checkpoint=upload.submit))
+        report = train(dataclasses.replace(given, on_checkpoint=upload.submit))
+    reporter.say("storing the tuned weights")
+    shared.push_tuned()
+    return report
+
+
+def _train_on_workers(
+    run: Run, job: FineTuneJob, files: ModelFiles, rows: Sequence[Encoded], validation: Sequence[Encoded]
+) -> TrainingReport:
+    """Train as several processes, which fetch and store for themselves what is too large for this one."""
+    # Imported here: what runs alone needs no cluster's client.
+    from finetune_trainer.worker import Assignment
+    from finetune_trainer.worker_group import train_on_workers
+
+    shared, keep = run.shared, job.spec.checkpoint.keep
+    assignment = Assignment(
+        job,
+        files.revision,
+        rows,
+        validation,
+        run.workspace,
+        run.mounts,
+        prefix=None if shared is None else shared.prefix,
+        # A pod's own variables say how many are meant for it.
+        threads=threads_of_each(processes(job.spec.compute)) if shared is None else None,
+    )
+
+    def complete(step: int, nodes: int) -> None:
+        if shared is not None:
+            shared.complete_parts(step, nodes, keep)
+
+    return train_on_workers(assignment, run.sink, run.stop.event, complete)
 
 
 # --- evaluate and publish

@@ -1,19 +1,19 @@
 """The training stage: Ray Train around transformers' Trainer, one path for every method and number of workers.
 
 Ray Train in local mode (``num_workers=0``) runs the worker function in this process: no cluster, no start-up time.
+With several workers each runs `train_here` as one of a `ProcessGroup`.
 """
 
 import math
 import os
 import resource
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray.train
 import torch
@@ -51,6 +51,7 @@ from finetune_trainer.memory import available_bytes, is_out_of_memory, kept_byte
 from finetune_trainer.methods import count_parameters, prepare_model
 from finetune_trainer.model import ModelFiles, find_broken_tensors
 from finetune_trainer.precision import PrecisionChoice, choose_precision
+from finetune_trainer.process_group import ProcessGroup
 from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.settings_map import Steps, checkpoints_activations, plan_steps, training_arguments
@@ -67,6 +68,14 @@ _LESS_MEMORY = (
 )
 
 
+class Flag(Protocol):
+    """A request to stop that may come at any time."""
+
+    def is_set(self) -> bool:
+        """Whether it has come."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingInput:
     """Everything one worker needs."""
@@ -77,10 +86,12 @@ class TrainingInput:
     validation: Sequence[Encoded]
     workspace: Workspace
     sink: Sink
-    stop: threading.Event
+    stop: Flag
     """Set from outside: save a checkpoint behind the current step and end."""
     on_checkpoint: Callable[[Path], None] | None = None
     """Told of every sealed checkpoint, which may be removed as soon as this returns."""
+    group: ProcessGroup = field(default_factory=ProcessGroup)
+    """Who trains with this process; they share the workspace with those of the same node."""
 
 
 def train(given: TrainingInput) -> TrainingReport:
@@ -95,7 +106,7 @@ def train(given: TrainingInput) -> TrainingReport:
 
     def worker() -> None:
         try:
-            outcome.append(_train_here(given))
+            outcome.append(train_here(given))
         except FineTuneError as error:
             # Ray wraps what a worker raises; the user's message and exit code would be lost.
             outcome.append(error)
@@ -111,16 +122,22 @@ def train(given: TrainingInput) -> TrainingReport:
 def _quiet_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Every core this process was given, unless the environment says otherwise.
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or _cores()))
+    torch.set_num_threads(threads_of_each(1))
 
 
-def _cores() -> int:
+def threads_of_each(processes: int) -> int:
+    """Return the threads for each of ``processes`` on this machine."""
     # macOS knows no affinity.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(os.environ.get("OMP_NUM_THREADS") or cores) // processes)
 
 
-def _train_here(given: TrainingInput) -> TrainingReport:
-    spec = given.job.spec
+def train_here(given: TrainingInput) -> TrainingReport:
+    """Do in this process what `train` says, as one of the group.
+
+    The report, and what is in the ``tuned`` folder, are those of the group's first process.
+    """
+    spec, group = given.job.spec, given.group
     set_seed(spec.training.seed)
     reporter = Reporter(given.sink, Stage.TRAIN)
     reporter.say("loading the base model")
@@ -129,10 +146,12 @@ def _train_here(given: TrainingInput) -> TrainingReport:
     if spec.data.packing and layout.layout is Layout.PADDED:
         reporter.say(f"rows are padded, which is slower: {layout.reason}")
     longest = max(given.train, key=lambda item: len(item.ids))
-    steps = plan_steps(spec.training, len(given.train), len(longest.ids))
+    steps = plan_steps(spec.training, len(given.train), len(longest.ids), group.size)
     with memory_errors(f"training {steps.micro_batch} rows at a time", _LESS_MEMORY):
         model = prepare_model(base, spec.method, str(given.files.path))
-        twice = _computes_twice(spec.training.gradient_checkpointing, model, longest, steps, layout.layout)
+        parameters = count_parameters(model)
+        # One that has less memory than the others decides for all.
+        twice = group.any(_computes_twice(spec.training.gradient_checkpointing, model, longest, steps, layout.layout))
         if twice:
             reporter.say("activations are computed twice, which needs less memory")
         trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice)
@@ -144,8 +163,9 @@ def _train_here(given: TrainingInput) -> TrainingReport:
         raise _named(error, steps, given.workspace) from error
     if trainer.state.global_step < steps.total:
         raise Preempted(f"stopped at step {trainer.state.global_step} of {steps.total}; the checkpoint is saved.")
-    _save_tuned(model, given.workspace.tuned)
-    return _summarise(given, model, trainer, recorder, layout, precision, resume)
+    if group.is_first:
+        _save_tuned(model, given.workspace.tuned)
+    return _summarise(given, parameters, trainer, recorder, layout, precision, resume)
 
 
 def _named(error: Exception, steps: Steps, workspace: Workspace) -> Exception:
@@ -215,7 +235,7 @@ def _build_trainer(
     )
     every = spec.training.eval_every_steps or max(1, steps.total // 5)
     recorder = _Recorder(
-        given, Scorer(model, layout.layout), every, rows_per_step=steps.micro_batch * steps.accumulation
+        given, Scorer(model, layout.layout), every, steps.micro_batch * steps.accumulation * given.group.size
     )
     trainer = Trainer(
         model=model,
@@ -236,6 +256,7 @@ class _Guard(TrainerCallback):
         self._stop = given.stop
         self._files = given.files
         self._keep = given.job.spec.checkpoint.keep
+        self._group = given.group
         self._on_checkpoint = given.on_checkpoint
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -244,6 +265,10 @@ class _Guard(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # Those of one node write into one folder.
+        self._group.wait()
+        if not self._group.is_first_of_node:
+            return
         folder = Path(str(args.output_dir))
         checkpoint = seal(folder, state.global_step)
         if self._on_checkpoint is not None:
@@ -377,7 +402,7 @@ def _save_tuned(model: nn.Module, folder: Path) -> None:
 
 def _summarise(
     given: TrainingInput,
-    model: nn.Module,
+    parameters: tuple[int, int],
     trainer: Trainer,
     recorder: _Recorder,
     layout: LayoutChoice,
@@ -387,11 +412,10 @@ def _summarise(
     curve = recorder.curve(trainer.state)
     losses = [point.loss for point in curve if point.loss is not None]
     last = losses[-max(1, len(losses) // 10) :]
-    parameters, trainable = count_parameters(model)
     return TrainingReport(
         method=given.job.spec.method.type.value,
-        parameters=parameters,
-        trainable_parameters=trainable,
+        parameters=parameters[0],
+        trainable_parameters=parameters[1],
         steps=trainer.state.global_step,
         epochs=float(trainer.state.epoch or 0),
         final_loss=sum(last) / len(last) if last else None,

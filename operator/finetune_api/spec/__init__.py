@@ -17,6 +17,7 @@ from finetune_api.spec.compute import (
     ResourcesSpec,
     VolumeMountSpec,
     VolumeSpec,
+    processes,
 )
 from finetune_api.spec.data import (
     DEFAULT_MAX_LENGTH,
@@ -148,13 +149,23 @@ def _quantization_needs_a_gpu(method: MethodSpec, compute: ComputeSpec) -> Itera
 
 
 def _batch_is_shared_evenly(training: TrainingSpec, compute: ComputeSpec) -> Iterator[Problem]:
-    processes = compute.workers * max(1, compute.gpus_per_worker or 1)
-    if training.global_batch_size % processes:
+    count = processes(compute)
+    share, rest = divmod(training.global_batch_size, count)
+    micro = training.micro_batch_size
+    if rest:
         yield Problem(
             ("training", "globalBatchSize"),
             training.global_batch_size,
-            f"cannot be shared evenly by {processes} processes (workers x gpusPerWorker)",
-            f"Take a multiple of {processes}.",
+            f"cannot be shared evenly by {count} processes (workers x gpusPerWorker)",
+            f"Take a multiple of {count}.",
+        )
+    elif micro is not None and count > 1 and share % micro:
+        yield Problem(
+            ("training", "microBatchSize"),
+            micro,
+            f"does not divide {share}, which is what each of {count} processes does of globalBatchSize "
+            f"{training.global_batch_size}",
+            f"Take a divisor of {share}, or leave it out.",
         )
 
 
