@@ -101,7 +101,7 @@ def operator(cluster: Cluster, operator_image: str) -> Iterator[OperatorRelease]
 
 @pytest.fixture(scope="session")
 def demo_bucket(s3: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The bucket that example 04 names, with a model and rows in it."""
+    """The bucket that example 06 names, with a model and rows in it."""
     store = s3.client()
     s3.bucket(BUCKET)
     for file in sorted(save_tiny_model(tmp_path_factory.mktemp("model")).iterdir()):
@@ -115,7 +115,7 @@ def demo_bucket(s3: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> st
 def jobs(
     cluster: Cluster, namespace: str, s3: ObjectStore, images: Images, operator: OperatorRelease, demo_bucket: str
 ) -> Jobs:
-    """A namespace in which example 04 can be applied."""
+    """A namespace in which example 06 can be applied."""
     here = Jobs(cluster.kubeconfig, namespace)
     add_secret(here, s3)
     return here

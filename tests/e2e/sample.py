@@ -1,4 +1,4 @@
-"""Example 04 as tests apply it: its bucket, its Secret, how far a run of it has come."""
+"""Example 06 as tests apply it: its bucket, its Secret, how far a run of it has come."""
 
 import copy
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from finetune_api.status import Phase
 from ..cluster.object_store import ObjectStore
 from .object import Document, Job, Jobs
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "04-kubernetes" / "finetunejob.yaml"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 BUCKET = "finetune-demo"
 SECRET = "s3-credentials"
 LONG = {"training": {"maxSteps": 4000, "evalEverySteps": 2000}, "checkpoint": {"everySteps": 20}}
@@ -27,9 +27,9 @@ def add_secret(jobs: Jobs, s3: ObjectStore) -> None:
     )
 
 
-def example(s3: ObjectStore, name: str = "reviews-lora", **changes: Document) -> Document:
-    """Return example 04; ``changes`` are merged into the blocks of its spec."""
-    document: Document = yaml.safe_load(EXAMPLE.read_text())
+def example(s3: ObjectStore, name: str = "reviews-lora", of: str = "06-kubernetes", **changes: Document) -> Document:
+    """Return the job of example ``of``; ``changes`` are merged into the blocks of its spec."""
+    document: Document = yaml.safe_load((EXAMPLES / of / "finetunejob.yaml").read_text())
     document["metadata"]["name"] = name
     document["spec"]["output"]["endpoint"] = s3.endpoint_in_cluster
     for block, content in copy.deepcopy(changes).items():

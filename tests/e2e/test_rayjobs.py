@@ -17,13 +17,13 @@ from .object import Document, Job, Jobs
 from .release import OperatorRelease
 from .sample import LONG, example, is_training, uploaded_steps
 
-WORKERS: Document = {"workers": 2, "gpusPerWorker": 0, "resources": {"cpu": "400m", "memory": "3Gi"}}
-SHARDED: Document = {
-    "method": {"type": "full", "lora": None},
-    "training": {"learningRate": 1e-3},
-    "compute": WORKERS | {"deepspeed": {"stage": 3}},
+CPUS: Document = {
+    "workers": 2,
+    "gpusPerWorker": 0,
+    "resources": {"cpu": "400m", "memory": "3Gi"},
+    "sharedMemory": "1Gi",
 }
-"""Full fine-tuning, its weights spread over two workers."""
+"""Two workers without GPUs, in place of those that an example asks for."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def resumed(job: Job) -> bool:
 def test_full_fine_tuning_on_two_workers_is_evaluated_and_published(
     jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster
 ) -> None:
-    jobs.apply(example(s3, "reviews-full", **SHARDED))
+    jobs.apply(example(s3, "reviews-full", of="04-full-deepspeed", compute=CPUS))
     job = jobs.wait_phase("reviews-full", Phase.SUCCEEDED, seconds=450)
     assert [one.stage for one in job.status.attempts] == [Stage.CHECK, Stage.TRAIN, Stage.EVALUATE]
     assert job.status.evaluation is not None
@@ -69,7 +69,7 @@ def test_a_lost_worker_is_replaced_and_training_goes_on_from_its_checkpoint_thou
     jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, operator: OperatorRelease
 ) -> None:
     longer = LONG["training"] | {"maxSteps": 400, "evalEverySteps": 200}
-    jobs.apply(example(s3, training=longer, checkpoint=LONG["checkpoint"], compute=WORKERS))
+    jobs.apply(example(s3, of="05-multi-gpu-lora", training=longer, compute=CPUS))
     job = jobs.wait(
         "reviews-lora", "a checkpoint", lambda job: is_training(1)(job) and bool(uploaded_steps(s3, job)), seconds=240
     )
@@ -85,7 +85,7 @@ def test_a_lost_worker_is_replaced_and_training_goes_on_from_its_checkpoint_thou
 def test_a_deleted_job_leaves_nothing(
     jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster, present: bool
 ) -> None:
-    jobs.apply(example(s3, **LONG, compute=WORKERS))
+    jobs.apply(example(s3, of="05-multi-gpu-lora", **LONG, compute=CPUS))
     job = jobs.wait("reviews-lora", "training", is_training(1), seconds=240)
     if not present:
         kuberay.stop()
