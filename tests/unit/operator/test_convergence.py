@@ -23,6 +23,7 @@ from .fake_cluster import FOREVER, FakeCluster, Life, Operator
 from .objects import gate, make_result, make_settings
 
 SETTINGS = make_settings()
+WORKERS = {"spec.compute": {"workers": 2, "gpusPerWorker": 0}}
 CHECK, TRAIN, EVALUATE = Stage.CHECK, Stage.TRAIN, Stage.EVALUATE
 
 
@@ -100,6 +101,27 @@ SCENARIOS = (
         {(CHECK, 1): Life(ExitCode.BAD_DATA)},
     ),
     Scenario("no check", Phase.SUCCEEDED, Reason.PUBLISHED, 2, {"spec.runPolicy.preflight": "skip"}),
+    Scenario("two workers", Phase.SUCCEEDED, Reason.PUBLISHED, 3, WORKERS),
+    Scenario(
+        "a worker is lost", Phase.SUCCEEDED, Reason.PUBLISHED, 4, WORKERS, {(TRAIN, 1): Life(ExitCode.WORKER_LOST)}
+    ),
+    Scenario(
+        "workers without a word",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        4,
+        WORKERS,
+        {(TRAIN, 1): Life(ExitCode.OUT_OF_MEMORY, is_mute=True)},
+    ),
+    Scenario(
+        "two workers are suspended and go on",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        4,
+        WORKERS,
+        {(TRAIN, 1): Life(ExitCode.PREEMPTED, running_ticks=8)},
+        lambda: [(training_runs, suspend(True)), (is_suspended, suspend(False))],
+    ),
     Scenario(
         "divergence, then a lower learning rate",
         Phase.SUCCEEDED,
