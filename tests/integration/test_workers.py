@@ -4,23 +4,29 @@ Inputs: the tiny model. Ray and its worker processes take half a minute to start
 what is compared here, one training after the other. Everything is float32 on the CPU.
 """
 
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
+from ray.cluster_utils import Cluster
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
 from torch import Tensor
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import Progress, TrainingReport
+from finetune_api.report import ExitCode, Progress, Stage, TrainingReport
+from finetune_api.stage_result import StageResult
+from finetune_trainer import stages
 from finetune_trainer.interrupt import StopFlag
-from finetune_trainer.stages import Run, train_stage
+from finetune_trainer.stages import PodOptions, Run, train_stage
 from finetune_trainer.worker import Assignment
 from finetune_trainer.workspace import Workspace
 
@@ -56,9 +62,13 @@ def trained(report: TrainingReport, workspace: Workspace) -> Trained:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    """Two nodes of Ray on this machine; both workers fit on the first, as on a laptop."""
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    nodes.add_node(num_cpus=1)
+    ray.init(address=nodes.address, log_to_driver=False)
     yield
     ray.shutdown()
+    nodes.shutdown()
 
 
 FULL: dict[str, Any] = {"method": {"type": "full"}, "training__learningRate": RATE}
@@ -212,3 +222,64 @@ def test_an_interrupted_run_goes_on_to_the_same_end(on_two_workers: dict[str, Tr
     # Order, optimiser and schedule all go on: the very same numbers.
     assert resumed.losses == straight.losses
     assert all(torch.equal(tensor, resumed.weights[key]) for key, tensor in straight.weights.items())
+
+
+# --- in pods: a node for each worker, nothing shared but the output store
+
+
+class Listener:
+    """Does something, once, when a step has been made."""
+
+    def __init__(self, step: int | None = None, act: Callable[[], None] = lambda: None) -> None:
+        self._step = step
+        self._act = act
+
+    def report(self, progress: Progress) -> None:
+        if self._step is not None and (progress.step or 0) >= self._step:
+            self._step = None
+            self._act()
+
+
+def stop_this_program() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def kill_a_worker() -> None:
+    workers = [one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in one.name()]
+    workers[-1].kill()
+
+
+def attempt(job: FineTuneJob, folder: Path, listener: Listener | None = None) -> StageResult:
+    return stages.run_one(Stage.TRAIN, job, folder, listener or Listener(), PodOptions())
+
+
+STEPS = 60
+"""Far more than pass between the report of a step and what is done about it."""
+
+
+def test_attempts_on_other_nodes_go_on_from_what_lost_and_stopped_ones_have_stored(
+    cluster: None, tiny_model_dir: Path, tmp_path: Path
+):
+    job = on_two(tiny_model_dir, tmp_path, **FULL, **zero(2), training__maxSteps=STEPS, checkpoint__everySteps=2)
+    lost = attempt(job, tmp_path / "first", Listener(10, kill_a_worker))
+    assert (lost.exit_code, lost.exit_code.is_retryable) == (ExitCode.WORKER_LOST, True), lost.message
+    assert "a worker is gone" in lost.message
+
+    stopped = attempt(job, tmp_path / "second", Listener(30, stop_this_program))
+    assert stopped.exit_code is ExitCode.PREEMPTED, stopped.message
+    assert stopped.resumed_from_step == lost.checkpoints[0].step > 0
+    assert 30 <= stopped.checkpoints[0].step < STEPS
+
+    trained = attempt(job, tmp_path / "third")
+    assert trained.exit_code is ExitCode.OK, trained.message
+    assert trained.resumed_from_step == stopped.checkpoints[0].step
+    [prefix] = (tmp_path / "output" / "default").iterdir()
+    assert (prefix / "state" / "tuned" / "COMPLETE").is_file()
+    assert not list((prefix / "checkpoints").glob("**/*")), "they are of no use any more"
+
+
+def test_an_error_of_a_worker_is_the_programs_own(cluster: None, tiny_model_dir: Path, tmp_path: Path):
+    job = on_two(tiny_model_dir, tmp_path, **{**FULL, "training__learningRate": 1e30}, training__maxSteps=STEPS)
+    failed = attempt(job, tmp_path / "attempt")
+    assert failed.exit_code is ExitCode.DIVERGED, failed.message
+    assert "spec.training.learningRate" in failed.message
