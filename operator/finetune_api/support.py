@@ -24,7 +24,6 @@ NOT_YET: dict[str, str] = {
     "data.splits.stratifyBy": _INSTEAD,
     "data.replay": "Add the rows as another task.",
     "training.earlyStopping": "Leave it out, and set maxSteps.",
-    "compute.deepspeed": _INSTEAD,
     "evaluation.benchmarks": _INSTEAD,
     "evaluation.holistic": _INSTEAD,
 }
@@ -35,6 +34,7 @@ ONLY: dict[str, tuple[object, ...]] = {
     "data.mixing.strategy": ("proportional",),
     "method.type": ("full", "lora", "promptTuning"),
     "method.regularization.type": ("none",),
+    "compute.deepspeed.offload": ("none", "cpu"),
     "evaluation.generation.numBeams": (1,),
     "evaluation.forgetting.remedy": ("none",),
     "evaluation.baselines.zeroShot": (True,),

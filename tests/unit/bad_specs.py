@@ -725,6 +725,14 @@ BAD_SPECS = [
         PASSES,
     ),
     BadSpec(
+        "a micro-batch divides what each process does",
+        {"spec.compute.workers": 2, "spec.training": {"globalBatchSize": 16, "microBatchSize": 16}},
+        "spec.training.microBatchSize",
+        "16",
+        ("does not divide 8", "2 processes", "divisor of 8"),
+        PASSES,
+    ),
+    BadSpec(
         "a GPU resource has an amount",
         {"spec.compute": {"gpusPerWorker": 0, "gpuResource": "amd.com/gpu"}},
         "spec.compute.gpuResource",

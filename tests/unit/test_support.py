@@ -54,7 +54,10 @@ SUPPORTED = {
         },
         "spec.evaluation.resources": {"memory": "16Gi"},
     },
-    "several workers": {"spec.compute": {"workers": 2, "gpusPerWorker": 4, "engine": "ray"}},
+    "several workers": {
+        "spec.compute": {"workers": 2, "gpusPerWorker": 4, "engine": "ray"},
+        "spec.compute.deepspeed": {"stage": 3, "offload": "cpu"},
+    },
     "evaluation": {
         "spec.evaluation": {
             "metrics": ["accuracy", "exact_match", "token_f1", "rouge", "bleu", "chrf", "perplexity"],
@@ -106,6 +109,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
         # Refused elsewhere in this manifest, or in no need of it.
         *("data.mixing.temperature", "data.tasks[].validationSource", "data.tasks[].testSource"),
         *("model.task", "method.regularization.type", "evaluation.generation.numBeams"),
+        "compute.deepspeed.offload",
         *SCHEMES,
         "evaluation.baselines.zeroShot",
     }
@@ -120,7 +124,11 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
         ({"spec.data.tasks[0].testSource": "file:///t"}, "spec.data.tasks[0].testSource", "spec.data.splits.test"),
         ({"spec.method.type": "qlora"}, "spec.method.type", "full or lora or promptTuning"),
         ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),
-        ({"spec.compute": {"workers": 2, "deepspeed": {"stage": 2}}}, "spec.compute.deepspeed", "Leave it out"),
+        (
+            {"spec.compute": {"workers": 2, "deepspeed": {"stage": 3, "offload": "nvme"}}},
+            "spec.compute.deepspeed.offload",
+            "none or cpu",
+        ),
     ],
 )
 def test_a_job_that_asks_for_what_is_not_there_yet_is_told_what_to_do(given: dict[str, Any], path: str, remedy: str):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.status import Checkpoint
+from finetune_trainer.adjustment import Adjustment, Useless, useless_checkpoints
 from finetune_trainer.checkpoint import folder_of, newest_complete
 from finetune_trainer.durable import disk_errors, write_file
 from finetune_trainer.errors import DataError, SpecError
@@ -129,6 +130,25 @@ class SharedState:
                 )
             shutil.rmtree(fetched)
         write_manifest(folder)
+
+    def drop_useless_checkpoints(self, adjustment: Adjustment) -> None:
+        """Remove what an attempt so adjusted must not go on from, and remember the adjustment."""
+        key = f"{self.prefix}/state/adjustment.json"
+        before = Adjustment()
+        if self.store.exists(key):
+            before = Adjustment.model_validate_json(self.store.get_bytes(key))
+        if before == adjustment:
+            return
+        match useless_checkpoints(before, adjustment):
+            case Useless.ALL:
+                self.drop_checkpoints()
+            case Useless.NEWEST:
+                for step in self.complete_steps()[:1]:
+                    self.store.delete_tree(self._checkpoint_key(step))
+            case Useless.NONE:
+                pass
+        # Behind the removal: who is stopped between the two goes back once more, never too little.
+        self.store.put_bytes(key, adjustment.model_dump_json(by_alias=True).encode())
 
     def push_checkpoint(self, folder: Path, step: int, keep: int) -> None:
         """Store a sealed checkpoint, then remove all but the ``keep`` newest complete ones."""

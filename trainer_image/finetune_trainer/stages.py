@@ -35,6 +35,7 @@ from finetune_api.spec import LossOn
 from finetune_api.spec.compute import is_distributed, processes
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
+from finetune_trainer.adjustment import Adjustment, adjusted
 from finetune_trainer.checkpoint import newest_complete, step_of
 from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.dataset import Dataset, load_dataset
@@ -75,7 +76,7 @@ _NUMBERS_DEPEND_ON = ("torch", "transformers", "peft", "ray", "tokenizers", "rou
 class PodOptions:
     """What a stage is told that runs in a pod of its own."""
 
-    micro_batch_size: int | None = None
+    adjustment: Adjustment = field(default_factory=Adjustment)
     """See `Run`."""
 
 
@@ -91,8 +92,8 @@ class Run:
     mounts: Mounts = field(default_factory=Mounts)
     shared: SharedState | None = None
     """Where stages leave their results when each runs in a pod of its own; absent on a laptop."""
-    micro_batch_size: int | None = None
-    """Takes the place of ``spec.training.microBatchSize``: fewer rows at once after a step did not fit."""
+    adjustment: Adjustment = field(default_factory=Adjustment)
+    """What training does otherwise than the spec says."""
 
     @property
     def storage(self) -> Storage:
@@ -139,12 +140,14 @@ def run_one(stage: Stage, job: FineTuneJob, folder: Path, sink: Sink, pod: PodOp
         with workspace.claim(spec_hash(job.spec)), StopFlag() as stop:
             if pod is not None:
                 shared = SharedState(Storage(job.spec.output, mounts).open_output(), output_prefix(job), workspace)
-            one = Run(job, workspace, sink, stop, mounts, shared, pod.micro_batch_size if pod else None)
+            one = Run(job, workspace, sink, stop, mounts, shared, pod.adjustment if pod else Adjustment())
             match stage:
                 case Stage.CHECK:
                     report, inputs = check_stage(one)
                     return check_result(report, inputs.model, workspace.recall("plan", PlanStatus))
                 case Stage.TRAIN:
+                    if shared is not None:
+                        shared.drop_useless_checkpoints(one.adjustment)
                     resumed_from = _find_checkpoint(one)
                     return train_result(train_stage(one))
                 case Stage.EVALUATE:
@@ -341,9 +344,7 @@ def _train(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
     job = run.job
     renderer = _renderer(job, files, load_tokenizer(files))
     rows, validation = (_encode(job, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
-    if run.micro_batch_size is not None:
-        training = job.spec.training.model_copy(update={"micro_batch_size": run.micro_batch_size})
-        job = job.model_copy(update={"spec": job.spec.model_copy(update={"training": training})})
+    job = job.model_copy(update={"spec": adjusted(job.spec, run.adjustment)})
     if is_distributed(job.spec.compute):
         return _train_on_workers(run, job, files, rows, validation)
     given = TrainingInput(job, files, rows, validation, run.workspace, run.sink, run.stop.event)

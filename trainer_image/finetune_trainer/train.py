@@ -54,8 +54,16 @@ from finetune_trainer.precision import PrecisionChoice, choose_precision
 from finetune_trainer.process_group import ProcessGroup
 from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.scoring import Scorer
-from finetune_trainer.settings_map import Steps, checkpoints_activations, plan_steps, training_arguments
+from finetune_trainer.settings_map import (
+    Steps,
+    checkpoints_activations,
+    deepspeed_config,
+    plan_steps,
+    spreads_weights,
+    training_arguments,
+)
 from finetune_trainer.workspace import Workspace
+from finetune_trainer.zero import join_without_gpu
 
 # The validation loss during training guides the eye; the numbers that count come from evaluation.
 VALIDATION_ROWS = 128
@@ -151,7 +159,11 @@ def train_here(given: TrainingInput) -> TrainingReport:
         model = prepare_model(base, spec.method, str(given.files.path))
         parameters = count_parameters(model)
         # One that has less memory than the others decides for all.
-        twice = group.any(_computes_twice(spec.training.gradient_checkpointing, model, longest, steps, layout.layout))
+        twice = group.any(
+            _computes_twice(
+                spec.training.gradient_checkpointing, model, longest, steps, layout.layout, spreads_weights(spec)
+            )
+        )
         if twice:
             reporter.say("activations are computed twice, which needs less memory")
         trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice)
@@ -163,8 +175,7 @@ def train_here(given: TrainingInput) -> TrainingReport:
         raise _named(error, steps, given.workspace) from error
     if trainer.state.global_step < steps.total:
         raise Preempted(f"stopped at step {trainer.state.global_step} of {steps.total}; the checkpoint is saved.")
-    if group.is_first:
-        _save_tuned(model, given.workspace.tuned)
+    _save_tuned(trainer, model, given)
     return _summarise(given, parameters, trainer, recorder, layout, precision, resume)
 
 
@@ -189,11 +200,14 @@ def _unwritable(what: str, place: Path, error: Exception) -> StorageError:
 
 
 def _computes_twice(
-    wanted: GradientCheckpointing, model: nn.Module, longest: Encoded, steps: Steps, layout: Layout
+    wanted: GradientCheckpointing, model: nn.Module, longest: Encoded, steps: Steps, layout: Layout, spread: bool
 ) -> bool:
     """Decide by a short row whether the activations of a whole micro-batch are kept or computed twice."""
     if wanted is not GradientCheckpointing.AUTO:
         return wanted is GradientCheckpointing.ALWAYS
+    if spread:
+        # One GPU may not hold the whole model that a trial would need, and who spreads weights is short of memory.
+        return True
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     device = next(model.parameters()).device
     cut = max(0, len(longest.ids) - _SAMPLE_TOKENS)
@@ -224,6 +238,9 @@ def _build_trainer(
     checkpoint_activations: bool,
 ) -> tuple[Trainer, "_Recorder"]:
     spec = given.job.spec
+    without_gpu = not torch.cuda.is_available()
+    if without_gpu and spec.compute.deepspeed is not None:
+        join_without_gpu()
     arguments = training_arguments(
         spec.training,
         steps,
@@ -231,7 +248,10 @@ def _build_trainer(
         checkpoint_every=spec.checkpoint.every_steps,
         checkpoint_activations=checkpoint_activations,
         autocast=precision.autocast,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=without_gpu,
+        deepspeed=None
+        if spec.compute.deepspeed is None
+        else deepspeed_config(spec.compute.deepspeed, spec.training, steps, given.group.size, precision.autocast),
     )
     every = spec.training.eval_every_steps or max(1, steps.total // 5)
     recorder = _Recorder(
@@ -258,6 +278,12 @@ class _Guard(TrainerCallback):
         self._keep = given.job.spec.checkpoint.keep
         self._group = given.group
         self._on_checkpoint = given.on_checkpoint
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A checkpoint brings the rate that it was made with.
+        set_peak_rate(kwargs["lr_scheduler"], args.learning_rate)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._stop.is_set() and state.global_step < state.max_steps:
@@ -289,6 +315,16 @@ class _Guard(TrainerCallback):
                     self._files.path,
                     broken,
                 )
+
+
+def set_peak_rate(scheduler: Any, rate: float) -> None:
+    """Let ``scheduler``, or the one that it wraps, go on where it is with another peak rate."""
+    while (inner := getattr(scheduler, "scheduler", None)) is not None:
+        scheduler = inner
+    scheduler.base_lrs = [rate] * len(scheduler.base_lrs)
+    for group, share in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        group["initial_lr"] = rate
+        group["lr"] = rate * share(scheduler.last_epoch)
 
 
 _FIGURES = {"loss": "the loss", "grad_norm": "the gradient"}
@@ -391,10 +427,16 @@ class _Recorder(TrainerCallback):
         return loss
 
 
-def _save_tuned(model: nn.Module, folder: Path) -> None:
+def _save_tuned(trainer: Trainer, model: nn.Module, given: TrainingInput) -> None:
+    """Write what was trained, once, whole."""
     assert isinstance(model, PreTrainedModel | PeftModel)
+    folder = given.workspace.tuned
+    # With weights that are spread all processes take part, one layer after the other.
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if spreads_weights(given.job.spec) else None
+    if not given.group.is_first:
+        return
     try:
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), state_dict=state)
     except (OSError, SafetensorError) as error:
         raise _unwritable("the tuned model", folder, error) from error
     write_manifest(folder)
