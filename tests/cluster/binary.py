@@ -77,7 +77,7 @@ MODULES = (
     GoModule("helm.sh/helm/v3", "v3.22.0", {"helm": "cmd/helm"}),
     GoModule("github.com/versity/versitygw", "v1.8.0", {"versitygw": "cmd/versitygw"}),
     GoModule("github.com/ray-project/kuberay/ray-operator", "v1.6.2", {"kuberay-operator": ""}, is_own_main=True),
-    GoModule("sigs.k8s.io/kueue", "v0.15.0", {"kueue-manager": "cmd/kueue"}, installable=False),
+    GoModule("sigs.k8s.io/kueue", "v0.15.0", {"kueue-manager": "cmd/kueue"}, is_own_main=True),
 )
 """One row per module; a changed row builds its programs again. Add what a test needs here."""
 
