@@ -98,7 +98,25 @@ class LossPoint(ApiModel):
     step: int
     loss: float | None = None
     validation_loss: float | None = None
+    """Mean over the tasks; rows of each task are weighed by their tokens."""
+    validation_losses: dict[str, float] = Field(default_factory=dict)
+    """By task."""
     learning_rate: float | None = None
+
+
+class TaskShare(ApiModel):
+    """How much of what training saw was of one task."""
+
+    task: str
+    """``replay`` for the rows of ``spec.data.replay``."""
+    rows: int
+    """Training rows that it has."""
+    share: float
+    """Of the rows seen, as ``spec.data.mixing`` wants it."""
+    expected: float
+    """Rows seen, were they divisible."""
+    drawn: int
+    """Rows seen."""
 
 
 class TrainingReport(ApiModel):
@@ -112,6 +130,8 @@ class TrainingReport(ApiModel):
     final_loss: float | None = None
     """Mean loss per completion token over the last tenth of the steps, in nats."""
     curve: tuple[LossPoint, ...] = ()
+    mixture: tuple[TaskShare, ...] = ()
+    """What was seen of each task; rows that were seen twice count twice."""
     seconds: float = 0.0
     rows_per_second: float = 0.0
     tokens_per_second: float = 0.0

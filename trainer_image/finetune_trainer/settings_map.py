@@ -91,7 +91,8 @@ def training_arguments(
         "max_grad_norm": training.max_grad_norm,
         "optim": "adamw_torch_fused",
         "seed": training.seed,
-        "data_seed": training.seed,
+        # Rows come in the mixture's own order, which is shuffled.
+        "train_sampling_strategy": "sequential",
         "bf16": autocast,
         "use_cpu": use_cpu,
         "activation_checkpointing": checkpoint_activations,

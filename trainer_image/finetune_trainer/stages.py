@@ -49,6 +49,7 @@ from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
+from finetune_trainer.mixture import Mixture, TaskRows, plan_mixture
 from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer
 from finetune_trainer.pair import ModelPair, open_pair
 from finetune_trainer.progress import Reporter, Sink
@@ -320,10 +321,20 @@ def _train(run: Run, files: ModelFiles, dataset: Dataset) -> TrainingReport:
     job = run.job
     renderer = _renderer(job, files, load_tokenizer(files))
     rows, validation = (_encode(job, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
+    replayed, _ = encode_all(renderer, dataset, dataset.replay(), job.spec.data.loss_on)
     if run.micro_batch_size is not None:
         training = job.spec.training.model_copy(update={"micro_batch_size": run.micro_batch_size})
         job = job.model_copy(update={"spec": job.spec.model_copy(update={"training": training})})
-    given = TrainingInput(job, files, rows, validation, run.workspace, run.sink, run.stop.event)
+    given = TrainingInput(
+        job,
+        files,
+        [*rows, *replayed],
+        _mixture(job, dataset),
+        _by_task(dataset, Split.VALIDATION, validation),
+        run.workspace,
+        run.sink,
+        run.stop.event,
+    )
     shared, keep = run.shared, job.spec.checkpoint.keep
     if shared is None:
         return train(given)
@@ -485,14 +496,42 @@ def _load_suite(run: Run) -> GeneralSuite | None:
 
 def _renderer(job: FineTuneJob, files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     data = job.spec.data
-    return Renderer(tokenizer, data.format.value, data.system, find_row_length(job.spec, files).tokens)
+    renderer = Renderer(tokenizer, data.format.value, data.system, find_row_length(job.spec, files).tokens)
+    chats = next((index for index, task in enumerate(data.tasks) if task.messages is not None), None)
+    if chats is not None and renderer.format == "raw":
+        raise SpecError(
+            f"spec.data.tasks[{chats}].messages: {job.spec.model.source} has no chat template, so it knows no turns. "
+            "Choose an instruct model, or write templates."
+        )
+    return renderer
 
 
 def _encode(job: FineTuneJob, renderer: Renderer, dataset: Dataset, split: Split) -> list[Encoded]:
-    # lossOn: all is about what is learnt; scores are always of the completion.
-    learn_prompt = split is Split.TRAIN and job.spec.data.loss_on is LossOn.ALL
-    encoded, _ = encode_all(renderer, dataset, dataset.examples(split), learn_prompt)
+    # lossOn is about what is learnt; scores are always of the completion.
+    loss_on = job.spec.data.loss_on if split is Split.TRAIN else LossOn.COMPLETION
+    encoded, _ = encode_all(renderer, dataset, dataset.examples(split), loss_on)
     return encoded
+
+
+def _by_task(dataset: Dataset, split: Split, encoded: Sequence[Encoded]) -> dict[str, list[Encoded]]:
+    groups: dict[str, list[Encoded]] = {task: [] for task in dataset.tasks}
+    for example, item in zip(dataset.examples(split), encoded, strict=True):
+        groups[example.task].append(item)
+    return groups
+
+
+def _mixture(job: FineTuneJob, dataset: Dataset) -> Mixture:
+    """Return how the training rows of all tasks, and behind them the replayed ones, are mixed."""
+    data = job.spec.data
+    rows = dataset.examples(Split.TRAIN)
+    tasks = [
+        TaskRows(task.name, [place for place, row in enumerate(rows) if row.task == task.name], task.weight)
+        for task in data.tasks
+    ]
+    replay = range(len(rows), len(rows) + len(dataset.replay()))
+    return plan_mixture(
+        tasks, data.mixing, job.spec.training.seed, replay, data.replay.fraction if data.replay else 0.0
+    )
 
 
 def _interruptible(run: Run, stage: Stage) -> Reporter:

@@ -103,8 +103,12 @@ class Template:
     def __init__(self, prompt: str, completion: str, field: str) -> None:
         self.field = field
         environment = _Environment()
-        self._prompt, self.prompt_columns = _compiled(environment, prompt, f"{field}.prompt")
-        self._completion, self.completion_columns = _compiled(environment, completion, f"{field}.completion")
+        self._prompt, self.prompt_columns, tested = _compiled(environment, prompt, f"{field}.prompt")
+        self._completion, self.completion_columns, also_tested = _compiled(
+            environment, completion, f"{field}.completion"
+        )
+        self.optional_columns = (tested | also_tested) & self.columns
+        """Those that the template asks for before it uses them: ``{% if input is defined %}``."""
 
     @property
     def columns(self) -> frozenset[str]:
@@ -166,8 +170,8 @@ def _refuse_unprintable(value: object) -> object:
     return value
 
 
-_Compiled = tuple[CompiledTemplate, frozenset[str]]
-"""A template and the columns it names."""
+_Compiled = tuple[CompiledTemplate, frozenset[str], frozenset[str]]
+"""A template, the names it uses, and those among them that it tests with ``is defined``."""
 
 
 def _compiled(environment: _Environment, text: str, field: str) -> _Compiled:
@@ -186,7 +190,9 @@ def _compile(environment: _Environment, text: str) -> _Compiled | Fault:
             name = type(loading).__name__.lower()
             return Fault(loading.lineno, f"{name} is not available in templates", "Write the text out.")
         columns = frozenset(meta.find_undeclared_variables(tree) - environment.globals.keys())
-        return environment.from_string(text), columns
+        tests = (node for node in tree.find_all(nodes.Test) if node.name == "defined")
+        tested = frozenset(node.node.name for node in tests if isinstance(node.node, nodes.Name))
+        return environment.from_string(text), columns, tested
     except TemplateSyntaxError as error:
         shown = text.splitlines()[error.lineno - 1 : error.lineno]
         return Fault(

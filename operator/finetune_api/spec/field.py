@@ -36,6 +36,7 @@ RESOURCE = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 IMAGE = r"^[a-z0-9][^\s]*$"
 PATH = r"^/[^\s:]*$"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 COLUMN = r"^[^\x00-\x1f]+$"
 TASK_NAME = r"^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?$"
 GATE_METRIC = r"^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?\.[A-Za-z0-9_]+$"
@@ -53,6 +54,7 @@ PATTERN_MEANINGS = {
     ENV_NAME: "letters, digits and '_', not beginning with a digit: HF_HOME",
     IMAGE: "an image reference: registry.example/trainer:1.0",
     PATH: "an absolute path: /cache",
+    VARIABLE: "a name as templates use it: letters, digits and '_', not beginning with a digit",
     COLUMN: "a name without control characters",
     GATE_METRIC: "<task>.<metric>: sentiment.accuracy",
 }
@@ -69,6 +71,9 @@ ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_NAME
 
 Column = Annotated[str, Field(min_length=1, max_length=128, pattern=COLUMN)]
 """The name of a column of the rows."""
+
+Variable = Annotated[str, Field(min_length=1, max_length=64, pattern=VARIABLE)]
+"""The name that a template gives to a column."""
 
 ModelUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=MODEL_URI)]
 DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=DATA_URI)]
