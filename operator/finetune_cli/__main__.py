@@ -84,6 +84,10 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
             from finetune_cli.init import print_starter
 
             return print_starter(options.name, options.method)
+        case "templates":
+            from finetune_cli.templates import show_templates
+
+            return show_templates(options.name, options.file)
         case "run":
             from finetune_cli.manifest import read_job
             from finetune_cli.run import default_workspace, run
@@ -156,6 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     init = commands.add_parser("init", help="print a commented starter job")
     init.add_argument("name", nargs="?", default="my-job", metavar="NAME", help="name of the job (default my-job)")
     init.add_argument("--method", choices=["full", "lora", "promptTuning"], default="lora", help="default lora")
+
+    templates = commands.add_parser("templates", help="show the template library, and your rows through it")
+    templates.add_argument("name", nargs="?", metavar="NAME", help="an entry; all are listed when absent")
+    templates.add_argument("--file", type=Path, metavar="FILE", help="show phrasings on the rows of this job")
 
     run = commands.add_parser("run", help="check, train, evaluate and publish; interrupted, the same command goes on")
     run.add_argument("file", type=Path, metavar="FILE", help=_JOB)

@@ -50,6 +50,8 @@ def test_entry_is_sound(name: str) -> None:
         answered |= compiled.completion_columns
         optional |= compiled.optional_columns
     assert not asked & answered
+    assert set(entry.example) == set(entry.columns)
+    assert not entry.labels or entry.example["label"] in entry.labels
     row = {column: f"the {column}" for column in entry.columns}
     for template in entry.templates:
         prompt, completion = Template(template.prompt, template.completion, name).render(row, 0)

@@ -431,7 +431,7 @@ def _ask_base(own: _Examiner, raw: _Examiner, paper: _Paper) -> _Asked:
 def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
     seed = job.spec.training.seed
     labels = dataset.labels(task)
-    is_kept_back = any(example.task == task for example in dataset.examples(Split.VALIDATION))
+    is_kept_back = job.spec.data.splits.validation or dataset.task(task).validation_source is not None
     choice_split = Split.VALIDATION if is_kept_back else Split.TRAIN
     choice, test = (
         [example for example in dataset.examples(split) if example.task == task] for split in (choice_split, Split.TEST)

@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from difflib import get_close_matches
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
 from finetune_api.block import Block, Problem
-from finetune_api.prompt_library import library_names
+from finetune_api.prompt_library import library_names, suggest
 from finetune_api.spec.field import (
     Column,
     DataUri,
@@ -83,13 +82,11 @@ def _one_way_to_render(
 
 def _library_has_the_entry(library: str | None) -> Iterator[Problem]:
     if library is not None and library not in library_names():
-        near = get_close_matches(library, library_names(), n=3)
-        known = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join(library_names())}."
         yield Problem(
             ("library",),
             library,
             "is not in the template library",
-            f"{known} `finetune templates` shows them all.",
+            f"{suggest(library)} `finetune templates` shows them all.",
         )
 
 
