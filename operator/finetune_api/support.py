@@ -36,10 +36,10 @@ ONLY: dict[str, tuple[object, ...]] = {
 
 SCHEMES: dict[str, tuple[str, ...]] = {
     "model.source": ("file", "hf", "s3", "pvc"),
-    "data.tasks[].source": ("file", "s3", "pvc", "configMap"),
-    "data.tasks[].validationSource": ("file", "s3", "pvc", "configMap"),
-    "data.tasks[].testSource": ("file", "s3", "pvc", "configMap"),
-    "data.replay.source": ("file", "s3", "pvc", "configMap"),
+    "data.tasks[].source": ("file", "hf", "s3", "pvc", "configMap"),
+    "data.tasks[].validationSource": ("file", "hf", "s3", "pvc", "configMap"),
+    "data.tasks[].testSource": ("file", "hf", "s3", "pvc", "configMap"),
+    "data.replay.source": ("file", "hf", "s3", "pvc", "configMap"),
     "evaluation.forgetting.sources[]": ("file", "s3", "pvc", "configMap"),
     "output.uri": ("file", "s3", "pvc"),
 }

@@ -13,7 +13,6 @@ from finetune_api.prompt_library import library_names, suggest
 from finetune_api.report import ExitCode
 from finetune_api.spec import TaskSpec, TemplateSpec
 from finetune_cli.manifest import read_job
-from finetune_cli.wording import aligned
 from finetune_trainer.errors import SpecError
 
 _SHOWN_ROWS = 2
@@ -48,8 +47,10 @@ def show_templates(name: str | None, file: Path | None) -> ExitCode:
 
 def _list() -> Iterator[str]:
     entries = [library_entry(name) for name in library_names()]
-    rows = [(entry.name, ", ".join(entry.columns), entry.purpose) for entry in entries]
-    yield from aligned([("NAME", "COLUMNS", "FOR"), *rows], texts=3)
+    rows = [("NAME", "COLUMNS", "FOR")]
+    rows += [(entry.name, ", ".join(entry.columns), entry.purpose) for entry in entries]
+    names, columns = (max(len(row[index]) for row in rows) for index in (0, 1))
+    yield from (f"{name:{names}}  {column:{columns}}  {purpose}" for name, column, purpose in rows)
 
 
 def _on_example(entry: LibraryEntry) -> Iterator[str]:

@@ -84,6 +84,7 @@ SUPPORTED = {
     "stores": {
         "spec.model": {"source": "s3://bucket/model", "secretRef": {"name": "models"}},
         "spec.data.tasks[0].source": "configMap://reviews/rows.jsonl",
+        "spec.data.tasks[0].testSource": "hf://datasets/acme/reviews/data/test*",
         "spec.output": {"uri": "s3://bucket", "endpoint": "http://minio:9000", "secretRef": {"name": "output"}},
     },
     "volumes": {"spec.model.source": "pvc://models/base", "spec.output.uri": "pvc://results/here"},
@@ -131,8 +132,11 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
     "given, path, remedy",
     [
         ({"spec.model.task": "seq2seq-lm"}, "spec.model.task", "Use causal-lm"),
-        ({"spec.data.tasks[0].source": "hf://a/b"}, "spec.data.tasks[0].source", "file://"),
-        ({"spec.data.tasks[0].testSource": "hf://a/b"}, "spec.data.tasks[0].testSource", "file://"),
+        (
+            {"spec.evaluation.forgetting": {"sources": ["hf://a/b"]}},
+            "spec.evaluation.forgetting.sources[0]",
+            "file://",
+        ),
         ({"spec.method.type": "qlora"}, "spec.method.type", "full or lora or promptTuning"),
         ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),
         ({"spec.compute": {"gpusPerWorker": 2}}, "spec.compute.gpusPerWorker", "Use 0 or 1"),

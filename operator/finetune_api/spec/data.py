@@ -116,8 +116,9 @@ class TaskSpec(Block):
     name: TaskName
     """Short name, unique in the job; gates and reports use it."""
     source: DataUri
-    """The rows: a jsonl, csv or parquet file. file://, s3://, pvc:// or configMap://name/key, later hf:// for a hub
-    data set; file://./rows.jsonl is relative to the manifest."""
+    """The rows: a file (jsonl, json, csv, txt, parquet, arrow; text also packed as .gz or .zst), a folder of them, or a
+    pattern: ``file://./rows/train*.jsonl``. file:// (``./`` is relative to the manifest), s3://, pvc://,
+    configMap://name/key, or a hub data set: ``hf://datasets/organisation/name/data/train*``."""
     validation_source: DataUri | None = None
     """Rows for validation from a place of their own, read as those of ``source`` are; ``splits.validation`` is then not
     cut from ``source``."""
@@ -144,7 +145,8 @@ class TaskSpec(Block):
     """Share of this task among the rows seen, relative to the others', under ``mixing.strategy: weights``."""
     secret_ref: SecretRef | None = None
     """Secret with the keys of an s3:// source: those of spec.output.secretRef, with AWS_ENDPOINT_URL for a store that
-    is not AWS. Absent: the output's store is meant, with its endpoint and Secret."""
+    is not AWS. Absent: the output's store is meant, with its endpoint and Secret. For an hf:// source, with the hub's
+    token as HF_TOKEN or token."""
 
 
 def _temperature_is_used(strategy: Mixing, temperature: float | None) -> Iterator[Problem]:

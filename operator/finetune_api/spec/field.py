@@ -43,7 +43,7 @@ GATE_METRIC = r"^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?\.[A-Za-z0-9_]+$"
 
 PATTERN_MEANINGS = {
     MODEL_URI: "hf://organisation/name, s3://bucket/path, pvc://claim/path, file:///absolute or file://./relative",
-    DATA_URI: "file:///absolute, file://./relative, s3://bucket/path, pvc://claim/path or configMap://name/key",
+    DATA_URI: "file:///absolute, file://./relative, s3://bucket/path, pvc://claim/path, configMap://name/key or hf://datasets/organisation/name",
     OUTPUT_URI: "s3://bucket/path, pvc://claim/path, file:///absolute or file://./relative",
     ENDPOINT: "http://host:port or https://host, without user, password or query",
     TASK_NAME: "letters, digits, '-' and '_': sentiment",
