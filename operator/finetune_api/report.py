@@ -69,6 +69,46 @@ class SplitRows(ApiModel):
     test: int
 
 
+class LengthCount(ApiModel):
+    """One bar of a histogram."""
+
+    up_to: int
+    """Tokens; more than the bar before."""
+    rows: int
+
+
+class TextPiece(ApiModel):
+    """A part of a row as the model sees it, special tokens included."""
+
+    text: str
+    learnt: bool
+    """Whether the loss is computed on it."""
+
+
+class TaskData(ApiModel):
+    """What one task's rows looked like."""
+
+    task: str
+    rows: SplitRows
+    lengths: tuple[LengthCount, ...] = ()
+    """Rows by their number of tokens, prompt and completion together."""
+    truncated: int = 0
+    """Rows that were shortened."""
+    labels: dict[str, int] = Field(default_factory=dict)
+    """Training rows of each label; empty for an open task."""
+    sample: tuple[TextPiece, ...] = ()
+    """The first training row, with the loss mask."""
+
+
+class PersonalData(ApiModel):
+    """Rows with something in them that looks like it; what it is stays in the rows."""
+
+    emails: int = 0
+    phones: int = 0
+    keys: int = 0
+    """Access keys, tokens and private keys."""
+
+
 class DataReport(ApiModel):
     """What the data looked like once read, rendered and split."""
 
@@ -82,6 +122,16 @@ class DataReport(ApiModel):
     truncated_percent: float = 0.0
     duplicates: int = 0
     """Rows whose normalised input equals or nearly equals another row's; such rows share a split."""
+    exact_duplicates: int = 0
+    """Those whose normalised input equals another row's."""
+    leakage: int = 0
+    """Validation and test rows that are nearly equal to a training row: of sources of their own alone."""
+    first_leak: str = ""
+    """Where the first of them is, for people."""
+    personal_data: PersonalData = PersonalData()
+    tasks: tuple[TaskData, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What may not be what was meant, in sentences."""
     hash: str
     """sha256 over the rendered rows in order: equal data, equal hash."""
     format: str

@@ -12,6 +12,8 @@ from pydantic import AwareDatetime, Field
 from finetune_api.model import ApiModel
 from finetune_api.report import ArtifactKind, GateResult, Stage
 
+LONGEST_WARNING = 512
+MOST_WARNINGS = 16
 LONGEST_MESSAGE = 1024
 """Characters of a condition's message."""
 
@@ -207,7 +209,9 @@ class PlanStatus(ApiModel):
     """Over all workers; 0 trains on the CPU."""
     estimated_seconds: Count | None = None
     """Estimated time of training."""
-    warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=16)] = ()
+    warnings: Annotated[
+        tuple[Annotated[str, Field(max_length=LONGEST_WARNING)], ...], Field(max_length=MOST_WARNINGS)
+    ] = ()
     """What may not be what was meant, in sentences."""
 
 
@@ -234,7 +238,7 @@ class DataStatus(ApiModel):
     duplicates: Count | None = None
     """Rows whose input equals or nearly equals another's."""
     leakage: Count | None = None
-    """Test rows that are also among the training rows."""
+    """Validation and test rows of sources of their own that are also among the training rows."""
     hash: Sha256 | None = None
     """Over the rendered rows: equal data, equal hash."""
 

@@ -96,6 +96,15 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
                 job = read_job(options.file)
                 options.workspace = options.workspace or default_workspace(job, options.file)
                 return run(job, options.workspace, options.output, run_stages)
+        case "check":
+            from finetune_cli.check import check
+            from finetune_cli.manifest import read_job
+            from finetune_cli.run import default_workspace
+
+            with stopped_at_once("stopped while nothing was at work."):
+                job = read_job(options.file)
+                options.workspace = options.workspace or default_workspace(job, options.file)
+                return check(job, options.workspace, options.output)
         case "render":
             from finetune_cli.render import render
 
@@ -176,6 +185,11 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: live on a terminal, else text; json: one object a line, the report in the last",
     )
+
+    check = commands.add_parser("check", help="look at a job's rows and model without training; run goes on from it")
+    check.add_argument("file", type=Path, metavar="FILE", help=_JOB)
+    check.add_argument("--workspace", type=Path, metavar="DIR", help="as of run")
+    check.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
     add_cluster_commands(commands)
     return parser
 

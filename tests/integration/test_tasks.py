@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from finetune_api.report import Progress, Report
+from finetune_api.report import ExitCode, Progress, Report
+from finetune_cli.__main__ import run_command
 from finetune_trainer import stages
-from finetune_trainer.errors import SpecError
+from finetune_trainer.errors import DataError, SpecError
 
 from .jobs import GOOD, THINGS, tiny_document, tiny_job, write_reviews
 
@@ -102,3 +103,48 @@ def test_a_library_entry_is_trained_on_all_of_its_phrasings(tiny_model_dir: Path
     resolved: Any = report.resolved
     assert len(resolved["data"]["tasks"][0]["templates"]) == 3
     assert "library" not in resolved["data"]["tasks"][0]
+
+
+def leaking_task(folder: Path) -> dict[str, Any]:
+    rows = [{"text": f"The {THINGS[n % 10]} {n * 31} was {GOOD[n % 6]}.", "label": GOOD[n % 2]} for n in range(60)]
+    test = [*rows[:3], *({"text": f"A {THINGS[n % 10]} for {n * 57}?", "label": GOOD[n % 2]} for n in range(20))]
+    return {
+        "name": "reviews",
+        "source": write(folder / "rows.jsonl", rows),
+        "testSource": write(folder / "test.jsonl", test),
+        "templates": [{"prompt": "{{ text }}", "completion": " {{ label }}"}],
+        "labels": list(GOOD[:2]),
+    }
+
+
+def test_leakage_stops_a_job_unless_it_is_only_to_be_warned(tiny_model_dir: Path, tmp_path: Path):
+    task = leaking_task(tmp_path)
+    job = tiny_job(tiny_model_dir, tmp_path, data__tasks=[task])
+    found = stages.check(job, tmp_path / "workspace", Silence())
+    assert (found.leakage, found.first_leak) == (3, "row 0 (counted from 0) of task reviews")
+    assert found.tasks[0].labels.keys() == set(GOOD[:2])
+    assert [piece.learnt for piece in found.tasks[0].sample] == [False, True]
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"3 rows of validationSource or testSource .*preflight: warn"):
+            stages.run(job, tmp_path / "workspace", Silence())
+    assert not (tmp_path / "workspace" / "training.json").exists()
+
+    warned = tiny_job(
+        tiny_model_dir, tmp_path, data__tasks=[task], runPolicy__preflight="warn", training={"maxSteps": 1}
+    )
+    report = stages.run(warned, tmp_path / "warned", Silence())
+    assert report.data.leakage == 3
+    assert any("flatter the model" in warning for warning in report.data.warnings)
+    assert "flatter the model" in (tmp_path / "warned" / "report" / "report.html").read_text()
+
+
+def test_the_command_checks_and_a_run_goes_on_from_it(tiny_model_dir: Path, tmp_path: Path, capsys):
+    job = tmp_path / "job.yaml"
+    job.write_text(json.dumps(tiny_document(tiny_model_dir, tmp_path)))
+    assert run_command(["check", str(job), "--workspace", str(tmp_path / "workspace")]) is ExitCode.OK
+    output = capsys.readouterr().out
+    assert "leakage     0" in output
+    assert "task sentiment:" in output
+    assert ">> " in output
+    assert (tmp_path / "workspace" / "data.json").exists()
+    assert not (tmp_path / "workspace" / "checkpoints").exists()

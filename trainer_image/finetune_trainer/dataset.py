@@ -40,8 +40,8 @@ class Dataset:
     sizes: Mapping[Split, int]
     """Examples per split, also of splits that were not opened; replayed rows are not counted."""
     duplicates: DuplicateStats
-    leaks: int
-    """Rows of validation and test sources that are nearly equal to a training row."""
+    leaks: tuple[tuple[str, int], ...]
+    """Task and number of the rows of validation and test sources that are nearly equal to a training row."""
     hash: str
     """sha256 over every example's task, prompt and completion in order, opened or not: equal data, equal hash."""
     _examples: Mapping[Split, tuple[Example, ...]] = dataclasses.field(repr=False)
@@ -183,7 +183,11 @@ def load_dataset(data: DataSpec, splits: Collection[Split] = tuple(Split), fetch
         specs={task.name: task for task in data.tasks} | {REPLAY_TASK: _REPLAY_SPEC},
         sizes={split: sum(place is split for _, place in placed) for split in Split},
         duplicates=duplicates,
-        leaks=sum(examples[number].task != REPLAY_TASK for number in duplicates.leaks),
+        leaks=tuple(
+            (examples[number].task, examples[number].row)
+            for number in duplicates.leaks
+            if examples[number].task != REPLAY_TASK
+        ),
         hash=_hash(examples),
         _examples={split: tuple(example for example, place in placed if place is split) for split in splits},
         _replay=tuple(

@@ -31,7 +31,7 @@ _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 # Text packs to a fifth, tables of repetitive text to a fiftieth; what packs better than this is made to fill a disk.
 _MOST_UNPACKED = 200
-_ALWAYS_UNPACKED_BYTES = 64 << 20
+_ALWAYS_UNPACKED_BYTES = 16 << 20
 
 _BATCH_ROWS = 1024
 _BATCH_BYTES = 32 << 20

@@ -13,9 +13,12 @@ from finetune_api.report import (
 from finetune_api.stage_result import StageResult
 from finetune_api.status import (
     LONGEST_MESSAGE,
+    LONGEST_WARNING,
+    MOST_WARNINGS,
     DataStatus,
     EvaluationStatus,
     MetricValue,
+    PlanStatus,
     PublishedArtifact,
     RowsStatus,
     Summary,
@@ -42,11 +45,13 @@ def check_result(report: DataReport, model_revision: str) -> StageResult:
         stage=Stage.CHECK,
         exit_code=ExitCode.OK,
         model_revision=model_revision,
+        plan=PlanStatus(warnings=tuple(_clipped(text, LONGEST_WARNING) for text in report.warnings[:MOST_WARNINGS])),
         data=DataStatus(
             rows=RowsStatus(train=rows.train, validation=rows.validation, test=rows.test),
             tokens=report.tokens,
             truncated_percent=figure(report.truncated_percent),
             duplicates=report.duplicates,
+            leakage=report.leakage,
             hash=report.hash,
         ),
     )

@@ -7,6 +7,7 @@ finished one is not run again.
 import dataclasses
 import gc
 import importlib.metadata
+import itertools
 import logging
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -31,10 +32,11 @@ from finetune_api.report import (
     Stage,
     TrainingReport,
 )
-from finetune_api.spec import LossOn
+from finetune_api.spec import LossOn, Preflight
 from finetune_api.stage_result import StageResult
 from finetune_trainer.checkpoint import newest_complete, step_of
 from finetune_trainer.checkpoint_upload import CheckpointUpload
+from finetune_trainer.data_profile import describe_task, find_personal_data, find_warnings
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.durable import disk_errors, write_file
 from finetune_trainer.errors import DataError, FineTuneError, Preempted, SpecError, StorageError
@@ -179,7 +181,44 @@ def check_stage(run: Run) -> tuple[DataReport, Inputs]:
     """Find what would go wrong later: output not writable, model or rows not what the job says.
 
     A workspace that was checked before is held against the rows and the model as they are now.
+
+    Raises:
+        DataError: test rows are trained on as well, and ``spec.runPolicy.preflight`` is enforce.
     """
+    report, inputs = _inspect(run)
+    reporter = _interruptible(run, Stage.CHECK)
+    for warning in report.warnings:
+        reporter.say(f"note: {warning}")
+    if (refusal := why_stopped(report)) and run.job.spec.run_policy.preflight is Preflight.ENFORCE:
+        raise refusal
+    return report, inputs
+
+
+def why_stopped(report: DataReport) -> DataError | None:
+    """Return what stops a job before it is trained, unless ``spec.runPolicy.preflight`` lets it pass."""
+    if not report.leakage:
+        return None
+    return DataError(
+        f"spec.data.tasks: {report.leakage} rows of validationSource or testSource are nearly equal to a training row, "
+        f"first {report.first_leak}: what is measured on them is not what the model can do. Drop them from either "
+        f"side, or set spec.runPolicy.preflight: warn to go on all the same."
+    )
+
+
+def check(job: FineTuneJob, folder: Path, sink: Sink) -> DataReport:
+    """Run the check stage alone and return what was found; a run in the same workspace goes on from it.
+
+    Raises:
+        FineTuneError: what would keep the job from being trained, leakage aside.
+    """
+    mounts = Mounts.from_environment()
+    workspace = Workspace(folder, mounts.cache)
+    with workspace.claim(spec_hash(job.spec)), StopFlag() as stop:
+        report, _ = _inspect(Run(job, workspace, sink, stop, mounts))
+    return report
+
+
+def _inspect(run: Run) -> tuple[DataReport, Inputs]:
     workspace = run.workspace
     reporter = _interruptible(run, Stage.CHECK)
     reporter.say("checking that the output can be written")
@@ -263,7 +302,9 @@ def _describe_data(
     everything = [item for items in encoded.values() for item in items]
     first = dataset.examples(Split.TRAIN)[0]
     whole = renderer.encode(first, dataset)
-    return DataReport(
+    grouped = {split: _by_task(dataset, split, encoded[split]) for split in Split}
+    rows = {split: dataset.examples(split) for split in Split}
+    report = DataReport(
         rows=SplitRows(**{split.value: len(items) for split, items in encoded.items()}),
         tokens=sum(len(item.ids) for item in encoded[Split.TRAIN]),
         completion_tokens=sum(len(item.completion_ids) for item in encoded[Split.TRAIN]),
@@ -271,11 +312,26 @@ def _describe_data(
         max_length=renderer.max_length,
         truncated_percent=100 * sum(item.truncated for item in everything) / len(everything),
         duplicates=dataset.duplicates.rows,
+        exact_duplicates=dataset.duplicates.exact,
+        leakage=len(dataset.leaks),
+        first_leak="" if not dataset.leaks else "row {1} (counted from 0) of task {0}".format(*dataset.leaks[0]),
+        personal_data=find_personal_data([*itertools.chain.from_iterable(rows.values()), *dataset.replay()]),
+        tasks=tuple(
+            describe_task(
+                task,
+                dataset.labels(task),
+                {split: [row for row in rows[split] if row.task == task] for split in Split},
+                {split: grouped[split][task] for split in Split},
+                renderer.decode,
+            )
+            for task in dataset.tasks
+        ),
         hash=dataset.hash,
         format=renderer.format,
         sample_prompt=renderer.decode(whole.ids[: whole.prompt_length]),
         sample_completion=renderer.decode(whole.completion_ids),
     )
+    return report.model_copy(update={"warnings": tuple(find_warnings(report))})
 
 
 # --- train

@@ -284,7 +284,7 @@ def test_validation_and_test_rows_can_come_from_sources_of_their_own(tmp_path):
     dataset = load(tmp_path, **own)
     assert dataset.sizes == {Split.TRAIN: 60, Split.VALIDATION: 7, Split.TEST: 9}
     assert all(example.prompt.startswith("Review: a third one") for example in dataset.examples(Split.TEST))
-    assert dataset.leaks == 0
+    assert dataset.leaks == ()
 
 
 def test_only_the_split_without_a_source_is_cut_from_the_rows(tmp_path):
@@ -299,7 +299,7 @@ def test_test_rows_that_are_also_trained_on_are_counted(tmp_path):
     rows = [{"text": f"{n} review {n * 7} about {n * 13} films: good {n * 3}", "label": "x"} for n in range(60)]
     leaking = [{**rows[3]}, {**rows[4], "text": str(rows[4]["text"]).upper()}, *make_rows(8, "a third one")]
     dataset = load(tmp_path, rows, testSource=write_rows(tmp_path / "t.jsonl", leaking))
-    assert dataset.leaks == 2
+    assert dataset.leaks == (("sentiment", 0), ("sentiment", 1))
     assert dataset.sizes[Split.TEST] == 10
 
 
@@ -309,7 +309,7 @@ def test_a_row_of_another_task_follows_the_test_row_that_it_is_like(tmp_path):
     second = make_task(tmp_path, make_rows(100), name="second")
     dataset = load_dataset(make_data(first, second))
     assert {e.row for e in dataset.examples(Split.TEST) if e.task == "second"} >= set(range(20))
-    assert dataset.leaks == 0
+    assert dataset.leaks == ()
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2])
