@@ -12,6 +12,8 @@ from pydantic import AwareDatetime, Field
 from finetune_api.model import ApiModel
 from finetune_api.report import ArtifactKind, GateResult, Stage
 
+LONGEST_WARNING = 512
+MOST_WARNINGS = 16
 LONGEST_MESSAGE = 1024
 """Characters of a condition's message."""
 
@@ -226,7 +228,9 @@ class PlanStatus(ApiModel):
     """Rows in one forward pass of one worker."""
     estimated_seconds: Count | None = None
     """Estimated time of training."""
-    warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=16)] = ()
+    warnings: Annotated[
+        tuple[Annotated[str, Field(max_length=LONGEST_WARNING)], ...], Field(max_length=MOST_WARNINGS)
+    ] = ()
     """What may not be what was meant, in sentences."""
 
 
@@ -253,7 +257,7 @@ class DataStatus(ApiModel):
     duplicates: Count | None = None
     """Rows whose input equals or nearly equals another's."""
     leakage: Count | None = None
-    """Test rows that are also among the training rows."""
+    """Validation and test rows of sources of their own that are also among the training rows."""
     hash: Sha256 | None = None
     """Over the rendered rows: equal data, equal hash."""
 

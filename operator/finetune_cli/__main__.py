@@ -86,6 +86,10 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
             from finetune_cli.init import print_starter
 
             return print_starter(options.name, options.method)
+        case "templates":
+            from finetune_cli.templates import show_templates
+
+            return show_templates(options.name, options.file)
         case "run":
             from finetune_cli.manifest import read_job
             from finetune_cli.run import default_workspace, run
@@ -98,6 +102,15 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
             from finetune_cli.plan import plan
 
             return plan(options.file, options.gpu_memory, options.output)
+        case "check":
+            from finetune_cli.check import check
+            from finetune_cli.manifest import read_job
+            from finetune_cli.run import default_workspace
+
+            with stopped_at_once("stopped while nothing was at work."):
+                job = read_job(options.file)
+                options.workspace = options.workspace or default_workspace(job, options.file)
+                return check(job, options.workspace, options.output)
         case "render":
             from finetune_cli.render import render
 
@@ -176,6 +189,10 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("name", nargs="?", default="my-job", metavar="NAME", help="name of the job (default my-job)")
     init.add_argument("--method", choices=["full", "lora", "promptTuning"], default="lora", help="default lora")
 
+    templates = commands.add_parser("templates", help="show the template library, and your rows through it")
+    templates.add_argument("name", nargs="?", metavar="NAME", help="an entry; all are listed when absent")
+    templates.add_argument("--file", type=Path, metavar="FILE", help="show phrasings on the rows of this job")
+
     run = commands.add_parser("run", help="check, train, evaluate and publish; interrupted, the same command goes on")
     run.add_argument("file", type=Path, metavar="FILE", help=_JOB)
     run.add_argument(
@@ -187,6 +204,11 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: live on a terminal, else text; json: one object a line, the report in the last",
     )
+
+    check = commands.add_parser("check", help="look at a job's rows and model without training; run goes on from it")
+    check.add_argument("file", type=Path, metavar="FILE", help=_JOB)
+    check.add_argument("--workspace", type=Path, metavar="DIR", help="as of run")
+    check.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
     add_cluster_commands(commands)
     return parser
 

@@ -432,7 +432,7 @@ def test_a_task_without_rows_to_choose_on_is_an_error(models: TwoModels, tokeniz
 
     class WithoutValidation:
         tasks = whole.tasks
-        task, labels = whole.task, whole.labels
+        task, labels, phrasings = whole.task, whole.labels, whole.phrasings
 
         def examples(self, split: Split) -> list[Example]:
             return [] if split is Split.VALIDATION else whole.examples(split)

@@ -436,7 +436,8 @@ def _ask_base(own: _Examiner, raw: _Examiner, paper: _Paper) -> _Asked:
 def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
     seed = job.spec.training.seed
     labels = dataset.labels(task)
-    choice_split = Split.VALIDATION if job.spec.data.splits.validation else Split.TRAIN
+    is_kept_back = job.spec.data.splits.validation or dataset.task(task).validation_source is not None
+    choice_split = Split.VALIDATION if is_kept_back else Split.TRAIN
     choice, test = (
         [example for example in dataset.examples(split) if example.task == task] for split in (choice_split, Split.TEST)
     )
@@ -444,7 +445,7 @@ def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
     shown = draw_shown(dataset, task, count, seed) if count else []
     if choice_split is Split.TRAIN:
         choice = [example for example in choice if example not in shown]
-    templates = len(dataset.task(task).templates)
+    templates = dataset.phrasings(task)
     has_choice = bool(labels) or templates > 1
     if not test or (has_choice and not choice):
         raise DataError(

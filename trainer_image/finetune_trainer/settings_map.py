@@ -141,7 +141,8 @@ def training_arguments(
         "max_grad_norm": training.max_grad_norm,
         "optim": "adamw_torch_fused",
         "seed": training.seed,
-        "data_seed": training.seed,
+        # Rows come in the mixture's own order, which is shuffled.
+        "train_sampling_strategy": "sequential",
         "bf16": autocast,
         # Told so, Accelerate would take plain data parallelism instead of DeepSpeed; see `zero.join_without_gpu`.
         "use_cpu": use_cpu and deepspeed is None,

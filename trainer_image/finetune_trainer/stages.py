@@ -7,6 +7,7 @@ finished one is not run again.
 import dataclasses
 import gc
 import importlib.metadata
+import itertools
 import logging
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -31,13 +32,14 @@ from finetune_api.report import (
     Stage,
     TrainingReport,
 )
-from finetune_api.spec import LossOn
+from finetune_api.spec import LossOn, Preflight
 from finetune_api.spec.compute import is_distributed, processes
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
 from finetune_trainer.adjustment import Adjustment, adjusted
 from finetune_trainer.checkpoint import newest_complete, step_of
 from finetune_trainer.checkpoint_upload import CheckpointUpload
+from finetune_trainer.data_profile import describe_task, find_personal_data, find_warnings
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.durable import disk_errors, write_file
 from finetune_trainer.errors import DataError, FineTuneError, Preempted, SpecError, StorageError
@@ -52,6 +54,7 @@ from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
+from finetune_trainer.mixture import Mixture, TaskRows, plan_mixture
 from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer, read_config
 from finetune_trainer.pair import ModelPair, open_pair
 from finetune_trainer.plan import Workload, expected_gpus, expected_precision, plan_run
@@ -184,7 +187,44 @@ def check_stage(run: Run) -> tuple[DataReport, Inputs]:
     """Find what would go wrong later: output not writable, model or rows not what the job says.
 
     A workspace that was checked before is held against the rows and the model as they are now.
+
+    Raises:
+        DataError: test rows are trained on as well, and ``spec.runPolicy.preflight`` is enforce.
     """
+    report, inputs = _inspect(run)
+    reporter = _interruptible(run, Stage.CHECK)
+    for warning in report.warnings:
+        reporter.say(f"note: {warning}")
+    if (refusal := why_stopped(report)) and run.job.spec.run_policy.preflight is Preflight.ENFORCE:
+        raise refusal
+    return report, inputs
+
+
+def why_stopped(report: DataReport) -> DataError | None:
+    """Return what stops a job before it is trained, unless ``spec.runPolicy.preflight`` lets it pass."""
+    if not report.leakage:
+        return None
+    return DataError(
+        f"spec.data.tasks: {report.leakage} rows of validationSource or testSource are nearly equal to a training row, "
+        f"first {report.first_leak}: what is measured on them is not what the model can do. Drop them from either "
+        f"side, or set spec.runPolicy.preflight: warn to go on all the same."
+    )
+
+
+def check(job: FineTuneJob, folder: Path, sink: Sink) -> DataReport:
+    """Run the check stage alone and return what was found; a run in the same workspace goes on from it.
+
+    Raises:
+        FineTuneError: what would keep the job from being trained, leakage aside.
+    """
+    mounts = Mounts.from_environment()
+    workspace = Workspace(folder, mounts.cache)
+    with workspace.claim(spec_hash(job.spec)), StopFlag() as stop:
+        report, _ = _inspect(Run(job, workspace, sink, stop, mounts))
+    return report
+
+
+def _inspect(run: Run) -> tuple[DataReport, Inputs]:
     workspace = run.workspace
     reporter = _interruptible(run, Stage.CHECK)
     reporter.say("checking that the output can be written")
@@ -284,7 +324,9 @@ def _describe_data(
     everything = [item for items in encoded.values() for item in items]
     first = dataset.examples(Split.TRAIN)[0]
     whole = renderer.encode(first, dataset)
-    return DataReport(
+    grouped = {split: _by_task(dataset, split, encoded[split]) for split in Split}
+    rows = {split: dataset.examples(split) for split in Split}
+    report = DataReport(
         rows=SplitRows(**{split.value: len(items) for split, items in encoded.items()}),
         tokens=sum(len(item.ids) for item in encoded[Split.TRAIN]),
         completion_tokens=sum(len(item.completion_ids) for item in encoded[Split.TRAIN]),
@@ -292,11 +334,26 @@ def _describe_data(
         max_length=renderer.max_length,
         truncated_percent=100 * sum(item.truncated for item in everything) / len(everything),
         duplicates=dataset.duplicates.rows,
+        exact_duplicates=dataset.duplicates.exact,
+        leakage=len(dataset.leaks),
+        first_leak="" if not dataset.leaks else "row {1} (counted from 0) of task {0}".format(*dataset.leaks[0]),
+        personal_data=find_personal_data([*itertools.chain.from_iterable(rows.values()), *dataset.replay()]),
+        tasks=tuple(
+            describe_task(
+                task,
+                dataset.labels(task),
+                {split: [row for row in rows[split] if row.task == task] for split in Split},
+                {split: grouped[split][task] for split in Split},
+                renderer.decode,
+            )
+            for task in dataset.tasks
+        ),
         hash=dataset.hash,
         format=renderer.format,
         sample_prompt=renderer.decode(whole.ids[: whole.prompt_length]),
         sample_completion=renderer.decode(whole.completion_ids),
     )
+    return report.model_copy(update={"warnings": tuple(find_warnings(report))})
 
 
 # --- train
@@ -344,10 +401,13 @@ def _train(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
     job = run.job
     renderer = _renderer(job, files, load_tokenizer(files))
     rows, validation = (_encode(job, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
+    replayed, _ = encode_all(renderer, dataset, dataset.replay(), job.spec.data.loss_on)
     job = job.model_copy(update={"spec": adjusted(job.spec, run.adjustment)})
+    mixture, by_task = _mixture(job, dataset), _by_task(dataset, Split.VALIDATION, validation)
+    rows = [*rows, *replayed]
     if is_distributed(job.spec.compute):
-        return _train_on_workers(run, job, files, rows, validation)
-    given = TrainingInput(job, files, rows, validation, run.workspace, run.sink, run.stop.event)
+        return _train_on_workers(run, job, files, rows, mixture, by_task)
+    given = TrainingInput(job, files, rows, mixture, by_task, run.workspace, run.sink, run.stop.event)
     shared, keep = run.shared, job.spec.checkpoint.keep
     if shared is None:
         return train(given)
@@ -359,7 +419,12 @@ def _train(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
 
 
 def _train_on_workers(
-    run: Run, job: FineTuneJob, files: ModelFiles, rows: Sequence[Encoded], validation: Sequence[Encoded]
+    run: Run,
+    job: FineTuneJob,
+    files: ModelFiles,
+    rows: Sequence[Encoded],
+    mixture: Mixture,
+    validation: Mapping[str, Sequence[Encoded]],
 ) -> TrainingReport:
     """Train as several processes, which fetch and store for themselves what is too large for this one."""
     # Imported here: what runs alone needs no cluster's client.
@@ -371,6 +436,7 @@ def _train_on_workers(
         job,
         files.revision,
         rows,
+        mixture,
         validation,
         run.workspace,
         run.mounts,
@@ -540,14 +606,42 @@ def _load_suite(run: Run) -> GeneralSuite | None:
 
 def _renderer(job: FineTuneJob, files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     data = job.spec.data
-    return Renderer(tokenizer, data.format.value, data.system, find_row_length(job.spec, files).tokens)
+    renderer = Renderer(tokenizer, data.format.value, data.system, find_row_length(job.spec, files).tokens)
+    chats = next((index for index, task in enumerate(data.tasks) if task.messages is not None), None)
+    if chats is not None and renderer.format == "raw":
+        raise SpecError(
+            f"spec.data.tasks[{chats}].messages: {job.spec.model.source} has no chat template, so it knows no turns. "
+            "Choose an instruct model, or write templates."
+        )
+    return renderer
 
 
 def _encode(job: FineTuneJob, renderer: Renderer, dataset: Dataset, split: Split) -> list[Encoded]:
-    # lossOn: all is about what is learnt; scores are always of the completion.
-    learn_prompt = split is Split.TRAIN and job.spec.data.loss_on is LossOn.ALL
-    encoded, _ = encode_all(renderer, dataset, dataset.examples(split), learn_prompt)
+    # lossOn is about what is learnt; scores are always of the completion.
+    loss_on = job.spec.data.loss_on if split is Split.TRAIN else LossOn.COMPLETION
+    encoded, _ = encode_all(renderer, dataset, dataset.examples(split), loss_on)
     return encoded
+
+
+def _by_task(dataset: Dataset, split: Split, encoded: Sequence[Encoded]) -> dict[str, list[Encoded]]:
+    groups: dict[str, list[Encoded]] = {task: [] for task in dataset.tasks}
+    for example, item in zip(dataset.examples(split), encoded, strict=True):
+        groups[example.task].append(item)
+    return groups
+
+
+def _mixture(job: FineTuneJob, dataset: Dataset) -> Mixture:
+    """Return how the training rows of all tasks, and behind them the replayed ones, are mixed."""
+    data = job.spec.data
+    rows = dataset.examples(Split.TRAIN)
+    tasks = [
+        TaskRows(task.name, [place for place, row in enumerate(rows) if row.task == task.name], task.weight)
+        for task in data.tasks
+    ]
+    replay = range(len(rows), len(rows) + len(dataset.replay()))
+    return plan_mixture(
+        tasks, data.mixing, job.spec.training.seed, replay, data.replay.fraction if data.replay else 0.0
+    )
 
 
 def _interruptible(run: Run, stage: Stage) -> Reporter:

@@ -9,7 +9,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import LossPoint, Progress, Stage, TrainingReport
+from finetune_api.report import LossPoint, Progress, Stage, TaskShare, TrainingReport
 from finetune_api.spec import GradientCheckpointing
 from finetune_trainer.checkpoint import discard_old, newest_complete, seal, step_of
 from finetune_trainer.errors import (
@@ -49,6 +49,7 @@ from finetune_trainer.layout import Layout, LayoutChoice, build_batch, forward, 
 from finetune_trainer.manifest import write_manifest
 from finetune_trainer.memory import available_bytes, is_out_of_memory, kept_bytes, memory_errors
 from finetune_trainer.methods import count_parameters, prepare_model
+from finetune_trainer.mixture import EpochRows, Mixture
 from finetune_trainer.model import ModelFiles, find_broken_tensors
 from finetune_trainer.precision import PrecisionChoice, choose_precision
 from finetune_trainer.process_group import ProcessGroup
@@ -91,7 +92,11 @@ class TrainingInput:
     job: FineTuneJob
     files: ModelFiles
     train: Sequence[Encoded]
-    validation: Sequence[Encoded]
+    """The training rows of all tasks, then the replayed ones."""
+    mixture: Mixture
+    """Which of them make an epoch."""
+    validation: Mapping[str, Sequence[Encoded]]
+    """By task."""
     workspace: Workspace
     sink: Sink
     stop: Flag
@@ -154,7 +159,7 @@ def train_here(given: TrainingInput) -> TrainingReport:
     if spec.data.packing and layout.layout is Layout.PADDED:
         reporter.say(f"rows are padded, which is slower: {layout.reason}")
     longest = max(given.train, key=lambda item: len(item.ids))
-    steps = plan_steps(spec.training, len(given.train), len(longest.ids), group.size)
+    steps = plan_steps(spec.training, given.mixture.epoch_length, len(longest.ids), group.size)
     with memory_errors(f"training {steps.micro_batch} rows at a time", _LESS_MEMORY):
         model = prepare_model(base, spec.method, str(given.files.path))
         parameters = count_parameters(model)
@@ -176,7 +181,7 @@ def train_here(given: TrainingInput) -> TrainingReport:
     if trainer.state.global_step < steps.total:
         raise Preempted(f"stopped at step {trainer.state.global_step} of {steps.total}; the checkpoint is saved.")
     _save_tuned(trainer, model, given)
-    return _summarise(given, parameters, trainer, recorder, layout, precision, resume)
+    return _summarise(given, parameters, trainer, recorder, steps, layout, precision, resume)
 
 
 def _named(error: Exception, steps: Steps, workspace: Workspace) -> Exception:
@@ -257,16 +262,28 @@ def _build_trainer(
     recorder = _Recorder(
         given, Scorer(model, layout.layout), every, steps.micro_batch * steps.accumulation * given.group.size
     )
+    epoch_rows = EpochRows(given.train, given.mixture)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**arguments),
         data_collator=partial(build_batch, layout=layout.layout),
-        train_dataset=list(given.train),
+        train_dataset=epoch_rows,
         compute_loss_func=loss_per_token,
-        callbacks=[recorder, _Guard(given)],
+        callbacks=[recorder, _Guard(given), _EpochTurner(epoch_rows, steps)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, recorder
+
+
+class _EpochTurner(TrainerCallback):
+    """Draws each epoch's rows as it begins, also behind a checkpoint."""
+
+    def __init__(self, rows: EpochRows[Encoded], steps: Steps) -> None:
+        self._rows = rows
+        self._steps = steps
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._rows.turn_to(state.global_step // self._steps.per_epoch)
 
 
 class _Guard(TrainerCallback):
@@ -355,10 +372,13 @@ class _Recorder(TrainerCallback):
     def __init__(self, given: TrainingInput, scorer: Scorer, every: int, rows_per_step: int) -> None:
         self._reporter = Reporter(given.sink, Stage.TRAIN)
         self._scorer = scorer
-        self._validation = given.validation[:VALIDATION_ROWS]
+        self._validation = {
+            task: rows for task, items in given.validation.items() if (rows := _spread(items, len(given.validation)))
+        }
         self._every = every
         self._rows_per_step = rows_per_step
-        self._tokens_per_row = sum(len(item.ids) for item in given.train) / len(given.train)
+        epoch = EpochRows(given.train, given.mixture)
+        self._tokens_per_row = sum(len(epoch[index].ids) for index in range(len(epoch))) / len(epoch)
         self._curve: dict[int, LossPoint] = {}
         self._loss: float | None = None
         self._started = 0.0
@@ -380,10 +400,11 @@ class _Recorder(TrainerCallback):
         for entry in state.log_history:
             step = int(entry["step"])
             point = self._curve.get(step, LossPoint(step=step))
-            fields = {
+            fields: dict[str, Any] = {
                 "loss": entry.get("loss", point.loss),
                 "learning_rate": entry.get("learning_rate", point.learning_rate),
                 "validation_loss": entry.get("validation_loss", point.validation_loss),
+                "validation_losses": entry.get("validation_losses", point.validation_losses),
             }
             self._curve[step] = point.model_copy(update=fields)
         return tuple(point for _, point in sorted(self._curve.items()) if point.loss or point.validation_loss)
@@ -420,11 +441,20 @@ class _Recorder(TrainerCallback):
         if not self._validation or (state.global_step % self._every and state.global_step != state.max_steps):
             return None
         started = time.monotonic()
-        loss = self._scorer.mean_loss(self._validation)
+        losses = {task: self._scorer.mean_loss(rows) for task, rows in self._validation.items()}
+        # A task counts as one, however many rows or tokens it has.
+        loss = sum(losses.values()) / len(losses)
         self._aside += time.monotonic() - started
         # In the trainer's own history, so that a resumed run knows it.
-        state.log_history.append({"step": state.global_step, "validation_loss": loss})
+        entry: dict[str, Any] = {"step": state.global_step, "validation_loss": loss, "validation_losses": losses}
+        state.log_history.append(entry)
         return loss
+
+
+def _spread(items: Sequence[Encoded], tasks: int) -> Sequence[Encoded]:
+    """Return a task's part of the rows to look at, from all over them: sources are often sorted."""
+    step = max(1, math.ceil(len(items) * tasks / VALIDATION_ROWS))
+    return items[::step]
 
 
 def _save_tuned(trainer: Trainer, model: nn.Module, given: TrainingInput) -> None:
@@ -447,6 +477,7 @@ def _summarise(
     parameters: tuple[int, int],
     trainer: Trainer,
     recorder: _Recorder,
+    steps: Steps,
     layout: LayoutChoice,
     precision: PrecisionChoice,
     resume: Path | None,
@@ -462,6 +493,7 @@ def _summarise(
         epochs=float(trainer.state.epoch or 0),
         final_loss=sum(last) / len(last) if last else None,
         curve=curve,
+        mixture=_describe_mixture(given.mixture, trainer.state.global_step, steps),
         seconds=recorder.seconds,
         rows_per_second=recorder.rows_per_second,
         tokens_per_second=recorder.tokens_per_second,
@@ -469,6 +501,23 @@ def _summarise(
         precision=precision.reason,
         layout=f"{layout.layout.value}: {layout.reason}",
         resumed_from_step=step_of(resume) if resume else None,
+    )
+
+
+def _describe_mixture(mixture: Mixture, done: int, steps: Steps) -> tuple[TaskShare, ...]:
+    # The last step of an epoch takes what is left of it.
+    epochs, rest = divmod(done, steps.per_epoch)
+    seen = epochs * mixture.epoch_length + rest * steps.micro_batch * steps.accumulation
+    drawn = mixture.drawn(seen)
+    return tuple(
+        TaskShare(
+            task=task.name,
+            rows=len(task.rows),
+            share=mixture.shares[task.name],
+            expected=mixture.shares[task.name] * seen,
+            drawn=drawn[task.name],
+        )
+        for task in mixture.tasks
     )
 
 

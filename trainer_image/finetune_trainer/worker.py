@@ -5,7 +5,7 @@ A node may be the machine of the program that asked for workers, whose disk they
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from finetune_trainer.durable import disk_errors
 from finetune_trainer.errors import DataError, FineTuneError, Preempted
 from finetune_trainer.example import Encoded
 from finetune_trainer.location import Mounts
+from finetune_trainer.mixture import Mixture
 from finetune_trainer.model import ModelFiles, fetch_model
 from finetune_trainer.process_group import ProcessGroup
 from finetune_trainer.progress import Reporter, Sink
@@ -40,7 +41,8 @@ class Assignment:
     revision: str
     """Of the base model, as the check saw it."""
     train: Sequence[Encoded]
-    validation: Sequence[Encoded]
+    mixture: Mixture
+    validation: Mapping[str, Sequence[Encoded]]
     workspace: Workspace
     mounts: Mounts
     prefix: str | None
@@ -86,6 +88,7 @@ def take_part(assignment: Assignment, desk: Any) -> TrainingReport | None:
         assignment.job,
         files,
         assignment.train,
+        assignment.mixture,
         assignment.validation,
         workspace,
         sink,

@@ -21,6 +21,7 @@ from finetune_api.spec.compute import (
 )
 from finetune_api.spec.data import (
     DEFAULT_MAX_LENGTH,
+    REPLAY_TASK,
     DataSpec,
     Format,
     LossOn,
@@ -66,6 +67,7 @@ from finetune_api.spec.training import EarlyStoppingSpec, GradientCheckpointing,
 __all__ = [
     "BLOCK_OF",
     "DEFAULT_MAX_LENGTH",
+    "REPLAY_TASK",
     "AdapterSpec",
     "BaselinesSpec",
     "BenchmarkSpec",
