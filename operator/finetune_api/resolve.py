@@ -10,6 +10,7 @@ from typing import Any
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import (
     AdapterSpec,
+    GradientCheckpointing,
     Ia3Spec,
     LoraSpec,
     MethodSpec,
@@ -51,6 +52,8 @@ def resolve(job: FineTuneJob) -> FineTuneJob:
     training: dict[str, Any] = {}
     if spec.training.learning_rate is None:
         training["learning_rate"] = _learning_rate(method)
+    if method.type is MethodType.PREFIX_TUNING:
+        training["gradient_checkpointing"] = GradientCheckpointing.NEVER  # see the rule on spec.training
     changed = {
         "method": method,
         "training": spec.training.model_copy(update=training),

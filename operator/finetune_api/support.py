@@ -33,7 +33,8 @@ NOT_YET: dict[str, str] = {
 ONLY: dict[str, tuple[object, ...]] = {
     "model.task": ("causal-lm",),
     "data.mixing.strategy": ("proportional",),
-    "method.type": ("full", "lora", "promptTuning"),
+    "method.type": ("full", "lora", "promptTuning", "prefixTuning", "ia3", "selective"),
+    "method.prefixTuning.projection": (False,),
     "method.regularization.type": ("none",),
     "compute.engine": ("auto", "job"),
     "compute.workers": (1,),

@@ -48,7 +48,7 @@ from finetune_trainer.example import Encoded
 from finetune_trainer.layout import Layout, LayoutChoice, build_batch, forward, load_for_rows, token_losses
 from finetune_trainer.manifest import write_manifest
 from finetune_trainer.memory import available_bytes, is_out_of_memory, kept_bytes, memory_errors
-from finetune_trainer.methods import count_parameters, prepare_model
+from finetune_trainer.methods import count_parameters, prepare_model, why_padded
 from finetune_trainer.model import ModelFiles, find_broken_tensors
 from finetune_trainer.precision import PrecisionChoice, choose_precision
 from finetune_trainer.progress import Reporter, Sink
@@ -125,7 +125,7 @@ def _train_here(given: TrainingInput) -> TrainingReport:
     reporter = Reporter(given.sink, Stage.TRAIN)
     reporter.say("loading the base model")
     precision = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype)
-    base, layout = load_for_rows(given.files, precision.weights, spec.data.packing)
+    base, layout = load_for_rows(given.files, precision.weights, why_padded(spec))
     if spec.data.packing and layout.layout is Layout.PADDED:
         reporter.say(f"rows are padded, which is slower: {layout.reason}")
     longest = max(given.train, key=lambda item: len(item.ids))

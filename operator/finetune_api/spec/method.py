@@ -24,6 +24,10 @@ class MethodType(StrEnum):
     SELECTIVE = "selective"
 
 
+OWN_WEIGHTS = (MethodType.FULL, MethodType.SELECTIVE)
+"""Methods that change the model's own weights; the others leave them as they are and add some."""
+
+
 class LoraTargets(StrEnum):
     """Which layers get low-rank updates."""
 
@@ -122,7 +126,7 @@ class PrefixTuningSpec(Block):
     """Keys and values before every layer's own (arXiv:2101.00190)."""
 
     virtual_tokens: Annotated[Int, Field(ge=1, le=1000)] = 20
-    """Length of the prefix; 10-200 is usual."""
+    """Length of the prefix; 10-200 is usual. Each takes the room of one token in every row."""
     projection: Flag = False
     """Learn the prefix through a small network: steadier, more memory while training."""
 
@@ -139,7 +143,8 @@ class Ia3Spec(Block):
     rules = (_feedforward_is_target,)
 
     target_names: Annotated[tuple[LayerName, ...], Field(max_length=64)] = ()
-    """Last parts of the names of the layers to scale. Absent: keys, values and feed-forward layers."""
+    """Last parts of the names of the layers to scale. Absent: keys, values and feed-forward layers, which are known
+    for the usual architectures."""
     feedforward_names: Annotated[tuple[LayerName, ...], Field(max_length=64)] = ()
     """Those of ``targetNames`` whose input is scaled instead of their output."""
 
@@ -185,7 +190,7 @@ class SelectiveSpec(Block):
     last_layers: Annotated[Int, Field(ge=1, le=1000)] | None = None
     """How many of the topmost layers are trained. Absent with train lastLayers: 2."""
     patterns: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=32)] = ()
-    """RE2 patterns; a parameter whose name contains a match is trained."""
+    """RE2 patterns; a parameter whose name contains a match is trained. Names: those in the model's safetensors."""
 
 
 class RegularizationSpec(Block):
@@ -244,13 +249,12 @@ def _only_the_methods_block(
 
 
 def _regularization_pulls_weights(type: MethodType, regularization: RegularizationSpec | None) -> Iterator[Problem]:
-    pulled = [MethodType.FULL.value, MethodType.SELECTIVE.value]
-    if regularization is not None and regularization.type is not RegularizationType.NONE and type.value not in pulled:
+    if regularization is not None and regularization.type is not RegularizationType.NONE and type not in OWN_WEIGHTS:
         yield Problem(
             ("regularization", "type"),
             regularization.type.value,
             f"is for methods that change the model's own weights, not for {type.value}",
-            f"Leave regularization out, or set spec.method.type: {' or '.join(working_values(_TYPE, pulled))}.",
+            f"Leave regularization out, or set spec.method.type: {' or '.join(working_values(_TYPE, OWN_WEIGHTS))}.",
         )
 
 
