@@ -1,6 +1,5 @@
 """Every method: the same numbers as a computation by hand, the same end after an interruption, a result that loads."""
 
-import json
 import re
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from finetune_api.report import Report, TrainingReport
 from finetune_trainer import stages
 from finetune_trainer.errors import SpecError
 from finetune_trainer.interrupt import StopFlag
-from finetune_trainer.stages import Run, train_stage
+from finetune_trainer.stages import Run
 from finetune_trainer.workspace import Workspace
 
 from .conftest import CONTEXT_LENGTH, make_tokenizer
@@ -84,7 +83,9 @@ def whole_run(model: Path, folder: Path, method: dict[str, Any]) -> tuple[Report
 def answer_of_the_card(published: Path) -> str:
     snippet = re.search(r"```python\n(.*?)```", (published / "README.md").read_text(), re.DOTALL)
     assert snippet is not None
-    done = subprocess.run([sys.executable, "-c", snippet[1]], cwd=published, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", snippet[1]], cwd=published, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -151,7 +152,9 @@ def test_a_prefix_is_keys_and_values_before_every_layers_own(tiny_model_dir: Pat
 def test_ia3_scales_keys_values_and_what_enters_the_feed_forward_layer(tiny_model_dir: Path, tmp_path: Path):
     train(tiny_model_dir, tmp_path, method=METHODS["ia3"])
     base = base_of(tiny_model_dir)
-    scales = {name.split("base_model.model.")[1].rpartition(".ia3_l")[0]: s for name, s in tuned_files(tmp_path).items()}
+    scales = {
+        name.split("base_model.model.")[1].rpartition(".ia3_l")[0]: s for name, s in tuned_files(tmp_path).items()
+    }
     assert {name.rpartition(".")[2] for name in scales} == {"k_proj", "v_proj", "down_proj"}
     for name, scale in scales.items():
         layer = base.get_submodule(name)
@@ -238,8 +241,10 @@ def test_prefix_tuning_is_padded_and_does_not_depend_on_the_micro_batch(tiny_mod
 
 @pytest.mark.parametrize("method", ["prefixTuning", "ia3", "selective"])
 def test_what_is_trained_beside_a_bfloat16_model_is_float32(biased_model_dir: Path, tmp_path: Path, method: str):
-    report = train(biased_model_dir, tmp_path, method={"type": method}, model__dtype="bfloat16")
-    assert losses(report)[-1] < losses(report)[0]
+    rounded = train(biased_model_dir, tmp_path, method={"type": method}, model__dtype="bfloat16")
+    exact = train(biased_model_dir, tmp_path, "exact", method={"type": method})
+    # Eight bits of a number are kept: 0.4 % of a logit, averaged over the rows of a batch; measured 0.002.
+    assert losses(rounded) == pytest.approx(losses(exact), abs=0.02)
     trained = changed(biased_model_dir, tmp_path) if method == "selective" else tuned_files(tmp_path)
     assert {tuned_files(tmp_path)[name].dtype for name in trained} == {torch.float32}
 
@@ -255,7 +260,7 @@ REFUSED = {
     ),
     "a pattern that is in no name": (
         {"type": "selective", "selective": {"train": "patterns", "patterns": ["mlp", "c_fc"]}},
-        r"spec\.method\.selective\.patterns\[1\] \('c_fc'\) is in no parameter's name of LlamaForCausalLM; it has model",
+        r"spec\.method\.selective\.patterns\[1\] \('c_fc'\) is in no parameter's name of LlamaForCausalLM; it has",
     ),
     "a pattern that is none": (
         {"type": "selective", "selective": {"train": "patterns", "patterns": ["(a"]}},

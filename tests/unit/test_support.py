@@ -19,6 +19,9 @@ SUPPORTED = {
     "several tasks": {"spec.data.tasks[1].name": "other", "spec.data.tasks[1].maxExamples": 5},
     "full": {"spec.method.type": "full"},
     "prompt tuning": {"spec.method": {"type": "promptTuning", "promptTuning": {"init": "text", "initText": "Sort."}}},
+    "prefix tuning": {"spec.method": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 10}}},
+    "ia3": {"spec.method": {"type": "ia3", "ia3": {"targetNames": ["k", "up"], "feedforwardNames": ["up"]}}},
+    "selective": {"spec.method": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}}},
     "lora": {
         "spec.method.lora": {
             "rank": 4,
@@ -106,7 +109,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
         *("data.mixing.temperature", "data.tasks[].validationSource", "data.tasks[].testSource"),
         *("model.task", "method.regularization.type", "evaluation.generation.numBeams"),
         *SCHEMES,
-        "evaluation.baselines.zeroShot",
+        *("evaluation.baselines.zeroShot", "method.prefixTuning.projection"),
     }
     assert names == {*NOT_YET, *ONLY} - exceptions
 
@@ -117,7 +120,12 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
         ({"spec.model.task": "seq2seq-lm"}, "spec.model.task", "Use causal-lm"),
         ({"spec.data.tasks[0].source": "hf://a/b"}, "spec.data.tasks[0].source", "file://"),
         ({"spec.data.tasks[0].testSource": "file:///t"}, "spec.data.tasks[0].testSource", "spec.data.splits.test"),
-        ({"spec.method.type": "qlora"}, "spec.method.type", "full or lora or promptTuning"),
+        ({"spec.method.type": "qlora"}, "spec.method.type", "full or lora or promptTuning or prefixTuning or ia3"),
+        (
+            {"spec.method": {"type": "prefixTuning", "prefixTuning": {"projection": True}}},
+            "spec.method.prefixTuning.projection",
+            "Use false",
+        ),
         ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),
         ({"spec.compute": {"gpusPerWorker": 2}}, "spec.compute.gpusPerWorker", "Use 0 or 1"),
     ],

@@ -161,10 +161,7 @@ def _batch_is_shared_evenly(training: TrainingSpec, compute: ComputeSpec) -> Ite
 
 
 def _prefixes_keep_activations(method: MethodSpec, training: TrainingSpec) -> Iterator[Problem]:
-    if (
-        method.type is MethodType.PREFIX_TUNING
-        and training.gradient_checkpointing is GradientCheckpointing.ALWAYS
-    ):
+    if method.type is MethodType.PREFIX_TUNING and training.gradient_checkpointing is GradientCheckpointing.ALWAYS:
         yield Problem(
             ("training", "gradientCheckpointing"),
             training.gradient_checkpointing.value,
@@ -189,9 +186,7 @@ def _only_low_rank_merges(method: MethodSpec, output: OutputSpec) -> Iterator[Pr
             ("output", "merge"),
             True,
             f"needs lora or qlora, and the method is {method.type.value}",
-            "Leave it out."
-            if method.type in OWN_WEIGHTS
-            else "Leave it out, or take lora.",
+            "Leave it out." if method.type in OWN_WEIGHTS else "Leave it out, or take lora.",
         )
 
 

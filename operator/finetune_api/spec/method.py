@@ -190,7 +190,7 @@ class SelectiveSpec(Block):
     last_layers: Annotated[Int, Field(ge=1, le=1000)] | None = None
     """How many of the topmost layers are trained. Absent with train lastLayers: 2."""
     patterns: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=32)] = ()
-    """RE2 patterns; a parameter whose name contains a match is trained. Names: those in the model's safetensors."""
+    """RE2 patterns; a parameter whose name contains a match is trained."""
 
 
 class RegularizationSpec(Block):
