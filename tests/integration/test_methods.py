@@ -36,6 +36,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "ia3": {"type": "ia3"},
     "ia3 of named layers": {"type": "ia3", "ia3": {"targetNames": ["v_proj", "up_proj"]}},
     "the last layer": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}},
+    "the last layer near its first weights": {
+        "type": "selective",
+        "selective": {"train": "lastLayers", "lastLayers": 1},
+        "regularization": {"type": "l2sp", "strength": 0.01},
+    },
+    "full near what the base predicts": {"type": "full", "regularization": {"type": "kl", "strength": 0.1}},
+    "full near weights that count": {"type": "full", "regularization": {"type": "ewc", "strength": 0.1}},
     "patterns": {"type": "selective", "selective": {"train": "patterns", "patterns": [r"\.0\.mlp", "norm"]}},
 }
 
@@ -106,7 +113,8 @@ def test_an_interrupted_job_ends_as_a_straight_one_and_publishes_what_it_trained
     assert report.training.resumed_from_step == 5
     assert losses(report.training) == pytest.approx(losses(straight), abs=SAME_LOSS)
     assert losses(straight)[-1] < losses(straight)[0]
-    assert 0 < straight.trainable_parameters < straight.parameters
+    if method["type"] != "full":
+        assert 0 < straight.trainable_parameters < straight.parameters
     assert not [path for path in published.iterdir() if path.suffix in (".bin", ".pt")]
     model = loaded(tiny_model_dir, published)
     tuned = logits_of(model)
@@ -247,6 +255,49 @@ def test_what_is_trained_beside_a_bfloat16_model_is_float32(biased_model_dir: Pa
     assert losses(rounded) == pytest.approx(losses(exact), abs=0.02)
     trained = changed(biased_model_dir, tmp_path) if method == "selective" else tuned_files(tmp_path)
     assert {tuned_files(tmp_path)[name].dtype for name in trained} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["l2sp", "ewc", "kl"])
+def test_a_pull_keeps_the_model_nearer_its_base(tiny_model_dir: Path, tmp_path: Path, kind: str):
+    def moved(strength: float) -> float:
+        pull = {"type": kind, "strength": strength}
+        train(tiny_model_dir, tmp_path, f"by-{strength}", method={"type": "full", "regularization": pull})
+        tuned = logits_of(base_of(tmp_path / f"by-{strength}" / "tuned"))
+        base = logits_of(base_of(tiny_model_dir))
+        return float((base.softmax(-1) * (base.log_softmax(-1) - tuned.log_softmax(-1))).sum(-1).mean())
+
+    assert moved(100.0) < 0.8 * moved(1e-6)
+
+
+def test_training_ends_when_validation_gets_no_better_and_the_best_weights_are_published(
+    tiny_model_dir: Path, tmp_path: Path
+):
+    # So high a rate that the first steps help and later ones harm.
+    settings = {
+        "maxSteps": 60,
+        "globalBatchSize": 8,
+        "learningRate": 0.1,
+        "schedule": "constant",
+        "warmupRatio": 0.0,
+        "evalEverySteps": 2,
+        "earlyStopping": {"patience": 3},
+    }
+    job, workspace = tiny_job(tiny_model_dir, tmp_path, training=settings), Workspace(tmp_path / "workspace")
+    report = stages.run(job, workspace.root, Silence())
+    validated = {p.step: p.validation_loss for p in report.training.curve if p.validation_loss is not None}
+    best = min(validated, key=lambda step: validated[step])
+    assert report.training.best_step == best
+    assert report.training.steps == best + 3 * 2 < 60
+    published = tmp_path / "output" / stages.output_prefix(job) / "model"
+    assert f"of step {best}, which had the lowest loss" in (published / "README.md").read_text()
+    # Trained up to there and no further, the same job has the same weights.
+    short = tiny_job(tiny_model_dir, tmp_path, training={**settings, "maxSteps": best})
+    other = Workspace(tmp_path / "short")
+    other.root.mkdir()
+    stages.train_stage(Run(short, other, Silence(), StopFlag()))
+    expected = load_file(other.tuned / "adapter_model.safetensors")
+    actual = load_file(published / "adapter_model.safetensors")
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
 REFUSED = {

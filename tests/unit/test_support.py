@@ -22,6 +22,8 @@ SUPPORTED = {
     "prefix tuning": {"spec.method": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 10}}},
     "ia3": {"spec.method": {"type": "ia3", "ia3": {"targetNames": ["k", "up"], "feedforwardNames": ["up"]}}},
     "selective": {"spec.method": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}}},
+    "full with a pull back": {"spec.method": {"type": "full", "regularization": {"type": "kl", "strength": 0.1}}},
+    "early stopping": {"spec.training.earlyStopping": {"metric": "validation_loss", "patience": 2}},
     "lora": {
         "spec.method.lora": {
             "rank": 4,
@@ -107,7 +109,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
     exceptions = {
         # Refused elsewhere in this manifest, or in no need of it.
         *("data.mixing.temperature", "data.tasks[].validationSource", "data.tasks[].testSource"),
-        *("model.task", "method.regularization.type", "evaluation.generation.numBeams"),
+        *("model.task", "evaluation.generation.numBeams"),
         *SCHEMES,
         *("evaluation.baselines.zeroShot", "method.prefixTuning.projection"),
     }
@@ -125,6 +127,11 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
             {"spec.method": {"type": "prefixTuning", "prefixTuning": {"projection": True}}},
             "spec.method.prefixTuning.projection",
             "Use false",
+        ),
+        (
+            {"spec.training.earlyStopping": {"metric": "sentiment.accuracy"}},
+            "spec.training.earlyStopping.metric",
+            "Use validation_loss",
         ),
         ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),
         ({"spec.compute": {"gpusPerWorker": 2}}, "spec.compute.gpusPerWorker", "Use 0 or 1"),

@@ -35,6 +35,7 @@ from transformers import (
 from finetune_api.job import FineTuneJob
 from finetune_api.report import LossPoint, Progress, Stage, TrainingReport
 from finetune_api.spec import GradientCheckpointing
+from finetune_trainer.best_weights import BestWeights
 from finetune_trainer.checkpoint import discard_old, newest_complete, seal, step_of
 from finetune_trainer.errors import (
     DataError,
@@ -52,6 +53,7 @@ from finetune_trainer.methods import count_parameters, prepare_model, why_padded
 from finetune_trainer.model import ModelFiles, find_broken_tensors
 from finetune_trainer.precision import PrecisionChoice, choose_precision
 from finetune_trainer.progress import Reporter, Sink
+from finetune_trainer.regularization import regularize
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.settings_map import Steps, checkpoints_activations, plan_steps, training_arguments
 from finetune_trainer.workspace import Workspace
@@ -135,17 +137,22 @@ def _train_here(given: TrainingInput) -> TrainingReport:
         twice = _computes_twice(spec.training.gradient_checkpointing, model, longest, steps, layout.layout)
         if twice:
             reporter.say("activations are computed twice, which needs less memory")
-        trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice)
+        stopping = spec.training.early_stopping
+        best = BestWeights(model, stopping.patience) if stopping is not None else None
+        trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice, best)
     resume = newest_complete(given.workspace.checkpoints)
     reporter.say(f"resuming at step {step_of(resume)}" if resume else "training")
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError, SafetensorError) as error:
         raise _named(error, steps, given.workspace) from error
-    if trainer.state.global_step < steps.total:
+    if trainer.state.global_step < steps.total and not (best and best.has_ended):
         raise Preempted(f"stopped at step {trainer.state.global_step} of {steps.total}; the checkpoint is saved.")
+    if best is not None:
+        best.restore()
     _save_tuned(model, given.workspace.tuned)
-    return _summarise(given, model, trainer, recorder, layout, precision, resume)
+    report = _summarise(given, model, trainer, recorder, layout, precision, resume)
+    return report.model_copy(update={"best_step": best.step if best is not None else None})
 
 
 def _named(error: Exception, steps: Steps, workspace: Workspace) -> Exception:
@@ -202,6 +209,7 @@ def _build_trainer(
     precision: PrecisionChoice,
     steps: Steps,
     checkpoint_activations: bool,
+    best: BestWeights | None,
 ) -> tuple[Trainer, "_Recorder"]:
     spec = given.job.spec
     arguments = training_arguments(
@@ -222,8 +230,11 @@ def _build_trainer(
         args=TrainingArguments(**arguments),
         data_collator=partial(build_batch, layout=layout.layout),
         train_dataset=list(given.train),
-        compute_loss_func=loss_per_token,
-        callbacks=[recorder, _Guard(given)],
+        compute_loss_func=regularize(
+            loss_per_token, model, spec.method.regularization, given.train, spec.training.seed, precision.autocast
+        ),
+        # The guard seals checkpoints, which the best weights are part of.
+        callbacks=[recorder, *([best] if best is not None else []), _Guard(given)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, recorder
