@@ -198,6 +198,8 @@ class TrainingReport(ApiModel):
     layout: str = ""
     """``packed`` or ``padded`` and why, for people."""
     resumed_from_step: int | None = None
+    best_step: int | None = None
+    """Step whose weights were kept, where ``spec.training.earlyStopping`` watched; absent: the last one's."""
 
 
 class FewShotComparison(ApiModel):

@@ -11,6 +11,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.library import written_out
 from finetune_api.spec import (
     AdapterSpec,
+    GradientCheckpointing,
     Ia3Spec,
     LoraSpec,
     MethodSpec,
@@ -52,6 +53,8 @@ def resolve(job: FineTuneJob) -> FineTuneJob:
     training: dict[str, Any] = {}
     if spec.training.learning_rate is None:
         training["learning_rate"] = _learning_rate(method)
+    if method.type is MethodType.PREFIX_TUNING:
+        training["gradient_checkpointing"] = GradientCheckpointing.NEVER  # see the rule on spec.training
     changed = {
         "method": method,
         "training": spec.training.model_copy(update=training),

@@ -14,7 +14,6 @@ _INSTEAD = "Leave it out."
 
 NOT_YET: dict[str, str] = {
     "model.startFrom": "Start from the base model, or name published full weights in spec.model.source.",
-    "training.earlyStopping": "Leave it out, and set maxSteps.",
     "evaluation.benchmarks": _INSTEAD,
     "evaluation.holistic": _INSTEAD,
 }
@@ -22,14 +21,18 @@ NOT_YET: dict[str, str] = {
 
 ONLY: dict[str, tuple[object, ...]] = {
     "model.task": ("causal-lm",),
-    "method.type": ("full", "lora", "promptTuning"),
-    "method.regularization.type": ("none",),
+    "method.type": ("full", "lora", "promptTuning", "prefixTuning", "ia3", "selective"),
+    "method.prefixTuning.projection": (False,),
+    "training.earlyStopping.metric": ("validation_loss",),
     "compute.deepspeed.offload": ("none", "cpu"),
     "evaluation.generation.numBeams": (1,),
     "evaluation.forgetting.remedy": ("none",),
     "evaluation.baselines.zeroShot": (True,),
 }
 """Fields of which some values work."""
+
+ONE_PROCESS = ("training.earlyStopping", "method.regularization")
+"""Fields that work where a single process trains, and not yet on several."""
 
 SCHEMES: dict[str, tuple[str, ...]] = {
     "model.source": ("file", "hf", "s3", "pvc"),
@@ -56,6 +59,7 @@ Refusal = tuple[Path, object, str, str]
 
 def unsupported_fields(spec: object) -> Iterator[Refusal]:
     """Yield everything in ``spec``, a manifest's spec as plain and perhaps faulty values, that does not work yet."""
+    on_several = _asks_for_several(spec)
     for path, name, value in _walk(spec):
         place = ("spec", *path)
         if value in (None, [], {}):
@@ -64,11 +68,21 @@ def unsupported_fields(spec: object) -> Iterator[Refusal]:
             yield place, value, "is not supported yet.", NOT_YET[name]
         elif name in ONLY and value not in ONLY[name]:
             yield place, value, "is not supported yet.", f"Use {_listed(ONLY[name])}."
+        elif name in ONE_PROCESS and on_several and value != {"type": "none"}:
+            yield place, value, "is not supported yet on several workers.", "Leave it out, or train on one GPU."
         elif name in SCHEMES:
             scheme, separator, _ = str(value).partition("://")
             if separator and scheme not in SCHEMES[name]:
                 problem = f"is not supported yet: nothing here reads {scheme}://."
                 yield place, value, problem, f"Use {' or '.join(f'{one}://' for one in SCHEMES[name])}."
+
+
+def _asks_for_several(spec: object) -> bool:
+    compute = spec.get("compute") if isinstance(spec, dict) else None
+    if not isinstance(compute, dict):
+        return False
+    numbers = [compute.get(name) for name in ("workers", "gpusPerWorker")]
+    return compute.get("engine") == "ray" or any(isinstance(number, int) and number > 1 for number in numbers)
 
 
 def working_values(path: Path, values: Iterable[str]) -> list[str]:

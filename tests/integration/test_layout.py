@@ -119,7 +119,7 @@ def save(config: PretrainedConfig, folder: Path) -> ModelFiles:
 
 
 def test_packing_can_be_declined(tiny_model_dir: Path):
-    model, choice = load_for_rows(ModelFiles(tiny_model_dir, "0"), torch.float32, packing=False)
+    model, choice = load_for_rows(ModelFiles(tiny_model_dir, "0"), torch.float32, "spec.data.packing is false")
     assert (choice.layout, choice.reason) == (Layout.PADDED, "spec.data.packing is false")
     assert model.config._attn_implementation == "sdpa"
 
@@ -144,7 +144,7 @@ def test_a_model_that_cannot_be_packed_is_padded_and_attends_as_transformers_wou
     config: PretrainedConfig, attends_by: str, reason: str, tmp_path: Path
 ):
     files = save(config, tmp_path)
-    model, choice = load_for_rows(files, torch.float32, packing=True)
+    model, choice = load_for_rows(files, torch.float32, "")
     assert choice.layout is Layout.PADDED
     assert reason in choice.reason
     assert model.config._attn_implementation == attends_by

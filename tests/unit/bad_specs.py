@@ -701,6 +701,14 @@ BAD_SPECS = [
         PASSES,
     ),
     BadSpec(
+        "a prefix is computed once",
+        {"spec.method.type": "prefixTuning", "spec.training.gradientCheckpointing": "always"},
+        "spec.training.gradientCheckpointing",
+        "always",
+        ("not possible under prefixTuning", "promptTuning"),
+        PASSES,
+    ),
+    BadSpec(
         "IA3 has one worker",
         {"spec.method.type": "ia3", "spec.compute.workers": 4},
         "spec.compute.workers",

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from finetune_api.resolve import LEARNING_RATES, resolve
-from finetune_api.spec import MethodType
+from finetune_api.spec import GradientCheckpointing, MethodType
 
 from .builders import make_job
 
@@ -53,6 +53,12 @@ def test_the_last_two_layers_are_trained_unless_said_otherwise():
     selective = resolve(make_job({"spec.method": METHODS["last layers"][0]})).spec.method.selective
     assert selective is not None
     assert selective.last_layers == 2
+
+
+def test_a_prefix_is_never_computed_twice():
+    prefix = resolve(make_job({"spec.method": METHODS["prefixTuning"][0]}))
+    assert prefix.spec.training.gradient_checkpointing is GradientCheckpointing.NEVER
+    assert resolve(make_job()).spec.training.gradient_checkpointing is GradientCheckpointing.AUTO
 
 
 def test_mixing_by_temperature_has_one():

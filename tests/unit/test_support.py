@@ -26,6 +26,11 @@ SUPPORTED = {
     },
     "full": {"spec.method.type": "full"},
     "prompt tuning": {"spec.method": {"type": "promptTuning", "promptTuning": {"init": "text", "initText": "Sort."}}},
+    "prefix tuning": {"spec.method": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 10}}},
+    "ia3": {"spec.method": {"type": "ia3", "ia3": {"targetNames": ["k", "up"], "feedforwardNames": ["up"]}}},
+    "selective": {"spec.method": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}}},
+    "full with a pull back": {"spec.method": {"type": "full", "regularization": {"type": "kl", "strength": 0.1}}},
+    "early stopping": {"spec.training.earlyStopping": {"metric": "validation_loss", "patience": 2}},
     "lora": {
         "spec.method.lora": {
             "rank": 4,
@@ -125,10 +130,10 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
     names = {"".join("[]" if part.isdigit() else f".{part}" for part in path.split(".")[1:])[1:] for path in found}
     exceptions = {
         # Refused elsewhere in this manifest, or in no need of it.
-        *("model.task", "method.regularization.type", "evaluation.generation.numBeams"),
+        *("model.task", "evaluation.generation.numBeams"),
         "compute.deepspeed.offload",
         *SCHEMES,
-        "evaluation.baselines.zeroShot",
+        *("evaluation.baselines.zeroShot", "method.prefixTuning.projection"),
     }
     assert names == {*NOT_YET, *ONLY} - exceptions
 
@@ -142,7 +147,22 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
             "spec.evaluation.forgetting.sources[0]",
             "file://",
         ),
-        ({"spec.method.type": "qlora"}, "spec.method.type", "full or lora or promptTuning"),
+        ({"spec.method.type": "qlora"}, "spec.method.type", "full or lora or promptTuning or prefixTuning or ia3"),
+        (
+            {"spec.method": {"type": "prefixTuning", "prefixTuning": {"projection": True}}},
+            "spec.method.prefixTuning.projection",
+            "Use false",
+        ),
+        (
+            {"spec.training.earlyStopping": {"metric": "sentiment.accuracy"}},
+            "spec.training.earlyStopping.metric",
+            "Use validation_loss",
+        ),
+        (
+            {"spec.compute": {"workers": 2}, "spec.training.earlyStopping": {"patience": 2}},
+            "spec.training.earlyStopping",
+            "train on one GPU",
+        ),
         ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),
         (
             {"spec.compute": {"workers": 2, "deepspeed": {"stage": 3, "offload": "nvme"}}},

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from finetune_api.spec import DEFAULT_MAX_LENGTH, FineTuneJobSpec
+from finetune_api.spec import BLOCK_OF, DEFAULT_MAX_LENGTH, FineTuneJobSpec, MethodSpec
 from finetune_trainer.errors import SpecError
 from finetune_trainer.methods import check_method
 from finetune_trainer.model import ModelFiles, outline_model, position_limit, read_config
@@ -42,7 +42,13 @@ def find_row_length(spec: FineTuneJobSpec, files: ModelFiles) -> RowLength:
 def find_room(spec: FineTuneJobSpec, files: ModelFiles) -> int:
     """Return how many tokens the model has places for, whatever rows the job allows."""
     limit = position_limit(read_config(files)) or LONGEST_TEXT
-    return limit - (spec.method.prompt_tuning.virtual_tokens if spec.method.prompt_tuning is not None else 0)
+    return limit - _virtual_tokens(spec.method)
+
+
+def _virtual_tokens(method: MethodSpec) -> int:
+    """Return how many places the method takes before every row."""
+    learnt = method.prompt_tuning or method.prefix_tuning
+    return 0 if learnt is None else learnt.virtual_tokens
 
 
 def row_length(spec: FineTuneJobSpec, limit: int | None) -> RowLength:
@@ -54,15 +60,15 @@ def row_length(spec: FineTuneJobSpec, limit: int | None) -> RowLength:
     asked = spec.data.max_length
     if limit is None:
         return RowLength(asked or DEFAULT_MAX_LENGTH)
-    soft_prompt = spec.method.prompt_tuning
-    virtual = soft_prompt.virtual_tokens if soft_prompt is not None else 0
+    virtual = _virtual_tokens(spec.method)
+    field = f"spec.method.{BLOCK_OF[spec.method.type]}.virtualTokens"
     room = limit - virtual
     places = f"the model has places for {limit:,} tokens (max_position_embeddings in its config.json)"
     if virtual:
-        places += f", of which spec.method.promptTuning.virtualTokens takes {virtual:,}"
+        places += f", of which {field} takes {virtual:,}"
     if room < SHORTEST_ROW:
         raise SpecError(
-            f"spec.method.promptTuning.virtualTokens ({virtual}): {places}; {max(room, 0)} are left for a row, and "
+            f"{field} ({virtual}): {places}; {max(room, 0)} are left for a row, and "
             f"{SHORTEST_ROW} are needed. Lower it to {limit - SHORTEST_ROW} or less."
         )
     if asked is not None and asked > room:

@@ -106,14 +106,16 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
-def load_for_rows(files: ModelFiles, dtype: torch.dtype, packing: bool) -> tuple[PreTrainedModel, LayoutChoice]:
+def load_for_rows(files: ModelFiles, dtype: torch.dtype, padded_because: str) -> tuple[PreTrainedModel, LayoutChoice]:
     """Load the model with the attention that its rows need: ours where they are packed, its own where they are padded.
+
+    ``padded_because`` says why rows must not be packed; where it is empty, the model itself decides.
 
     A class that does its attention itself may be wrong in silence, and not only slow, under another implementation's
     name: Bloom then sees the future.
     """
-    if not packing:
-        return load_model(files, dtype, None), LayoutChoice(Layout.PADDED, "spec.data.packing is false")
+    if padded_because:
+        return load_model(files, dtype, None), LayoutChoice(Layout.PADDED, padded_because)
     outline = outline_model(files)
     if not attention.is_taken_by(outline):
         name = type(outline).__name__

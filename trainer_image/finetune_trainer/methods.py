@@ -1,23 +1,42 @@
-"""What is trained: all weights, low-rank updates of some, or a soft prompt. One small function a method."""
+"""What is trained: the model's own weights, or what PEFT adds to them. One small function a method."""
 
+import inspect
 from typing import Any, cast
 
 import torch
 from peft import (
+    IA3Config,
     LoraConfig,
     PeftModelForCausalLM,
+    PrefixTuningConfig,
     PromptTuningConfig,
     PromptTuningInit,
     TaskType,
     get_peft_model,
 )
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
+    TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
+)
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from finetune_api.spec import LoraSpec, LoraTargets, MethodSpec, MethodType, PromptInit, PromptTuningSpec
+from finetune_api.spec import (
+    FineTuneJobSpec,
+    Ia3Spec,
+    LoraSpec,
+    LoraTargets,
+    MethodSpec,
+    MethodType,
+    PrefixTuningSpec,
+    PromptInit,
+    PromptTuningSpec,
+    SelectiveSpec,
+)
 from finetune_api.support import ONLY
 from finetune_trainer.errors import SpecError
+from finetune_trainer.selection import selected_parameters
 
 _SHOWN_LAYERS = 12
 
@@ -41,18 +60,42 @@ def prepare_model(model: PreTrainedModel, method: MethodSpec, tokenizer_path: st
         case MethodType.PROMPT_TUNING:
             config = _prompt_tuning_config(method.prompt_tuning or PromptTuningSpec(), tokenizer_path)
             return SoftPromptModel(model, config)
+        case MethodType.PREFIX_TUNING:
+            prefix = _prefix_tuning_config(model, method.prefix_tuning or PrefixTuningSpec())
+            return get_peft_model(model, prefix)
+        case MethodType.IA3:
+            return get_peft_model(model, _ia3_config(model, method.ia3 or Ia3Spec()))
+        case MethodType.SELECTIVE:
+            chosen = selected_parameters(model, method.selective or SelectiveSpec())
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name in chosen)
+            return model
     supported = " or ".join(map(str, ONLY["method.type"]))
     raise SpecError(f"spec.method.type: {method.type.value!r} is not supported yet; use {supported}.")
 
 
-def check_method(model: nn.Module, method: MethodSpec) -> None:
+def check_method(model: PreTrainedModel, method: MethodSpec) -> None:
     """Find out whether ``model``, with or without weights, has the layers that the resolved ``method`` acts on.
 
     Raises:
         SpecError: it has not.
     """
-    if method.type is MethodType.LORA:
-        _lora_targets(model, method.lora or LoraSpec())
+    match method.type:
+        case MethodType.LORA:
+            _lora_targets(model, method.lora or LoraSpec())
+        case MethodType.PREFIX_TUNING:
+            _prefix_tuning_config(model, method.prefix_tuning or PrefixTuningSpec())
+        case MethodType.IA3:
+            _ia3_config(model, method.ia3 or Ia3Spec())
+        case MethodType.SELECTIVE:
+            selected_parameters(model, method.selective or SelectiveSpec())
+
+
+def why_padded(spec: FineTuneJobSpec) -> str:
+    """Return why this job's rows must not be packed, whatever the model; empty where it is the model that decides."""
+    if spec.method.type is MethodType.PREFIX_TUNING:
+        return "a prefix is a cache, and packed rows have none"
+    return "" if spec.data.packing else "spec.data.packing is false"
 
 
 class SoftPromptModel(PeftModelForCausalLM):
@@ -106,9 +149,13 @@ def _lora_config(model: PreTrainedModel, lora: LoraSpec) -> LoraConfig:
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
         target_modules=_lora_targets(model, lora),
-        # GPT-2's layers hold their weights transposed.
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        fan_in_fan_out=_holds_transposed(model),
     )
+
+
+def _holds_transposed(model: nn.Module) -> bool:
+    """Return whether weights lie as inputs x outputs, as GPT-2's do."""
+    return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 def _lora_targets(model: nn.Module, lora: LoraSpec) -> str | list[str]:
@@ -118,7 +165,7 @@ def _lora_targets(model: nn.Module, lora: LoraSpec) -> str | list[str]:
         case LoraTargets.ATTENTION:
             return attention_layer_names(model)
         case LoraTargets.NAMED:
-            return _existing_names(model, list(lora.target_names))
+            return _existing_names(model, list(lora.target_names), "spec.method.lora.targetNames")
 
 
 def attention_layer_names(model: nn.Module) -> list[str]:
@@ -142,14 +189,14 @@ def attention_layer_names(model: nn.Module) -> list[str]:
     return sorted(names)
 
 
-def _existing_names(model: nn.Module, wanted: list[str]) -> list[str]:
+def _existing_names(model: nn.Module, wanted: list[str], field: str) -> list[str]:
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     missing = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in linear)]
     if missing:
         known = sorted({name.rpartition(".")[2] for name in linear})
         more = f" and {len(known) - _SHOWN_LAYERS} more" if len(known) > _SHOWN_LAYERS else ""
         raise SpecError(
-            f"spec.method.lora.targetNames: {', '.join(missing)}: no linear layers of this model "
+            f"{field}: {', '.join(missing)}: no linear layers of this model "
             f"({type(model).__name__}); it has {', '.join(known[:_SHOWN_LAYERS])}{more}. Name some of these."
         )
     return wanted
@@ -163,6 +210,34 @@ def _prompt_tuning_config(prompt: PromptTuningSpec, tokenizer_path: str) -> Prom
         prompt_tuning_init=PromptTuningInit.TEXT if from_text else PromptTuningInit.RANDOM,
         prompt_tuning_init_text=prompt.init_text if from_text else None,
         tokenizer_name_or_path=tokenizer_path if from_text else None,
+    )
+
+
+def _prefix_tuning_config(model: PreTrainedModel, prefix: PrefixTuningSpec) -> PrefixTuningConfig:
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise SpecError(
+            f"spec.method.type: {type(model).__name__} keeps no keys and values that a prefix could stand before. "
+            "Take promptTuning or lora."
+        )
+    return PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=prefix.virtual_tokens)
+
+
+def _ia3_config(model: PreTrainedModel, ia3: Ia3Spec) -> IA3Config:
+    kind = model.config.model_type
+    targets, feedforward = list(ia3.target_names), list(ia3.feedforward_names)
+    if not targets:
+        targets = list(TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind, ()))
+        feedforward = list(TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, ()))
+    if not targets:
+        raise SpecError(
+            f"spec.method.ia3.targetNames: which layers of {type(model).__name__} hold keys, values and feed-forward "
+            "networks is not known here. Name them, and in feedforwardNames the feed-forward ones among them."
+        )
+    return IA3Config(
+        task_type=TaskType.CAUSAL_LM,
+        target_modules=_existing_names(model, targets, "spec.method.ia3.targetNames"),
+        feedforward_modules=feedforward,
+        fan_in_fan_out=_holds_transposed(model),
     )
 
 

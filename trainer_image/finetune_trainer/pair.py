@@ -12,9 +12,9 @@ from peft import PeftConfig, PeftModel, PeftType
 from transformers import PreTrainedModel
 
 from finetune_api.job import FineTuneJob
-from finetune_api.spec import MethodType
+from finetune_api.spec import OWN_WEIGHTS
 from finetune_trainer.layout import Layout, load_for_rows
-from finetune_trainer.methods import SoftPromptModel
+from finetune_trainer.methods import SoftPromptModel, why_padded
 from finetune_trainer.model import ModelFiles
 from finetune_trainer.precision import choose_precision
 
@@ -36,9 +36,10 @@ def open_pair(job: FineTuneJob, files: ModelFiles, tuned: Path) -> ModelPair:
     """Load what is needed to compare the base model in ``files`` with what training left in ``tuned``."""
     spec = job.spec
     dtype = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype).weights
-    if spec.method.type is MethodType.FULL:
-        return _TwoLoads(files, ModelFiles(tuned, files.revision), dtype, spec.data.packing)
-    base, choice = load_for_rows(files, dtype, spec.data.packing)
+    padded_because = why_padded(spec)
+    if spec.method.type in OWN_WEIGHTS:
+        return _TwoLoads(files, ModelFiles(tuned, files.revision), dtype, padded_because)
+    base, choice = load_for_rows(files, dtype, padded_because)
     return _OneLoad(load_adapter(base, tuned), choice.layout)
 
 
@@ -68,11 +69,11 @@ class _OneLoad:
 
 
 class _TwoLoads:
-    """Full weights: the two models are in memory one after the other."""
+    """Whole weights: the two models are in memory one after the other."""
 
-    def __init__(self, base: ModelFiles, tuned: ModelFiles, dtype: torch.dtype, packing: bool) -> None:
+    def __init__(self, base: ModelFiles, tuned: ModelFiles, dtype: torch.dtype, padded_because: str) -> None:
         self._base, self._tuned, self._dtype = base, tuned, dtype
-        self.layout = load_for_rows(tuned, dtype, packing)[1].layout
+        self.layout = load_for_rows(tuned, dtype, padded_because)[1].layout
 
     def base(self) -> AbstractContextManager[PreTrainedModel]:
         return self._lend(self._base)
@@ -82,7 +83,7 @@ class _TwoLoads:
 
     @contextmanager
     def _lend(self, files: ModelFiles) -> Iterator[PreTrainedModel]:
-        model, _ = load_for_rows(files, self._dtype, packing=self.layout is Layout.PACKED)
+        model, _ = load_for_rows(files, self._dtype, "" if self.layout is Layout.PACKED else "as the other model's")
         try:
             yield model.eval()
         finally:

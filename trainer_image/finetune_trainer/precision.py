@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from finetune_api.spec import DType, MethodType, Precision
+from finetune_api.spec import OWN_WEIGHTS, DType, MethodType, Precision
 
 # A format must win clearly to be worth its rounding.
 _WORTHWHILE = 1.2
@@ -35,9 +35,9 @@ def choose_precision(method: MethodType, precision: Precision, dtype: DType) -> 
         gain = bfloat16_gain()
         products = Precision.BF16 if gain >= _WORTHWHILE else Precision.FP32
         why = f"bfloat16 ones are {gain:.1f} x as fast as float32 ones here"
-    if precision is Precision.AUTO and method is MethodType.FULL and not torch.cuda.is_available():
+    if precision is Precision.AUTO and method in OWN_WEIGHTS and not torch.cuda.is_available():
         # Casting all weights at every step costs more than the faster products give back for small models.
-        products, why = Precision.FP32, "all weights are trained, on a CPU"
+        products, why = Precision.FP32, "the model's own weights are trained, on a CPU"
     choice = decide_precision(method, products, dtype)
     return replace(choice, reason=f"{choice.reason}: {why}")
 
@@ -49,7 +49,7 @@ def decide_precision(method: MethodType, products: Precision, dtype: DType) -> P
     """
     if products is Precision.FP32:
         return PrecisionChoice(torch.float32, autocast=False, reason="float32 weights and products")
-    if method is MethodType.FULL or dtype is DType.FLOAT32:
+    if method in OWN_WEIGHTS or dtype is DType.FLOAT32:
         return PrecisionChoice(torch.float32, autocast=True, reason="float32 weights, bfloat16 products")
     return PrecisionChoice(
         torch.bfloat16, autocast=False, reason="bfloat16 frozen weights and products, float32 trained weights"

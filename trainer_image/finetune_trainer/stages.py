@@ -37,6 +37,7 @@ from finetune_api.spec.compute import is_distributed, processes
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
 from finetune_trainer.adjustment import Adjustment, adjusted
+from finetune_trainer.best_weights import schedule_note
 from finetune_trainer.checkpoint import newest_complete, step_of
 from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.data_profile import describe_task, find_personal_data, find_warnings
@@ -246,6 +247,8 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
     job = run.job
     check_fit(job.spec, files)
     if note := find_row_length(job.spec, files).note:
+        reporter.say(note)
+    if note := schedule_note(job.spec.training):
         reporter.say(note)
     tokenizer = load_tokenizer(files)
     if (suite := _load_suite(run)) is not None:

@@ -35,6 +35,7 @@ from transformers import (
 from finetune_api.job import FineTuneJob
 from finetune_api.report import LossPoint, Progress, Stage, TaskShare, TrainingReport
 from finetune_api.spec import GradientCheckpointing
+from finetune_trainer.best_weights import BestWeights
 from finetune_trainer.checkpoint import discard_old, newest_complete, seal, step_of
 from finetune_trainer.errors import (
     DataError,
@@ -48,12 +49,13 @@ from finetune_trainer.example import Encoded
 from finetune_trainer.layout import Layout, LayoutChoice, build_batch, forward, load_for_rows, token_losses
 from finetune_trainer.manifest import write_manifest
 from finetune_trainer.memory import available_bytes, is_out_of_memory, kept_bytes, memory_errors
-from finetune_trainer.methods import count_parameters, prepare_model
+from finetune_trainer.methods import count_parameters, prepare_model, why_padded
 from finetune_trainer.mixture import EpochRows, Mixture
 from finetune_trainer.model import ModelFiles, find_broken_tensors
 from finetune_trainer.precision import PrecisionChoice, choose_precision
 from finetune_trainer.process_group import ProcessGroup
 from finetune_trainer.progress import Reporter, Sink
+from finetune_trainer.regularization import regularize
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.settings_map import (
     Steps,
@@ -155,7 +157,7 @@ def train_here(given: TrainingInput) -> TrainingReport:
     reporter = Reporter(given.sink, Stage.TRAIN)
     reporter.say("loading the base model")
     precision = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype)
-    base, layout = load_for_rows(given.files, precision.weights, spec.data.packing)
+    base, layout = load_for_rows(given.files, precision.weights, why_padded(spec))
     if spec.data.packing and layout.layout is Layout.PADDED:
         reporter.say(f"rows are padded, which is slower: {layout.reason}")
     longest = max(given.train, key=lambda item: len(item.ids))
@@ -171,17 +173,22 @@ def train_here(given: TrainingInput) -> TrainingReport:
         )
         if twice:
             reporter.say("activations are computed twice, which needs less memory")
-        trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice)
+        stopping = spec.training.early_stopping
+        best = BestWeights(model, stopping.patience) if stopping is not None else None
+        trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice, best)
     resume = newest_complete(given.workspace.checkpoints)
     reporter.say(f"resuming at step {step_of(resume)}" if resume else "training")
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError, SafetensorError) as error:
         raise _named(error, steps, given.workspace) from error
-    if trainer.state.global_step < steps.total:
+    if trainer.state.global_step < steps.total and not (best and best.has_ended):
         raise Preempted(f"stopped at step {trainer.state.global_step} of {steps.total}; the checkpoint is saved.")
+    if best is not None:
+        best.restore()
     _save_tuned(trainer, model, given)
-    return _summarise(given, parameters, trainer, recorder, steps, layout, precision, resume)
+    report = _summarise(given, parameters, trainer, recorder, steps, layout, precision, resume)
+    return report.model_copy(update={"best_step": best.step if best is not None else None})
 
 
 def _named(error: Exception, steps: Steps, workspace: Workspace) -> Exception:
@@ -241,6 +248,7 @@ def _build_trainer(
     precision: PrecisionChoice,
     steps: Steps,
     checkpoint_activations: bool,
+    best: BestWeights | None,
 ) -> tuple[Trainer, "_Recorder"]:
     spec = given.job.spec
     without_gpu = not torch.cuda.is_available()
@@ -268,8 +276,11 @@ def _build_trainer(
         args=TrainingArguments(**arguments),
         data_collator=partial(build_batch, layout=layout.layout),
         train_dataset=epoch_rows,
-        compute_loss_func=loss_per_token,
-        callbacks=[recorder, _Guard(given), _EpochTurner(epoch_rows, steps)],
+        compute_loss_func=regularize(
+            loss_per_token, model, spec.method.regularization, given.train, spec.training.seed, precision.autocast
+        ),
+        # The guard seals checkpoints, which the best weights are part of.
+        callbacks=[recorder, *([best] if best is not None else []), _Guard(given), _EpochTurner(epoch_rows, steps)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, recorder

@@ -47,6 +47,7 @@ from finetune_api.spec.evaluation import (
 from finetune_api.spec.field import SecretRef
 from finetune_api.spec.method import (
     BLOCK_OF,
+    OWN_WEIGHTS,
     AdapterSpec,
     Ia3Spec,
     LoraSpec,
@@ -67,6 +68,7 @@ from finetune_api.spec.training import EarlyStoppingSpec, GradientCheckpointing,
 __all__ = [
     "BLOCK_OF",
     "DEFAULT_MAX_LENGTH",
+    "OWN_WEIGHTS",
     "REPLAY_TASK",
     "AdapterSpec",
     "BaselinesSpec",
@@ -171,6 +173,16 @@ def _batch_is_shared_evenly(training: TrainingSpec, compute: ComputeSpec) -> Ite
         )
 
 
+def _prefixes_keep_activations(method: MethodSpec, training: TrainingSpec) -> Iterator[Problem]:
+    if method.type is MethodType.PREFIX_TUNING and training.gradient_checkpointing is GradientCheckpointing.ALWAYS:
+        yield Problem(
+            ("training", "gradientCheckpointing"),
+            training.gradient_checkpointing.value,
+            "is not possible under prefixTuning: a prefix is a cache, which a second computation would fill again",
+            "Leave it out, or take promptTuning.",
+        )
+
+
 def _products_are_no_finer_than_weights(model: ModelSpec, training: TrainingSpec) -> Iterator[Problem]:
     if model.dtype is DType.BFLOAT16 and training.precision is Precision.FP32:
         yield Problem(
@@ -187,9 +199,7 @@ def _only_low_rank_merges(method: MethodSpec, output: OutputSpec) -> Iterator[Pr
             ("output", "merge"),
             True,
             f"needs lora or qlora, and the method is {method.type.value}",
-            "Leave it out."
-            if method.type in (MethodType.FULL, MethodType.SELECTIVE)
-            else "Leave it out, or take lora.",
+            "Leave it out." if method.type in OWN_WEIGHTS else "Leave it out, or take lora.",
         )
 
 
@@ -282,6 +292,7 @@ class FineTuneJobSpec(Block):
         _soft_prompts_have_one_worker,
         _quantization_needs_a_gpu,
         _batch_is_shared_evenly,
+        _prefixes_keep_activations,
         _products_are_no_finer_than_weights,
         _only_low_rank_merges,
         _only_low_rank_scales,

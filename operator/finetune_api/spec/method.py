@@ -24,6 +24,10 @@ class MethodType(StrEnum):
     SELECTIVE = "selective"
 
 
+OWN_WEIGHTS = (MethodType.FULL, MethodType.SELECTIVE)
+"""Methods that change the model's own weights; the others leave them as they are and add some."""
+
+
 class LoraTargets(StrEnum):
     """Which layers get low-rank updates."""
 
@@ -122,7 +126,7 @@ class PrefixTuningSpec(Block):
     """Keys and values before every layer's own (arXiv:2101.00190)."""
 
     virtual_tokens: Annotated[Int, Field(ge=1, le=1000)] = 20
-    """Length of the prefix; 10-200 is usual."""
+    """Length of the prefix; 10-200 is usual. Each takes the room of one token in every row."""
     projection: Flag = False
     """Learn the prefix through a small network: steadier, more memory while training."""
 
@@ -139,7 +143,8 @@ class Ia3Spec(Block):
     rules = (_feedforward_is_target,)
 
     target_names: Annotated[tuple[LayerName, ...], Field(max_length=64)] = ()
-    """Last parts of the names of the layers to scale. Absent: keys, values and feed-forward layers."""
+    """Last parts of the names of the layers to scale. Absent: keys, values and feed-forward layers, which are known
+    for the usual architectures."""
     feedforward_names: Annotated[tuple[LayerName, ...], Field(max_length=64)] = ()
     """Those of ``targetNames`` whose input is scaled instead of their output."""
 
@@ -192,10 +197,13 @@ class RegularizationSpec(Block):
     """A pull back towards the base model, against forgetting."""
 
     type: RegularizationType = RegularizationType.NONE
-    """l2sp: towards the base weights (arXiv:1802.01483); ewc: the same, weighted by importance (arXiv:1612.00796); kl:
-    towards the base outputs, which costs a second forward pass."""
+    """l2sp: half the squared distance from the base weights (arXiv:1802.01483). ewc: the same, each weight by its
+    importance for what the base predicts, the diagonal of its Fisher information per token, estimated on 64 training
+    rows (arXiv:1612.00796). kl: towards the base outputs, KL(base || tuned) per learnt token, which costs a second
+    forward pass and room for the base. l2sp and ewc cost one or two more copies of what is trained."""
     strength: Annotated[Number, Field(gt=0, le=1000)] = 0.01
-    """Weight of the pull beside the loss."""
+    """Weight of the pull beside the loss per token. ewc is kl to second order, so a strength means much the same to
+    both; l2sp knows no importance and needs less. The loss in the report is without the pull."""
 
 
 BLOCK_OF = {
@@ -244,13 +252,12 @@ def _only_the_methods_block(
 
 
 def _regularization_pulls_weights(type: MethodType, regularization: RegularizationSpec | None) -> Iterator[Problem]:
-    pulled = [MethodType.FULL.value, MethodType.SELECTIVE.value]
-    if regularization is not None and regularization.type is not RegularizationType.NONE and type.value not in pulled:
+    if regularization is not None and regularization.type is not RegularizationType.NONE and type not in OWN_WEIGHTS:
         yield Problem(
             ("regularization", "type"),
             regularization.type.value,
             f"is for methods that change the model's own weights, not for {type.value}",
-            f"Leave regularization out, or set spec.method.type: {' or '.join(working_values(_TYPE, pulled))}.",
+            f"Leave regularization out, or set spec.method.type: {' or '.join(working_values(_TYPE, OWN_WEIGHTS))}.",
         )
 
 

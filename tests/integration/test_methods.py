@@ -1,0 +1,343 @@
+"""Every method: the same numbers as a computation by hand, the same end after an interruption, a result that loads."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from finetune_api.report import Report, TrainingReport
+from finetune_trainer import stages
+from finetune_trainer.errors import SpecError
+from finetune_trainer.interrupt import StopFlag
+from finetune_trainer.stages import Run
+from finetune_trainer.workspace import Workspace
+
+from .conftest import CONTEXT_LENGTH, make_tokenizer
+from .jobs import tiny_job
+from .test_train import SAME_LOSS, Silence, losses, train, train_until
+
+IDS = torch.tensor([[5, 77, 130, 301, 17, 290, 66, 4]])
+
+# The same sums in another order, float32, two layers.
+ROUNDING = 1e-4
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora with magnitudes": {"type": "lora", "lora": {"rank": 4, "useDora": True}},
+    "lora of attention": {"type": "lora", "lora": {"rank": 4, "targets": "attention", "useRslora": True}},
+    "prefix tuning": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 5}},
+    "ia3": {"type": "ia3"},
+    "ia3 of named layers": {"type": "ia3", "ia3": {"targetNames": ["v_proj", "up_proj"]}},
+    "the last layer": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}},
+    "the last layer near its first weights": {
+        "type": "selective",
+        "selective": {"train": "lastLayers", "lastLayers": 1},
+        "regularization": {"type": "l2sp", "strength": 0.01},
+    },
+    "full near what the base predicts": {"type": "full", "regularization": {"type": "kl", "strength": 0.1}},
+    "full near weights that count": {"type": "full", "regularization": {"type": "ewc", "strength": 0.1}},
+    "patterns": {"type": "selective", "selective": {"train": "patterns", "patterns": [r"\.0\.mlp", "norm"]}},
+}
+
+
+@pytest.fixture(scope="module")
+def biased_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a GPT-2: layers with bias terms, weights that lie transposed."""
+    folder = tmp_path_factory.mktemp("biased-model")
+    tokenizer = make_tokenizer(None)
+    torch.manual_seed(17)
+    config = GPT2Config(
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=CONTEXT_LENGTH,
+        vocab_size=len(tokenizer),
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.1,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def base_of(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, **more: Any) -> Tensor:
+    return model(input_ids=IDS, **more).logits
+
+
+def whole_run(model: Path, folder: Path, method: dict[str, Any]) -> tuple[Report, Path]:
+    """Run a job that is interrupted in training, and return its report and where its model was published."""
+    job, workspace = tiny_job(model, folder, method=method), Workspace(folder / "workspace")
+    workspace.root.mkdir()
+    stages.check_stage(Run(job, workspace, Silence(), StopFlag()))
+    train_until(5, job, workspace)
+    report = stages.run(job, workspace.root, Silence())
+    return report, folder / "output" / stages.output_prefix(job) / "model"
+
+
+def answer_of_the_card(published: Path) -> str:
+    snippet = re.search(r"```python\n(.*?)```", (published / "README.md").read_text(), re.DOTALL)
+    assert snippet is not None
+    done = subprocess.run(
+        [sys.executable, "-c", snippet[1]], cwd=published, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def loaded(base: Path, published: Path) -> nn.Module:
+    if (published / "adapter_config.json").is_file():
+        return PeftModel.from_pretrained(base_of(base), str(published)).eval()
+    return base_of(published)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_an_interrupted_job_ends_as_a_straight_one_and_publishes_what_it_trained(
+    tiny_model_dir: Path, tmp_path: Path, method: dict[str, Any]
+):
+    (tmp_path / "broken").mkdir()
+    report, published = whole_run(tiny_model_dir, tmp_path / "broken", method)
+    straight = train(tiny_model_dir, tmp_path, method=method)
+    assert report.training.resumed_from_step == 5
+    assert losses(report.training) == pytest.approx(losses(straight), abs=SAME_LOSS)
+    assert losses(straight)[-1] < losses(straight)[0]
+    if method["type"] != "full":
+        assert 0 < straight.trainable_parameters < straight.parameters
+    assert not [path for path in published.iterdir() if path.suffix in (".bin", ".pt")]
+    model = loaded(tiny_model_dir, published)
+    tuned = logits_of(model)
+    reference = logits_of(loaded(tiny_model_dir, tmp_path / "workspace" / "tuned"))
+    torch.testing.assert_close(tuned, reference, atol=SAME_LOSS, rtol=SAME_LOSS)
+    base = logits_of(base_of(tiny_model_dir))
+    assert (tuned - base).abs().max() > 0.01
+    if isinstance(model, PeftModel):
+        with model.disable_adapter():
+            torch.testing.assert_close(logits_of(model), base)
+    perplexity = next(metric for metric in report.evaluation.metrics if metric.metric == "perplexity")
+    assert perplexity.tuned < perplexity.base
+
+
+@pytest.mark.parametrize("name", ["prefix tuning", "ia3", "the last layer"])
+def test_the_cards_own_snippet_loads_what_was_published(tiny_chat_model_dir: Path, tmp_path: Path, name: str):
+    _, published = whole_run(tiny_chat_model_dir, tmp_path, METHODS[name])
+    assert answer_of_the_card(published)
+
+
+def tuned_files(folder: Path) -> dict[str, Tensor]:
+    tuned = folder / "workspace" / "tuned"
+    adapter = tuned / "adapter_model.safetensors"
+    return load_file(adapter if adapter.is_file() else tuned / "model.safetensors")
+
+
+def test_a_prefix_is_keys_and_values_before_every_layers_own(tiny_model_dir: Path, tmp_path: Path):
+    train(tiny_model_dir, tmp_path, method=METHODS["prefix tuning"])
+    (learnt,) = tuned_files(tmp_path).values()
+    base = base_of(tiny_model_dir)
+    config = base.config
+    cache = DynamicCache()
+    # Per virtual token: for every layer its key and its value, head after head.
+    per_layer = learnt.view(5, config.num_hidden_layers, 2, config.num_key_value_heads, config.head_dim)
+    for number in range(config.num_hidden_layers):
+        key, value = per_layer[:, number].permute(1, 2, 0, 3)[:, None]
+        cache.update(key, value, number)
+    expected = logits_of(base, past_key_values=cache, attention_mask=torch.ones(1, 5 + IDS.shape[1]))
+    actual = logits_of(loaded(tiny_model_dir, tmp_path / "workspace" / "tuned"))
+    torch.testing.assert_close(actual, expected, atol=ROUNDING, rtol=ROUNDING)
+
+
+def test_ia3_scales_keys_values_and_what_enters_the_feed_forward_layer(tiny_model_dir: Path, tmp_path: Path):
+    train(tiny_model_dir, tmp_path, method=METHODS["ia3"])
+    base = base_of(tiny_model_dir)
+    scales = {
+        name.split("base_model.model.")[1].rpartition(".ia3_l")[0]: s for name, s in tuned_files(tmp_path).items()
+    }
+    assert {name.rpartition(".")[2] for name in scales} == {"k_proj", "v_proj", "down_proj"}
+    for name, scale in scales.items():
+        layer = base.get_submodule(name)
+        # Outputs of keys and values are rows of the weights, inputs of the feed-forward layer are columns.
+        layer.weight.data *= scale.view(1, -1) if name.endswith("down_proj") else scale.view(-1, 1)
+    actual = logits_of(loaded(tiny_model_dir, tmp_path / "workspace" / "tuned"))
+    torch.testing.assert_close(actual, logits_of(base), atol=ROUNDING, rtol=ROUNDING)
+
+
+def low_rank_updates(folder: Path) -> dict[str, dict[str, Tensor]]:
+    updates: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tuned_files(folder).items():
+        layer, _, part = name.split("base_model.model.")[1].partition(".lora_")
+        updates.setdefault(layer, {})[part.split(".")[0].split("_")[0]] = tensor
+    return updates
+
+
+def test_lora_of_attention_adds_a_product_scaled_by_the_root_of_its_rank(tiny_model_dir: Path, tmp_path: Path):
+    train(tiny_model_dir, tmp_path, method=METHODS["lora of attention"])
+    base = base_of(tiny_model_dir)
+    updates = low_rank_updates(tmp_path)
+    assert {name.rpartition(".")[2] for name in updates} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    for name, update in updates.items():
+        base.get_submodule(name).weight.data += 8 / 4**0.5 * update["B"] @ update["A"]
+    actual = logits_of(loaded(tiny_model_dir, tmp_path / "workspace" / "tuned"))
+    torch.testing.assert_close(actual, logits_of(base), atol=ROUNDING, rtol=ROUNDING)
+
+
+def test_dora_learns_lengths_and_directions_of_rows_apart(tiny_model_dir: Path, tmp_path: Path):
+    train(tiny_model_dir, tmp_path, method=METHODS["lora with magnitudes"])
+    base = base_of(tiny_model_dir)
+    for name, update in low_rank_updates(tmp_path).items():
+        weight = base.get_submodule(name).weight.data
+        moved = weight + 8 / 4 * update["B"] @ update["A"]
+        weight.copy_(update["magnitude"].view(-1, 1) * moved / moved.norm(dim=1, keepdim=True))
+    actual = logits_of(loaded(tiny_model_dir, tmp_path / "workspace" / "tuned"))
+    torch.testing.assert_close(actual, logits_of(base), atol=ROUNDING, rtol=ROUNDING)
+
+
+def changed(base: Path, folder: Path) -> set[str]:
+    before, after = load_file(base / "model.safetensors"), tuned_files(folder)
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_only_bias_terms_change(biased_model_dir: Path, tmp_path: Path):
+    train(biased_model_dir, tmp_path, method={"type": "selective"})
+    names = load_file(biased_model_dir / "model.safetensors").keys()
+    biases = {name for name in names if name.endswith("bias")}
+    # Softmax takes no notice of what is added to every key: their third of c_attn's bias has no gradient, the rest has.
+    assert changed(biased_model_dir, tmp_path) == biases
+
+
+def test_only_the_last_layer_changes(tiny_model_dir: Path, tmp_path: Path):
+    train(tiny_model_dir, tmp_path, method=METHODS["the last layer"])
+    names = load_file(tiny_model_dir / "model.safetensors").keys()
+    assert changed(tiny_model_dir, tmp_path) == {name for name in names if ".layers.1." in name}
+
+
+def test_only_what_a_pattern_is_in_changes(tiny_model_dir: Path, tmp_path: Path):
+    train(tiny_model_dir, tmp_path, method=METHODS["patterns"])
+    names = load_file(tiny_model_dir / "model.safetensors").keys()
+    assert changed(tiny_model_dir, tmp_path) == {name for name in names if ".0.mlp" in name or "norm" in name}
+
+
+@pytest.mark.parametrize("method", ["ia3", "selective"])
+def test_packed_and_padded_rows_agree(tiny_model_dir: Path, tmp_path: Path, method: str):
+    settings = {"ia3": {"type": "ia3"}, "selective": METHODS["the last layer"]}[method]
+    packed = train(tiny_model_dir, tmp_path, "packed", method=settings)
+    padded = train(tiny_model_dir, tmp_path, "padded", method=settings, data__packing=False)
+    assert (packed.layout[:6], padded.layout[:6]) == ("packed", "padded")
+    assert losses(packed) == pytest.approx(losses(padded), abs=SAME_LOSS)
+
+
+def test_prefix_tuning_is_padded_and_does_not_depend_on_the_micro_batch(tiny_model_dir: Path, tmp_path: Path):
+    def trained(size: int) -> TrainingReport:
+        method = METHODS["prefix tuning"]
+        return train(tiny_model_dir, tmp_path, f"by-{size}", method=method, training__microBatchSize=size)
+
+    whole, split = trained(8), trained(2)
+    assert whole.layout.startswith("padded: a prefix is a cache")
+    assert losses(split) == pytest.approx(losses(whole), abs=SAME_LOSS)
+
+
+@pytest.mark.parametrize("method", ["prefixTuning", "ia3", "selective"])
+def test_what_is_trained_beside_a_bfloat16_model_is_float32(biased_model_dir: Path, tmp_path: Path, method: str):
+    rounded = train(biased_model_dir, tmp_path, method={"type": method}, model__dtype="bfloat16")
+    exact = train(biased_model_dir, tmp_path, "exact", method={"type": method})
+    # Eight bits of a number are kept: 0.4 % of a logit, averaged over the rows of a batch; measured 0.002.
+    assert losses(rounded) == pytest.approx(losses(exact), abs=0.02)
+    trained = changed(biased_model_dir, tmp_path) if method == "selective" else tuned_files(tmp_path)
+    assert {tuned_files(tmp_path)[name].dtype for name in trained} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["l2sp", "ewc", "kl"])
+def test_a_pull_keeps_the_model_nearer_its_base(tiny_model_dir: Path, tmp_path: Path, kind: str):
+    def moved(strength: float) -> float:
+        pull = {"type": kind, "strength": strength}
+        train(tiny_model_dir, tmp_path, f"by-{strength}", method={"type": "full", "regularization": pull})
+        tuned = logits_of(base_of(tmp_path / f"by-{strength}" / "tuned"))
+        base = logits_of(base_of(tiny_model_dir))
+        return float((base.softmax(-1) * (base.log_softmax(-1) - tuned.log_softmax(-1))).sum(-1).mean())
+
+    assert moved(100.0) < 0.8 * moved(1e-6)
+
+
+def test_training_ends_when_validation_gets_no_better_and_the_best_weights_are_published(
+    tiny_model_dir: Path, tmp_path: Path
+):
+    # So high a rate that the first steps help and later ones harm.
+    settings = {
+        "maxSteps": 60,
+        "globalBatchSize": 8,
+        "learningRate": 0.1,
+        "schedule": "constant",
+        "warmupRatio": 0.0,
+        "evalEverySteps": 2,
+        "earlyStopping": {"patience": 3},
+    }
+    job, workspace = tiny_job(tiny_model_dir, tmp_path, training=settings), Workspace(tmp_path / "workspace")
+    report = stages.run(job, workspace.root, Silence())
+    validated = {p.step: p.validation_loss for p in report.training.curve if p.validation_loss is not None}
+    best = min(validated, key=lambda step: validated[step])
+    assert report.training.best_step == best
+    assert report.training.steps == best + 3 * 2 < 60
+    published = tmp_path / "output" / stages.output_prefix(job) / "model"
+    assert f"of step {best}, which had the lowest loss" in (published / "README.md").read_text()
+    # Trained up to there and no further, the same job has the same weights.
+    short = tiny_job(tiny_model_dir, tmp_path, training={**settings, "maxSteps": best})
+    other = Workspace(tmp_path / "short")
+    other.root.mkdir()
+    stages.train_stage(Run(short, other, Silence(), StopFlag()))
+    expected = load_file(other.tuned / "adapter_model.safetensors")
+    actual = load_file(published / "adapter_model.safetensors")
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+REFUSED = {
+    "bias terms of a model without any": (
+        {"type": "selective"},
+        r"spec\.method\.selective\.train: LlamaForCausalLM has no bias terms.*lastLayers",
+    ),
+    "more layers than there are": (
+        {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 3}},
+        r"spec\.method\.selective\.lastLayers \(3\): the model has 2 layers",
+    ),
+    "a pattern that is in no name": (
+        {"type": "selective", "selective": {"train": "patterns", "patterns": ["mlp", "c_fc"]}},
+        r"spec\.method\.selective\.patterns\[1\] \('c_fc'\) is in no parameter's name of LlamaForCausalLM; it has",
+    ),
+    "a pattern that is none": (
+        {"type": "selective", "selective": {"train": "patterns", "patterns": ["(a"]}},
+        r"spec\.method\.selective\.patterns\[0\] \('\(a'\) is no RE2 pattern: .*missing \)",
+    ),
+    "a pattern that only backtracking can match": (
+        {"type": "selective", "selective": {"train": "patterns", "patterns": [r"(a)\1"]}},
+        r"is no RE2 pattern",
+    ),
+    "ia3 of layers that are not there": (
+        {"type": "ia3", "ia3": {"targetNames": ["c_fc"]}},
+        r"spec\.method\.ia3\.targetNames: c_fc: no linear layers of this model",
+    ),
+    "a prefix that leaves no room": (
+        {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 500}},
+        r"spec\.method\.prefixTuning\.virtualTokens \(500\): the model has places for 512",
+    ),
+}
+
+
+@pytest.mark.parametrize("method, message", REFUSED.values(), ids=REFUSED)
+def test_what_does_not_go_with_the_model_ends_the_check(
+    tiny_model_dir: Path, tmp_path: Path, method: dict[str, Any], message: str
+):
+    workspace = Workspace(tmp_path / "workspace")
+    workspace.root.mkdir()
+    job = tiny_job(tiny_model_dir, tmp_path, method=method)
+    with pytest.raises(SpecError, match=message):
+        stages.check_stage(Run(job, workspace, Silence(), StopFlag()))
