@@ -450,7 +450,7 @@ def _deepspeed_needs_company(
 
 
 class ComputeSpec(Block):
-    """What the job runs on in a cluster. Without effect on a laptop, which is what it is."""
+    """What the job runs on; on a laptop only engine, workers, gpusPerWorker and deepspeed count."""
 
     rules = (_resource_has_an_amount, _job_is_one_process, _deepspeed_needs_company)
 

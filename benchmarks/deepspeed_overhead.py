@@ -1,0 +1,78 @@
+"""What DeepSpeed costs where it is not needed: ZeRO 2 on two CPU workers against plain data parallelism.
+
+    python benchmarks/deepspeed_overhead.py --model DIR --rows reviews.jsonl [--steps 30] [--rounds 2]
+
+Both train all weights of the same model on the same rows, through the product's own training stage. The last line is
+JSON: rows per second of each (best round), and how much longer ZeRO 2 takes. At most 1.15 is wanted.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from finetune_api.job import load_job
+from finetune_api.resolve import resolve
+from finetune_trainer.interrupt import StopFlag
+from finetune_trainer.stages import Run, train_stage
+from finetune_trainer.workspace import Workspace
+
+SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "zero2": {"deepspeed": {"stage": 2}}}
+
+
+class Silence:
+    """Hears nothing."""
+
+    def report(self, progress: object) -> None:
+        """Say nothing."""
+
+
+def main() -> None:
+    """Train by turns and print what came out."""
+    options = _parse()
+    rates = {name: 0.0 for name in SETTINGS}
+    for number in range(options.rounds):
+        for name, compute in SETTINGS.items():
+            rate = rows_per_second(options, compute)
+            rates[name] = max(rates[name], rate)
+            print(f"round {number}: {name} {rate:.2f} rows/s", flush=True)
+    print(json.dumps({"rows_per_second": rates, "ratio": round(rates["plain"] / rates["zero2"], 3)}))
+
+
+def rows_per_second(options: argparse.Namespace, compute: dict[str, Any]) -> float:
+    """Return the speed of one training."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        task = {
+            "name": "benchmark",
+            "source": options.rows.resolve().as_uri(),
+            "templates": [{"prompt": options.prompt, "completion": options.completion}],
+        }
+        spec = {
+            "model": {"source": options.model.resolve().as_uri(), "dtype": "float32"},
+            "data": {"tasks": [task]},
+            "method": {"type": "full"},
+            "training": {"maxSteps": options.steps, "globalBatchSize": 8, "precision": "fp32"},
+            "compute": {"workers": 2, "gpusPerWorker": 0, **compute},
+            "checkpoint": {"everySteps": 10_000},
+            "output": {"uri": folder.as_uri()},
+        }
+        kind = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "overhead"}}
+        job = resolve(load_job(json.dumps(kind | {"spec": spec}), "overhead.json"))
+        return train_stage(Run(job, Workspace(folder), Silence(), StopFlag())).rows_per_second
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True, help="jsonl")
+    parser.add_argument("--prompt", default="Review: {{ text }}\nSentiment:", help="template over the rows' columns")
+    parser.add_argument("--completion", default=" {{ label }}", help="likewise")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=2)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
