@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from finetune_api.crd import GROUP, PLURAL, crd_yaml
+from finetune_api.library import library_table
 from finetune_api.reference import spec_reference
 from finetune_api.report import ExitCode, Report
 
@@ -18,6 +19,7 @@ def generated_files() -> dict[str, str]:
         f"charts/finetune-operator/files/{GROUP}_{PLURAL}.yaml": crd_yaml({"helm.sh/resource-policy": "keep"}),
         "docs/spec.md": spec_reference(),
         "docs/report.schema.json": report_schema(),
+        "docs/templates.md": library_table(),
     }
 
 

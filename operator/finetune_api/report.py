@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     OK = 0
     BAD_SPEC = 64
     BAD_DATA = 65
+    WORKER_LOST = 68
     STORAGE = 69
     INTERNAL = 70
     OUT_OF_MEMORY = 71
@@ -29,7 +30,13 @@ class ExitCode(IntEnum):
     @property
     def is_retryable(self) -> bool:
         """Whether the same job may succeed when it is simply run again."""
-        return self in (ExitCode.STORAGE, ExitCode.INTERNAL, ExitCode.OUT_OF_MEMORY, ExitCode.PREEMPTED)
+        return self in (
+            ExitCode.WORKER_LOST,
+            ExitCode.STORAGE,
+            ExitCode.INTERNAL,
+            ExitCode.OUT_OF_MEMORY,
+            ExitCode.PREEMPTED,
+        )
 
 
 class Stage(StrEnum):
@@ -69,6 +76,46 @@ class SplitRows(ApiModel):
     test: int
 
 
+class LengthCount(ApiModel):
+    """One bar of a histogram."""
+
+    up_to: int
+    """Tokens; more than the bar before."""
+    rows: int
+
+
+class TextPiece(ApiModel):
+    """A part of a row as the model sees it, special tokens included."""
+
+    text: str
+    learnt: bool
+    """Whether the loss is computed on it."""
+
+
+class TaskData(ApiModel):
+    """What one task's rows looked like."""
+
+    task: str
+    rows: SplitRows
+    lengths: tuple[LengthCount, ...] = ()
+    """Rows by their number of tokens, prompt and completion together."""
+    truncated: int = 0
+    """Rows that were shortened."""
+    labels: dict[str, int] = Field(default_factory=dict)
+    """Training rows of each label; empty for an open task."""
+    sample: tuple[TextPiece, ...] = ()
+    """The first training row, with the loss mask."""
+
+
+class PersonalData(ApiModel):
+    """Rows with something in them that looks like it; what it is stays in the rows."""
+
+    emails: int = 0
+    phones: int = 0
+    keys: int = 0
+    """Access keys, tokens and private keys."""
+
+
 class DataReport(ApiModel):
     """What the data looked like once read, rendered and split."""
 
@@ -82,6 +129,16 @@ class DataReport(ApiModel):
     truncated_percent: float = 0.0
     duplicates: int = 0
     """Rows whose normalised input equals or nearly equals another row's; such rows share a split."""
+    exact_duplicates: int = 0
+    """Those whose normalised input equals another row's."""
+    leakage: int = 0
+    """Validation and test rows that are nearly equal to a training row: of sources of their own alone."""
+    first_leak: str = ""
+    """Where the first of them is, for people."""
+    personal_data: PersonalData = PersonalData()
+    tasks: tuple[TaskData, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """What may not be what was meant, in sentences."""
     hash: str
     """sha256 over the rendered rows in order: equal data, equal hash."""
     format: str
@@ -98,7 +155,25 @@ class LossPoint(ApiModel):
     step: int
     loss: float | None = None
     validation_loss: float | None = None
+    """Mean over the tasks; rows of each task are weighed by their tokens."""
+    validation_losses: dict[str, float] = Field(default_factory=dict)
+    """By task."""
     learning_rate: float | None = None
+
+
+class TaskShare(ApiModel):
+    """How much of what training saw was of one task."""
+
+    task: str
+    """``replay`` for the rows of ``spec.data.replay``."""
+    rows: int
+    """Training rows that it has."""
+    share: float
+    """Of the rows seen, as ``spec.data.mixing`` wants it."""
+    expected: float
+    """Rows seen, were they divisible."""
+    drawn: int
+    """Rows seen."""
 
 
 class TrainingReport(ApiModel):
@@ -112,6 +187,8 @@ class TrainingReport(ApiModel):
     final_loss: float | None = None
     """Mean loss per completion token over the last tenth of the steps, in nats."""
     curve: tuple[LossPoint, ...] = ()
+    mixture: tuple[TaskShare, ...] = ()
+    """What was seen of each task; rows that were seen twice count twice."""
     seconds: float = 0.0
     rows_per_second: float = 0.0
     tokens_per_second: float = 0.0

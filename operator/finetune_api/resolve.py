@@ -8,6 +8,7 @@ hardware: ``data.maxLength``, ``training.microBatchSize``, ``training.maxSteps``
 from typing import Any
 
 from finetune_api.job import FineTuneJob
+from finetune_api.library import written_out
 from finetune_api.spec import (
     AdapterSpec,
     GradientCheckpointing,
@@ -57,7 +58,13 @@ def resolve(job: FineTuneJob) -> FineTuneJob:
     changed = {
         "method": method,
         "training": spec.training.model_copy(update=training),
-        "data": spec.data.model_copy(update={"mixing": _resolve_mixing(spec.data.mixing)}),
+        "data": spec.data.model_copy(
+            update={
+                "mixing": _resolve_mixing(spec.data.mixing),
+                # The library may say something else in another version; what is recorded here stays.
+                "tasks": tuple(written_out(task) for task in spec.data.tasks),
+            }
+        ),
     }
     return job.model_copy(update={"spec": spec.model_copy(update=changed)})
 

@@ -12,6 +12,8 @@ from pydantic import AwareDatetime, Field
 from finetune_api.model import ApiModel
 from finetune_api.report import ArtifactKind, GateResult, Stage
 
+LONGEST_WARNING = 512
+MOST_WARNINGS = 16
 LONGEST_MESSAGE = 1024
 """Characters of a condition's message."""
 
@@ -192,6 +194,21 @@ class MetricValue(ApiModel):
     """As text, so that a NaN can be told."""
 
 
+class MemoryStatus(ApiModel):
+    """Bytes that one worker holds when it holds most."""
+
+    weights: Count
+    """Of the whole model, in the number format that training keeps them in."""
+    gradients: Count
+    """Of what is trained."""
+    optimiser: Count
+    """AdamW's two moments of what is trained."""
+    activations: Count
+    """What a forward pass keeps for the backward pass."""
+    logits: Count
+    """Scores of the vocabulary at learnt tokens, their loss and its gradient."""
+
+
 class PlanStatus(ApiModel):
     """What the check stage expects of the run."""
 
@@ -203,11 +220,17 @@ class PlanStatus(ApiModel):
     """Share of the trained ones."""
     memory_bytes_per_gpu: Count | None = None
     """Estimated peak."""
+    memory: MemoryStatus | None = None
+    """What it is made of."""
     gpus: Count | None = None
     """Over all workers; 0 trains on the CPU."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Rows in one forward pass of one worker."""
     estimated_seconds: Count | None = None
     """Estimated time of training."""
-    warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=16)] = ()
+    warnings: Annotated[
+        tuple[Annotated[str, Field(max_length=LONGEST_WARNING)], ...], Field(max_length=MOST_WARNINGS)
+    ] = ()
     """What may not be what was meant, in sentences."""
 
 
@@ -234,7 +257,7 @@ class DataStatus(ApiModel):
     duplicates: Count | None = None
     """Rows whose input equals or nearly equals another's."""
     leakage: Count | None = None
-    """Test rows that are also among the training rows."""
+    """Validation and test rows of sources of their own that are also among the training rows."""
     hash: Sha256 | None = None
     """Over the rendered rows: equal data, equal hash."""
 
@@ -268,6 +291,12 @@ class Attempt(ApiModel):
     """What was changed against the attempt before: ``microBatchSize 8 -> 4``."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Rows in one forward pass, where it is not the spec's own."""
+    gradient_checkpointing: bool | None = None
+    """Whether activations are computed twice, where that is not the spec's own choice."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """DeepSpeed's stage, where it is not the spec's own."""
+    learning_rate_scale: Annotated[float, Field(gt=0, le=1)] | None = None
+    """What the spec's learning rate is multiplied by, where it is lowered."""
     earlier_seconds: Count = 0
     """Running time before ``startTime``, over all attempts; counts against runPolicy.activeDeadlineSeconds."""
 

@@ -14,16 +14,6 @@ _INSTEAD = "Leave it out."
 
 NOT_YET: dict[str, str] = {
     "model.startFrom": "Start from the base model, or name published full weights in spec.model.source.",
-    "data.tasks[].validationSource": "Leave it out; spec.data.splits.validation takes rows from source.",
-    "data.tasks[].testSource": "Leave it out; spec.data.splits.test takes rows from source.",
-    "data.tasks[].library": "Write templates.",
-    "data.tasks[].messages": "Write templates over columns of text.",
-    "data.tasks[].weight": _INSTEAD,
-    "data.mixing.temperature": _INSTEAD,
-    "data.mixing.maxExamplesPerTask": "Set maxExamples on each task.",
-    "data.splits.stratifyBy": _INSTEAD,
-    "data.replay": "Add the rows as another task.",
-    "compute.deepspeed": _INSTEAD,
     "evaluation.benchmarks": _INSTEAD,
     "evaluation.holistic": _INSTEAD,
 }
@@ -31,13 +21,10 @@ NOT_YET: dict[str, str] = {
 
 ONLY: dict[str, tuple[object, ...]] = {
     "model.task": ("causal-lm",),
-    "data.mixing.strategy": ("proportional",),
     "method.type": ("full", "lora", "promptTuning", "prefixTuning", "ia3", "selective"),
     "method.prefixTuning.projection": (False,),
     "training.earlyStopping.metric": ("validation_loss",),
-    "compute.engine": ("auto", "job"),
-    "compute.workers": (1,),
-    "compute.gpusPerWorker": (0, 1),
+    "compute.deepspeed.offload": ("none", "cpu"),
     "evaluation.generation.numBeams": (1,),
     "evaluation.forgetting.remedy": ("none",),
     "evaluation.baselines.zeroShot": (True,),
@@ -46,7 +33,10 @@ ONLY: dict[str, tuple[object, ...]] = {
 
 SCHEMES: dict[str, tuple[str, ...]] = {
     "model.source": ("file", "hf", "s3", "pvc"),
-    "data.tasks[].source": ("file", "s3", "pvc", "configMap"),
+    "data.tasks[].source": ("file", "hf", "s3", "pvc", "configMap"),
+    "data.tasks[].validationSource": ("file", "hf", "s3", "pvc", "configMap"),
+    "data.tasks[].testSource": ("file", "hf", "s3", "pvc", "configMap"),
+    "data.replay.source": ("file", "hf", "s3", "pvc", "configMap"),
     "evaluation.forgetting.sources[]": ("file", "s3", "pvc", "configMap"),
     "output.uri": ("file", "s3", "pvc"),
 }
@@ -68,7 +58,7 @@ def unsupported_fields(spec: object) -> Iterator[Refusal]:
     """Yield everything in ``spec``, a manifest's spec as plain and perhaps faulty values, that does not work yet."""
     for path, name, value in _walk(spec):
         place = ("spec", *path)
-        if value in (None, [], {}) or (name in _DEFAULTS and value == _DEFAULTS[name]):
+        if value in (None, [], {}):
             continue
         if name in NOT_YET:
             yield place, value, "is not supported yet.", NOT_YET[name]
@@ -96,7 +86,7 @@ def unreachable_fields(spec: object, where: Place) -> Iterator[Refusal]:
 
 
 def _names_a_place(path: Path) -> bool:
-    return path[-1] in ("source", "uri") or path[-2:-1] == ("sources",)
+    return path[-1] in ("source", "validationSource", "testSource", "uri") or path[-2:-1] == ("sources",)
 
 
 _UNREACHABLE = {
@@ -115,12 +105,6 @@ _UNREACHABLE = {
 
 def _listed(values: tuple[object, ...]) -> str:
     return " or ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
-
-
-_DEFAULTS: dict[str, object] = {
-    "data.tasks[].weight": 1.0,
-}
-"""What a resolved manifest says where nothing was asked for."""
 
 
 def _walk(value: Any, path: Path = (), name: str = "") -> Iterator[tuple[Path, str, Any]]:

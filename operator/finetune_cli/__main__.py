@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 from finetune_api.job import InvalidJobError
 from finetune_api.report import ExitCode
+from finetune_api.spec.field import QUANTITY
 from finetune_cli.cluster_options import add_cluster_commands
 from finetune_cli.failure import (
     describe_error,
@@ -84,6 +86,10 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
             from finetune_cli.init import print_starter
 
             return print_starter(options.name, options.method)
+        case "templates":
+            from finetune_cli.templates import show_templates
+
+            return show_templates(options.name, options.file)
         case "run":
             from finetune_cli.manifest import read_job
             from finetune_cli.run import default_workspace, run
@@ -92,6 +98,19 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
                 job = read_job(options.file)
                 options.workspace = options.workspace or default_workspace(job, options.file)
                 return run(job, options.workspace, options.output, run_stages)
+        case "plan":
+            from finetune_cli.plan import plan
+
+            return plan(options.file, options.gpu_memory, options.output)
+        case "check":
+            from finetune_cli.check import check
+            from finetune_cli.manifest import read_job
+            from finetune_cli.run import default_workspace
+
+            with stopped_at_once("stopped while nothing was at work."):
+                job = read_job(options.file)
+                options.workspace = options.workspace or default_workspace(job, options.file)
+                return check(job, options.workspace, options.output)
         case "render":
             from finetune_cli.render import render
 
@@ -130,6 +149,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(ExitCode.BAD_SPEC, f"error: {message}\n")
 
 
+def _quantity(text: str) -> str:
+    if not re.fullmatch(QUANTITY, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no quantity such as 24Gi")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="finetune",
@@ -142,6 +167,13 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="say everything that is wrong with a job; loads no model, no rows")
     validate.add_argument("files", nargs="+", type=Path, metavar="FILE", help=_JOB)
     validate.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
+
+    plan = commands.add_parser("plan", help="say what a job trains and the memory it needs; loads no weights, no rows")
+    plan.add_argument("file", type=Path, metavar="FILE", help=_JOB)
+    plan.add_argument(
+        "--gpu-memory", type=_quantity, metavar="SIZE", help="of one GPU: 24Gi; warns of what does not fit"
+    )
+    plan.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
 
     crd = commands.add_parser("crd", help="print the CustomResourceDefinition of FineTuneJob")
     crd.add_argument(
@@ -157,6 +189,10 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("name", nargs="?", default="my-job", metavar="NAME", help="name of the job (default my-job)")
     init.add_argument("--method", choices=["full", "lora", "promptTuning"], default="lora", help="default lora")
 
+    templates = commands.add_parser("templates", help="show the template library, and your rows through it")
+    templates.add_argument("name", nargs="?", metavar="NAME", help="an entry; all are listed when absent")
+    templates.add_argument("--file", type=Path, metavar="FILE", help="show phrasings on the rows of this job")
+
     run = commands.add_parser("run", help="check, train, evaluate and publish; interrupted, the same command goes on")
     run.add_argument("file", type=Path, metavar="FILE", help=_JOB)
     run.add_argument(
@@ -168,6 +204,11 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: live on a terminal, else text; json: one object a line, the report in the last",
     )
+
+    check = commands.add_parser("check", help="look at a job's rows and model without training; run goes on from it")
+    check.add_argument("file", type=Path, metavar="FILE", help=_JOB)
+    check.add_argument("--workspace", type=Path, metavar="DIR", help="as of run")
+    check.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
     add_cluster_commands(commands)
     return parser
 

@@ -13,11 +13,20 @@ from finetune_trainer.errors import (
     SpecError,
     StorageError,
     TrainingDivergedError,
+    WorkerLostError,
 )
 
 _ERRORS: Mapping[ExitCode, type[FineTuneError]] = {
     kind.exit_code: kind
-    for kind in (SpecError, DataError, StorageError, OutOfMemoryError, TrainingDivergedError, Preempted)
+    for kind in (
+        SpecError,
+        DataError,
+        WorkerLostError,
+        StorageError,
+        OutOfMemoryError,
+        TrainingDivergedError,
+        Preempted,
+    )
 }
 
 _CODES: Mapping[Reason, ExitCode] = {

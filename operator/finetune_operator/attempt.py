@@ -6,6 +6,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.report import Stage
 from finetune_api.status import Attempt, FineTuneJobStatus, Reason
 from finetune_operator import naming
+from finetune_operator.remedy import ADJUSTMENTS, find_remedy, needs_remedy
 from finetune_operator.settings import Settings
 
 MOST_KEPT = 10
@@ -22,17 +23,18 @@ def following(status: FineTuneJobStatus, stage: Stage, job: FineTuneJob, now: da
     """Return the attempt after the newest one of ``stage``."""
     before = newest(status, stage)
     number = before.number + 1 if before else 1
-    micro_batch_size, change = _micro_batch_size(before, job) if before else (None, "")
-    return Attempt(
+    remedy = find_remedy(before, job, status.plan) if before and needs_remedy(before) else None
+    first = Attempt(
         stage=stage,
         number=number,
         failures=before.failures if before else 0,
         child=naming.child_name(job.metadata.name, stage, number),
         record_time=now,
-        change=change,
-        micro_batch_size=micro_batch_size,
+        change="; ".join(remedy.changes) if remedy else "",
         earlier_seconds=_seconds_before(status),
     )
+    adjusted = {name: getattr(before, name) for name in ADJUSTMENTS} if before else {}
+    return first.model_copy(update=adjusted | (remedy.fields if remedy else {}))
 
 
 def _seconds_before(status: FineTuneJobStatus) -> int:
@@ -41,22 +43,6 @@ def _seconds_before(status: FineTuneJobStatus) -> int:
     last = status.attempts[-1]
     ran = last.end_time - last.start_time if last.end_time and last.start_time else timedelta()
     return last.earlier_seconds + max(0, round(ran.total_seconds()))
-
-
-def _micro_batch_size(before: Attempt, job: FineTuneJob) -> tuple[int | None, str]:
-    """Return the next attempt's micro-batch where it is not the spec's, and what was changed."""
-    known = before.micro_batch_size or job.spec.training.micro_batch_size
-    if before.reason is not Reason.OUT_OF_MEMORY or before.stage is not Stage.TRAIN or known is None:
-        return before.micro_batch_size, ""
-    smaller = smaller_micro_batch(known, job.spec.training.global_batch_size)
-    if smaller is None:
-        return before.micro_batch_size, ""
-    return smaller, f"microBatchSize {known} -> {smaller}"
-
-
-def smaller_micro_batch(size: int, global_batch_size: int) -> int | None:
-    """Return the largest divisor of the global batch that is at most half of ``size``; None when there is none."""
-    return next((half for half in range(size // 2, 0, -1) if global_batch_size % half == 0), None)
 
 
 def may_start_at(before: Attempt, settings: Settings) -> datetime:

@@ -131,6 +131,12 @@ class Cache:
         packed = self.packed(job.key)
         return self.children_of(packed) if packed is not None and packed.uid == job.uid else ()
 
+    def deleting(self, kind: ChildKind) -> Iterator[tuple[str, ChildView]]:
+        """Yield the children that are being deleted, also of jobs that are gone, each behind its namespace."""
+        for key, views in self.indices.children.items():
+            if isinstance(key, tuple):
+                yield from ((key[0], view) for view in views if view.deleting and view.kind is kind)
+
     def job_keys(self) -> tuple[JobKey, ...]:
         """Return all FineTuneJobs."""
         return tuple(key for key in self.indices.jobs if isinstance(key, tuple))

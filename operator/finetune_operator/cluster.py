@@ -59,7 +59,7 @@ JOB_ACCESS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (GROUP, PLURAL, ("get", "list", "watch")),
     (GROUP, f"{PLURAL}/status", ("patch",)),
     ("batch", "jobs", ("get", "list", "watch", "create", "delete")),
-    ("ray.io", "rayjobs", ("get", "list", "watch", "create", "delete")),
+    ("ray.io", "rayjobs", ("get", "list", "watch", "create", "patch", "delete")),
     ("", "pods", ("list", "watch")),
     ("", "configmaps", ("get", "create", "update", "delete")),
     ("", "events", ("list", "create", "patch")),

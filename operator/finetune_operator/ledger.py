@@ -16,6 +16,7 @@ from finetune_api.status import (
     ConditionStatus,
     ConditionType,
     FineTuneJobStatus,
+    PlanStatus,
     Reason,
     StageStatus,
     Summary,
@@ -24,6 +25,7 @@ from finetune_operator import attempt as attempts
 from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, shortened, stated
 from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, JobView, Observed, PodView
 from finetune_operator.outcome import RETRYABLE, Outcome, classify
+from finetune_operator.remedy import find_remedy, needs_remedy
 
 _PERHAPS_NEVER_RAN = (Reason.CHILD_LOST, Reason.SUSPENDED_BY_USER)
 
@@ -116,28 +118,25 @@ def _closed(
         }
     )
     status = attempts.replaced(status, closed)
-    statements = [_stage_statement(closed, outcome, job)]
+    is_tried_again = _is_tried_again(closed, job, status.plan)
+    statements = [_stage_statement(closed, outcome, job, is_tried_again)]
     if closed.start_time is not None or outcome.reason not in _PERHAPS_NEVER_RAN:
         statements.append(ADMITTED)
     if outcome.result is not None:
         status = _with_findings(status, outcome.result)
     if outcome.reason is Reason.STAGE_SUCCEEDED and closed.stage is Stage.EVALUATE and outcome.result is not None:
         statements += _verdict(outcome.result, job)
-    if not _is_tried_again(closed, job):
+    if not is_tried_again:
         status = _with_stage(status, closed, outcome)
     return stated(status, statements, now, generation)
 
 
-def _is_tried_again(attempt: Attempt, job: FineTuneJob) -> bool:
-    if attempt.reason not in RETRYABLE or _is_out_of_remedies(attempt, job):
+def _is_tried_again(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> bool:
+    if attempt.failures > job.spec.run_policy.retries:
         return False
-    return attempt.failures <= job.spec.run_policy.retries
-
-
-def _is_out_of_remedies(attempt: Attempt, job: FineTuneJob) -> bool:
-    """Whether it ran out of memory with a micro-batch that cannot be smaller."""
-    size = attempt.micro_batch_size or job.spec.training.micro_batch_size
-    return attempt.reason is Reason.OUT_OF_MEMORY and attempt.stage is Stage.TRAIN and size == 1
+    if needs_remedy(attempt):
+        return find_remedy(attempt, job, plan) is not None
+    return attempt.reason in RETRYABLE
 
 
 def _with_stage(status: FineTuneJobStatus, attempt: Attempt, outcome: Outcome) -> FineTuneJobStatus:
@@ -175,12 +174,12 @@ def _with_findings(status: FineTuneJobStatus, result: StageResult) -> FineTuneJo
 # --- in words
 
 
-def _stage_statement(attempt: Attempt, outcome: Outcome, job: FineTuneJob) -> Statement:
+def _stage_statement(attempt: Attempt, outcome: Outcome, job: FineTuneJob, is_tried_again: bool) -> Statement:
     kind = STAGE_CONDITIONS[attempt.stage]
     if outcome.reason is Reason.STAGE_SUCCEEDED:
         return Statement(kind, ConditionStatus.TRUE, outcome.reason, _success(attempt, outcome.result))
     said = f"attempt {attempt.number}: {outcome.message or outcome.reason.value}"
-    if not _is_tried_again(attempt, job):
+    if not is_tried_again:
         return Statement(kind, ConditionStatus.FALSE, outcome.reason, said)
     if outcome.reason in attempts.FREE:
         message = f"attempt {attempt.number} was stopped; the next one goes on from its newest checkpoint"

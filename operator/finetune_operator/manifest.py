@@ -12,9 +12,10 @@ from typing import Any
 from finetune_api.crd import GROUP, VERSION
 from finetune_api.job import KIND, FineTuneJob, Metadata, spec_hash
 from finetune_api.report import ExitCode, Stage
+from finetune_api.spec.compute import is_distributed
 from finetune_operator import naming
 from finetune_operator.observed import ChildKind
-from finetune_operator.pod import KUEUE, Run, is_distributed, labels, pod_template, without_queue
+from finetune_operator.pod import KUEUE, Run, labels, pod_template, without_queue
 from finetune_operator.ray_job import ray_job_spec
 from finetune_operator.settings import Settings
 

@@ -6,7 +6,6 @@ Nothing of a user's text becomes part of a command line: fields go into the spec
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,7 +14,8 @@ from finetune_api.job import FineTuneJob
 from finetune_api.model import ApiModel
 from finetune_api.report import Stage
 from finetune_api.spec import ComputeSpec, PodSpec, ResourcesSpec, VolumeSpec
-from finetune_api.spec.compute import EmptyDirMedium, Engine
+from finetune_api.spec.compute import EmptyDirMedium, gpus
+from finetune_api.spec.field import amount
 from finetune_api.status import Attempt
 from finetune_operator import location, naming
 from finetune_operator.settings import Settings
@@ -119,18 +119,6 @@ def without_queue(labels: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in labels.items() if not key.startswith(KUEUE)}
 
 
-def gpus(compute: ComputeSpec) -> int:
-    """Return the GPUs of one worker in a cluster, where one is the default."""
-    return 1 if compute.gpus_per_worker is None else compute.gpus_per_worker
-
-
-def is_distributed(compute: ComputeSpec) -> bool:
-    """Return whether training runs on a Ray cluster: the engine that is asked for, else by the number of GPUs."""
-    if compute.engine is not Engine.AUTO:
-        return compute.engine is Engine.RAY
-    return compute.workers > 1 or gpus(compute) > 1
-
-
 def _identity(run: Run) -> Manifest:
     secrets = dict.fromkeys((*run.settings.image.pull_secrets, *(one.name for one in run.compute.image_pull_secrets)))
     return _given(
@@ -182,9 +170,17 @@ def arguments(run: Run) -> list[str]:
     told = [attempt.stage.value, "--spec", naming.SPEC_FILE, "--spec-hash", run.spec_hash]
     told += ["--workspace", naming.WORKSPACE_FOLDER, "--attempt", str(attempt.number)]
     told += ["--termination-log", naming.TERMINATION_LOG]
-    if attempt.micro_batch_size is not None:
-        told += ["--micro-batch-size", str(attempt.micro_batch_size)]
-    return told
+    return [*told, *_adjustments(attempt)]
+
+
+def _adjustments(attempt: Attempt) -> list[str]:
+    told = ["--gradient-checkpointing"] if attempt.gradient_checkpointing else []
+    values = {
+        "--micro-batch-size": attempt.micro_batch_size,
+        "--zero-stage": attempt.zero_stage,
+        "--learning-rate-scale": attempt.learning_rate_scale,
+    }
+    return told + [word for flag, value in values.items() if value is not None for word in (flag, str(value))]
 
 
 # --- environment
@@ -210,8 +206,7 @@ def _threads(resources: Mapping[str, str]) -> dict[str, str]:
 
 def whole_cpus(quantity: str) -> int:
     """Return the whole CPUs of ``4``, ``500m`` or ``2.5``; at least one."""
-    share = Decimal(quantity[:-1]) / 1000 if quantity.endswith("m") else Decimal(quantity)
-    return max(1, math.floor(share))
+    return max(1, math.floor(amount(quantity)))
 
 
 def _certificates(settings: Settings) -> dict[str, str]:

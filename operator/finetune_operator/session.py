@@ -29,6 +29,7 @@ from finetune_operator.progress_server import ProgressServer, host_of
 from finetune_operator.queue import Queue
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
+from finetune_operator.stalled_deletion import StalledDeletions
 from finetune_operator.sweep import Sweep
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class _Session:
         )
         self._queue = Queue(self._reconciler, settings.workers, operator.metrics.retries.inc)
         selectors = {KIND: "", **dict.fromkeys(("Pod", *(kind.value for kind in self._kinds)), handlers.CHILD_LABELS)}
+        self._stalled = StalledDeletions(cluster, self._cache, self._lease, now)
         self._sweep = Sweep(cluster, self._cache, operator.metrics, settings.watch_namespaces, selectors)
 
     async def run(self) -> None:
@@ -133,6 +135,7 @@ class _Session:
                 group.create_task(self._lease.run(self._wake_all), name="lease"),
                 group.create_task(self._server.watch(), name="progress endpoint"),
                 group.create_task(self._sweep_for_ever(), name="sweep"),
+                group.create_task(self._stalled.watch(), name="stalled deletions"),
                 group.create_task(self._kuberay.watch(ChildKind.RAY_JOB in self._kinds), name="KubeRay"),
             ]
             # kopf cancels at its end what was begun after it: so it is begun last.

@@ -77,6 +77,7 @@ MODULES = (
     GoModule("helm.sh/helm/v3", "v3.22.0", {"helm": "cmd/helm"}),
     GoModule("github.com/versity/versitygw", "v1.8.0", {"versitygw": "cmd/versitygw"}),
     GoModule("github.com/ray-project/kuberay/ray-operator", "v1.6.2", {"kuberay-operator": ""}, is_own_main=True),
+    GoModule("sigs.k8s.io/kueue", "v0.15.0", {"kueue-manager": "cmd/kueue"}, is_own_main=True),
 )
 """One row per module; a changed row builds its programs again. Add what a test needs here."""
 
@@ -86,7 +87,7 @@ PAUSE = "pause"
 NODE = (*KUBERNETES, "etcd", "coredns", "local-path-provisioner", PAUSE)
 """What a node image made here holds."""
 
-TOOLS = ("kind", "kubectl", "helm", "versitygw", "kuberay-operator")
+TOOLS = ("kind", "kubectl", "helm", "versitygw", "kuberay-operator", "kueue-manager")
 """What every cluster needs, whoever made its node image."""
 
 

@@ -27,7 +27,8 @@ HERE = Path(__file__).parent
 NODE_FILES = HERE / "node"
 
 SUITE = "bookworm"
-BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv")
+BASE_PACKAGES = ("ca-certificates", "python3", "python3-venv", "wget")
+"""What the Dockerfiles need of their base: then nothing but Python packages is fetched for them."""
 TRUST_STORE = Path("/etc/ssl/certs/ca-certificates.crt")
 
 REGISTRY = "registry.k8s.io"

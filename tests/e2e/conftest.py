@@ -17,7 +17,11 @@ from ..cluster.cluster import Cluster, find_cluster, start_cluster, stop_cluster
 from ..cluster.command import ClusterUnavailableError
 from ..cluster.object_store import ObjectStore, start_object_store
 from ..cluster.project_image import OPERATOR, TRAINER, provide
+from ..integration.conftest import save_tiny_model
+from ..integration.jobs import write_reviews
+from .object import Jobs
 from .release import DEFINITION, OperatorRelease
+from .sample import BUCKET, add_secret
 
 TEST_SECONDS = 300
 
@@ -93,3 +97,25 @@ def operator(cluster: Cluster, operator_image: str) -> Iterator[OperatorRelease]
     if not was_there:
         release.uninstall()
         cluster.kubectl("delete", "crd", DEFINITION, "--ignore-not-found")
+
+
+@pytest.fixture(scope="session")
+def demo_bucket(s3: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The bucket that example 06 names, with a model and rows in it."""
+    store = s3.client()
+    s3.bucket(BUCKET)
+    for file in sorted(save_tiny_model(tmp_path_factory.mktemp("model")).iterdir()):
+        store.upload_file(str(file), BUCKET, f"models/base/{file.name}")
+    rows = write_reviews(tmp_path_factory.mktemp("rows") / "reviews.jsonl", rows=240)
+    store.upload_file(str(rows), BUCKET, "reviews.jsonl")
+    return BUCKET
+
+
+@pytest.fixture
+def jobs(
+    cluster: Cluster, namespace: str, s3: ObjectStore, images: Images, operator: OperatorRelease, demo_bucket: str
+) -> Jobs:
+    """A namespace in which example 06 can be applied."""
+    here = Jobs(cluster.kubeconfig, namespace)
+    add_secret(here, s3)
+    return here

@@ -3,7 +3,6 @@
 Inputs: a kind cluster with the chart installed, an S3 server in it, a tiny random model, made-up reviews.
 """
 
-import copy
 import json
 import time
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import yaml
 from kubernetes import client
 
 from finetune_api.report import ExitCode, Report, Stage
@@ -20,80 +18,10 @@ from finetune_trainer.manifest import verify_manifest
 
 from ..cluster.cluster import Cluster
 from ..cluster.object_store import ObjectStore
-from ..integration.conftest import save_tiny_model
 from ..integration.jobs import write_reviews
-from .conftest import Images
-from .object import Document, Job, Jobs
+from .object import Job, Jobs
 from .release import OperatorRelease
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "04-kubernetes" / "finetunejob.yaml"
-BUCKET = "finetune-demo"
-SECRET = "s3-credentials"
-LONG = {"training": {"maxSteps": 4000, "evalEverySteps": 2000}, "checkpoint": {"everySteps": 20}}
-"""A run that lasts long enough to be disturbed."""
-
-
-@pytest.fixture(scope="module")
-def demo_bucket(s3: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The bucket that example 04 names, with a model and rows in it."""
-    store = s3.client()
-    s3.bucket(BUCKET)
-    for file in sorted(save_tiny_model(tmp_path_factory.mktemp("model")).iterdir()):
-        store.upload_file(str(file), BUCKET, f"models/base/{file.name}")
-    rows = write_reviews(tmp_path_factory.mktemp("rows") / "reviews.jsonl", rows=240)
-    store.upload_file(str(rows), BUCKET, "reviews.jsonl")
-    return BUCKET
-
-
-@pytest.fixture
-def jobs(
-    cluster: Cluster, namespace: str, s3: ObjectStore, images: Images, operator: OperatorRelease, demo_bucket: str
-) -> Jobs:
-    """A namespace in which example 04 can be applied."""
-    here = Jobs(cluster.kubeconfig, namespace)
-    add_secret(here, s3)
-    return here
-
-
-def add_secret(jobs: Jobs, s3: ObjectStore) -> None:
-    content = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key, "AWS_REGION": "us-east-1"}
-    jobs.core.create_namespaced_secret(
-        jobs.namespace, client.V1Secret(metadata=client.V1ObjectMeta(name=SECRET), string_data=content)
-    )
-
-
-def example(s3: ObjectStore, name: str = "reviews-lora", **changes: Document) -> Document:
-    """Return example 04; ``changes`` are merged into the blocks of its spec."""
-    document: Document = yaml.safe_load(EXAMPLE.read_text())
-    document["metadata"]["name"] = name
-    document["spec"]["output"]["endpoint"] = s3.endpoint_in_cluster
-    for block, content in copy.deepcopy(changes).items():
-        document["spec"].setdefault(block, {}).update(content)
-    return document
-
-
-def is_training(steps: int, attempt: int = 1) -> Callable[[Job], bool]:
-    """Say whether that attempt at training is at work and has come as far; what an earlier one said does not count."""
-
-    def reached(job: Job) -> bool:
-        progress = job.status.progress
-        started = [one.start_time for one in job.status.attempts if (one.stage, one.number) == (Stage.TRAIN, attempt)]
-        if progress is None or progress.stage is not Stage.TRAIN or not started or started[0] is None:
-            return False
-        return progress.last_update_time > started[0] and (progress.step or 0) >= steps
-
-    return reached
-
-
-def uploaded_steps(s3: ObjectStore, job: Job) -> list[str]:
-    assert job.status.resolved is not None and job.status.resolved.output_path is not None
-    prefix = job.status.resolved.output_path.removeprefix(f"s3://{BUCKET}/")
-    found = s3.client().list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/checkpoints/").get("Contents", [])
-    return sorted(one["Key"] for one in found if one["Key"].endswith("/COMPLETE"))
-
-
-def has_checkpoint(s3: ObjectStore) -> Callable[[Job], bool]:
-    return lambda job: job.phase is Phase.TRAINING and is_training(1)(job) and bool(uploaded_steps(s3, job))
+from .sample import LONG, SECRET, add_secret, download, example, has_checkpoint, is_training, uploaded_steps
 
 
 def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: ObjectStore, tmp_path: Path) -> None:
@@ -124,16 +52,6 @@ def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: 
     verify_manifest(report)
     content = Report.model_validate_json((report / "report.json").read_text())
     assert content.published and content.spec_hash == job.status.resolved.spec_hash
-
-
-def download(s3: ObjectStore, uri: str, folder: Path) -> Path:
-    prefix = uri.removeprefix(f"s3://{BUCKET}/")
-    store = s3.client()
-    for one in store.list_objects_v2(Bucket=BUCKET, Prefix=f"{prefix}/")["Contents"]:
-        file = folder / one["Key"].removeprefix(f"{prefix}/")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        store.download_file(BUCKET, one["Key"], str(file))
-    return folder
 
 
 def test_pods_of_a_job_have_no_access_to_the_api(jobs: Jobs, s3: ObjectStore) -> None:

@@ -1,4 +1,4 @@
-"""A model hub in this process: the part of the Hugging Face HTTP API that a download needs, over real files."""
+"""A hub in this process: the part of the Hugging Face HTTP API that a download needs, over real files."""
 
 import hashlib
 import json
@@ -19,6 +19,8 @@ class FakeHub:
 
     repository: str
     folder: Path
+    kind: str = "model"
+    """Or dataset."""
     url: str = ""
     commit: str = COMMIT
     branches: tuple[str, ...] = ("main",)
@@ -38,9 +40,9 @@ class FakeHub:
 
 
 @contextmanager
-def serve_hub(repository: str, folder: Path) -> Iterator[FakeHub]:
+def serve_hub(repository: str, folder: Path, kind: str = "model") -> Iterator[FakeHub]:
     """Serve ``folder`` as ``repository`` on a free local port until the block ends."""
-    hub = FakeHub(repository, folder)
+    hub = FakeHub(repository, folder, kind)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -70,6 +72,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
         def answer(self, *, with_body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+            files = f"/{hub.repository}" if hub.kind == "model" else f"/{hub.kind}s/{hub.repository}"
             hub.requests.append((self.command, path))
             hub.tokens.add(token)
             if hub.failures:
@@ -78,10 +81,10 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                 self.refuse(401, "", "Invalid credentials in Authorization header")
             elif hub.needed_token and token is None and not hub.gated:
                 self.refuse(401, "RepoNotFound", "Repository not found")
-            elif path.startswith(f"/api/models/{hub.repository}/"):
-                self.answer_api(path.removeprefix(f"/api/models/{hub.repository}/"), with_body)
-            elif path.startswith(f"/{hub.repository}/resolve/"):
-                revision, _, name = path.removeprefix(f"/{hub.repository}/resolve/").partition("/")
+            elif path.startswith(f"/api/{hub.kind}s/{hub.repository}/"):
+                self.answer_api(path.removeprefix(f"/api/{hub.kind}s/{hub.repository}/"), with_body)
+            elif path.startswith(f"{files}/resolve/"):
+                revision, _, name = path.removeprefix(f"{files}/resolve/").partition("/")
                 self.answer_file(revision, name, token, with_body)
             else:
                 self.refuse(404, "RepoNotFound", "Repository not found")

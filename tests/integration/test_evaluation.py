@@ -383,11 +383,14 @@ def test_examples_are_the_rows_that_moved_most(models: TwoModels, tokenizer, tmp
         assert example.tuned_score == (example.tuned == example.reference)
 
 
-def test_progress_rises_to_the_end(models: TwoModels, tokenizer, tmp_path: Path):
+@pytest.mark.parametrize("format", ["raw", "chat"])
+def test_progress_rises_to_the_end(models: TwoModels, tokenizer, tmp_path: Path, format: str):
     job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES})
-    percents = [progress.percent for progress in run_evaluation(models, tokenizer, job).progress]
+    told = run_evaluation(models, tokenizer, job, format).progress
+    percents = [progress.percent for progress in told]
     assert percents == sorted(percents)
     assert percents[-1] == pytest.approx(100)
+    assert next(progress.percent for progress in told if "tuned" in progress.message) < 90
 
 
 def test_weights_that_are_not_numbers_are_an_error(models: TwoModels, tokenizer, tmp_path: Path):
@@ -429,7 +432,7 @@ def test_a_task_without_rows_to_choose_on_is_an_error(models: TwoModels, tokeniz
 
     class WithoutValidation:
         tasks = whole.tasks
-        task, labels = whole.task, whole.labels
+        task, labels, phrasings = whole.task, whole.labels, whole.phrasings
 
         def examples(self, split: Split) -> list[Example]:
             return [] if split is Split.VALIDATION else whole.examples(split)

@@ -15,6 +15,7 @@ from finetune_api.resolve import resolve
 from finetune_api.stage_result import StageResult
 from finetune_trainer import stages
 from finetune_trainer.__main__ import main
+from finetune_trainer.adjustment import Adjustment
 from finetune_trainer.errors import DataError
 from finetune_trainer.manifest import verify_manifest
 from finetune_trainer.stages import PodOptions
@@ -159,7 +160,9 @@ def test_smaller_micro_batch_of_an_attempt_changes_neither_place_nor_steps(
     server: S3Server, document: dict[str, Any], tmp_path: Path
 ):
     job = job_of(document)
-    trained = stages.run_one(Stage.TRAIN, job, tmp_path / "train", Listener(), PodOptions(micro_batch_size=1))
+    trained = stages.run_one(
+        Stage.TRAIN, job, tmp_path / "train", Listener(), PodOptions(Adjustment(micro_batch_size=1))
+    )
     assert trained.exit_code is ExitCode.OK, trained.message
     assert {metric.name: metric.value for metric in trained.latest_metrics}["steps"] == "8"
     assert "state/data.json" in keys(server, document), "a check that was left out is made up for"

@@ -9,8 +9,10 @@ from finetune_api.spec import ModelSpec, OutputSpec, SecretRef
 from finetune_trainer.errors import DataError, SpecError, StorageError
 from finetune_trainer.location import Mounts
 from finetune_trainer.model import fetch_model
+from finetune_trainer.source import read_rows
 from finetune_trainer.storage import Storage
 
+from .hub_server import FakeHub, serve_hub
 from .s3_server import S3Server, serve_s3
 
 FIELD = "spec.data.tasks[0].source"
@@ -90,8 +92,117 @@ def test_rows_of_volumes_and_config_maps_are_read_in_place(mounts: Mounts, tmp_p
 
 def test_scheme_that_is_not_read_names_those_that_are(mounts: Mounts, tmp_path: Path) -> None:
     storage = Storage(OutputSpec(uri="pvc://claim/x"), mounts)
-    with pytest.raises(SpecError, match=r"tasks\[0\]\.source: 'hf://a/b' has .*Use file:// or s3:// or pvc://"):
-        storage.fetch_rows("hf://a/b", FIELD, None, tmp_path / "rows")
+    with pytest.raises(SpecError, match=r"tasks\[0\]\.source: 'ftp://a/b' has .*Use file:// or hf:// or s3://"):
+        storage.fetch_rows("ftp://a/b", FIELD, None, tmp_path / "rows")
+
+
+def names_of(path: Path) -> list[str]:
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+
+
+def test_folder_and_pattern_of_a_bucket_are_copied(server: S3Server, mounts: Mounts, tmp_path: Path) -> None:
+    bucket = server.make_bucket()
+    for key in ("rows/train-1.jsonl", "rows/train-2.jsonl.gz", "rows/notes.md", "rows/deep/train-3.csv", "x/test.csv"):
+        server.client().put_object(Bucket=bucket, Key=key, Body=b"{}")
+    storage = storage_of(server, mounts)
+    folder = storage.fetch_rows(f"s3://{bucket}/rows", FIELD, None, tmp_path / "rows")
+    assert names_of(folder) == ["deep/train-3.csv", "train-1.jsonl", "train-2.jsonl.gz"]
+    pattern = storage.fetch_rows(f"s3://{bucket}/rows/train-*.jsonl*", FIELD, None, tmp_path / "rows")
+    assert names_of(pattern) == ["train-1.jsonl", "train-2.jsonl.gz"]
+    with pytest.raises(DataError, match=r"there is no s3://.*/rows/valid\*\. Correct the path"):
+        storage.fetch_rows(f"s3://{bucket}/rows/valid*", FIELD, None, tmp_path / "rows")
+    with pytest.raises(DataError, match=r"files of different splits \(test, train\)"):
+        storage.fetch_rows(f"s3://{bucket}/*", FIELD, None, tmp_path / "rows")
+
+
+# --- data sets of the hub
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> Path:
+    folder = tmp_path / "data-set"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text("A data set.")
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        (folder / "data" / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}\n')
+    return folder
+
+
+@pytest.fixture
+def hub(data_set: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with serve_hub("acme/reviews", data_set, "dataset") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield hub
+
+
+@pytest.fixture
+def laptop(tmp_path: Path) -> Storage:
+    return Storage(OutputSpec(uri="file:///models"), Mounts(tmp_path / "none"))
+
+
+def texts(path: Path) -> list[object]:
+    return [row["text"] for row in read_rows(path, FIELD)]
+
+
+def test_rows_of_a_hub_data_set_are_read_by_pattern(hub: FakeHub, laptop: Storage, tmp_path: Path) -> None:
+    train, test = (
+        laptop.fetch_rows(f"hf://datasets/acme/reviews/data/{split}*", FIELD, None, tmp_path / "rows")
+        for split in ("train", "test")
+    )
+    assert texts(train) == ["train-00000-of-00002", "train-00001-of-00002"]
+    assert texts(test) == ["test-00000-of-00001"]
+    before = len(hub.downloads())
+    again = laptop.fetch_rows("hf://datasets/acme/reviews/data/train*", FIELD, None, tmp_path / "rows")
+    assert texts(again) == texts(train)
+    assert len(hub.downloads()) == before
+
+
+def test_a_hub_data_set_of_several_splits_is_not_guessed_at(hub: FakeHub, laptop: Storage, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"different splits \(test, train\): data/test-.*Name those that are meant"):
+        laptop.fetch_rows("hf://datasets/acme/reviews", FIELD, None, tmp_path / "rows")
+    assert "test-00000-of-00001.jsonl" not in hub.downloads()
+
+
+def test_a_hub_data_set_with_a_single_split_needs_no_path(
+    hub: FakeHub, laptop: Storage, data_set: Path, tmp_path: Path
+) -> None:
+    (data_set / "README.md").unlink()
+    (data_set / "data" / "test-00000-of-00001.jsonl").unlink()
+    (data_set / "load.py").write_text("raise SystemExit('code of a data set was run')")
+    path = laptop.fetch_rows("hf://datasets/acme/reviews", FIELD, None, tmp_path / "rows")
+    assert len(texts(path)) == 2
+    assert "load.py" not in hub.downloads()
+
+
+def test_the_token_of_a_private_data_set_comes_from_the_tasks_secret(
+    hub: FakeHub, mounts: Mounts, tmp_path: Path
+) -> None:
+    hub.needed_token = "hf_secret"
+    storage = Storage(OutputSpec(uri="file:///models"), mounts)
+    uri = "hf://datasets/acme/reviews/data/train*"
+    with pytest.raises(SpecError, match=r"no such data set, or it is private\. Check spec\.data\.tasks\[0\]\.source;"):
+        storage.fetch_rows(uri, FIELD, None, tmp_path / "rows")
+    (mounts.secrets / "hub").mkdir()
+    (mounts.secrets / "hub" / "token").write_text("hf_secret")
+    assert len(texts(storage.fetch_rows(uri, FIELD, SecretRef(name="hub"), tmp_path / "rows"))) == 2
+
+
+@pytest.mark.parametrize(
+    "uri, message",
+    [
+        ("hf://acme/reviews", r"is no data set of the hub\. Write hf://datasets/organisation/name"),
+        ("hf://datasets/acme", r"is no data set of the hub"),
+        ("hf://datasets/acme/gone", r"knows no such data set"),
+        ("hf://datasets/acme/reviews/data/valid*", r"holds no file of rows .* but nothing"),
+        ("hf://datasets/acme/-x-", r"is no name of a hub data set\. Write hf://datasets/"),
+    ],
+)
+def test_what_is_no_data_set_is_told_with_what_to_write(
+    hub: FakeHub, laptop: Storage, tmp_path: Path, uri: str, message: str
+) -> None:
+    with pytest.raises((SpecError, DataError), match=message):
+        laptop.fetch_rows(uri, FIELD, None, tmp_path / "rows")
 
 
 def test_model_in_a_bucket_is_that_of_a_folder(

@@ -23,6 +23,7 @@ def test_all_generated_files_are_known() -> None:
         "crds/finetune.dev_finetunejobs.yaml",
         "docs/spec.md",
         "docs/report.schema.json",
+        "docs/templates.md",
     }
 
 

@@ -1,17 +1,21 @@
 """The template library: every file is sound, says what it needs, and puts the same question in several ways."""
 
-import re
 from pathlib import Path
 
 import pytest
 
-from finetune_api.prompt_library import library_entry, library_names
+from finetune_api import prompt_library
+from finetune_api.library import library_entry
+from finetune_api.prompt_library import library_names
+from finetune_api.resolve import resolve
+from finetune_trainer.template import Template
 
-PLACEHOLDER = re.compile(r"\{\{ (\w+) \}\}")
+from .builders import ABSENT, make_job
 
 
 def test_library_covers_the_usual_tasks() -> None:
     assert library_names() == (
+        "alpaca",
         "chain-of-thought",
         "code",
         "data-to-text",
@@ -33,30 +37,37 @@ def test_entry_is_sound(name: str) -> None:
     assert entry.name == name
     assert len(entry.templates) >= 3
     assert len({template.prompt for template in entry.templates}) == len(entry.templates)
-    asked, answered = set(), set()
+    asked: set[str] = set()
+    answered: set[str] = set()
+    optional: set[str] = set()
     for template in entry.templates:
-        in_prompt, in_completion = (set(PLACEHOLDER.findall(text)) for text in (template.prompt, template.completion))
-        assert in_prompt | in_completion == set(entry.columns), f"{template.prompt!r} leaves a column out"
-        assert not in_prompt & in_completion, f"{template.prompt!r} gives the answer away"
-        assert template.prompt.count("{{") == len(PLACEHOLDER.findall(template.prompt)), "only plain placeholders"
+        compiled = Template(template.prompt, template.completion, name)
+        assert compiled.columns == set(entry.columns), f"{template.prompt!r} leaves a column out"
+        assert not compiled.prompt_columns & compiled.completion_columns, f"{template.prompt!r} gives the answer away"
         # The boundary is white space of one side alone: a doubled space is another token than the model would write.
         assert template.prompt[-1].isspace() != template.completion[0].isspace() or template.prompt.endswith("\n")
-        asked |= in_prompt
-        answered |= in_completion
+        asked |= compiled.prompt_columns
+        answered |= compiled.completion_columns
+        optional |= compiled.optional_columns
     assert not asked & answered
+    assert set(entry.example) == set(entry.columns)
+    assert not entry.labels or entry.example["label"] in entry.labels
+    row = {column: f"the {column}" for column in entry.columns}
+    for template in entry.templates:
+        prompt, completion = Template(template.prompt, template.completion, name).render(row, 0)
+        assert all(f"the {column}" in prompt + completion for column in entry.columns)
+        bare = {column: value for column, value in row.items() if column not in optional}
+        assert "the" in Template(template.prompt, template.completion, name).render(bare, 0)[0]
 
 
-def test_columns_can_have_other_names() -> None:
-    templates = library_entry("sentiment").templates_for({"text": "review_body"})
-    assert all("{{ review_body }}" in template.prompt and "{{ text }}" not in template.prompt for template in templates)
-    assert all(template.completion == " {{ label }}" for template in templates)
-
-
-def test_unknown_entry_is_told_with_those_there_are() -> None:
-    with pytest.raises(LookupError, match=r"'poems' is not in the template library; it has chain-of-thought, code"):
-        library_entry("poems")
+def test_a_resolved_job_holds_the_phrasings_themselves() -> None:
+    task = {"spec.data.tasks[0].templates": ABSENT, "spec.data.tasks[0].library": "sentiment"}
+    (resolved,) = resolve(make_job(task)).spec.data.tasks
+    assert resolved.library is None
+    assert resolved.templates == library_entry("sentiment").templates
 
 
 def test_every_file_belongs_to_the_library() -> None:
-    folder = Path(library_entry.__wrapped__.__code__.co_filename).parent
+    folder = Path(str(prompt_library.__file__)).parent
     assert {file.stem for file in folder.glob("*.yaml")} == set(library_names())
+    assert {library_entry(name).name for name in library_names()} == set(library_names())

@@ -11,12 +11,19 @@ from finetune_api.job import FineTuneJob, InvalidJobError, load_job
 from finetune_api.resolve import resolve
 from finetune_api.support import NOT_YET, ONLY, SCHEMES, Place, unreachable_fields, unsupported_fields
 
-from .builders import make_job, make_manifest
+from .builders import ABSENT, make_job, make_manifest
 from .test_spec import EVERYTHING
 
 SUPPORTED = {
     "the minimum": {},
     "several tasks": {"spec.data.tasks[1].name": "other", "spec.data.tasks[1].maxExamples": 5},
+    "weights": {"spec.data.mixing.strategy": "weights", "spec.data.tasks[0].weight": 3.0},
+    "the template library": {"spec.data.tasks[0].templates": ABSENT, "spec.data.tasks[0].library": "sentiment"},
+    "chats": {
+        "spec.data.tasks[0].templates": ABSENT,
+        "spec.data.tasks[0].messages": "turns",
+        "spec.data.lossOn": "assistant",
+    },
     "full": {"spec.method.type": "full"},
     "prompt tuning": {"spec.method": {"type": "promptTuning", "promptTuning": {"init": "text", "initText": "Sort."}}},
     "prefix tuning": {"spec.method": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 10}}},
@@ -34,8 +41,18 @@ SUPPORTED = {
         }
     },
     "data": {
-        "spec.data.splits": {"validation": 0.1, "test": 0.2, "groupBy": "film", "seed": 3},
-        "spec.data.mixing.strategy": "proportional",
+        "spec.data.splits": {
+            "validation": 0.1,
+            "test": 0.2,
+            "groupBy": "film",
+            "stratifyBy": "label",
+            "seed": 3,
+        },
+        "spec.data.mixing": {"strategy": "temperature", "temperature": 3.0, "maxExamplesPerTask": 100},
+        "spec.data.replay": {"source": "s3://bucket/general.jsonl", "fraction": 0.05},
+        "spec.data.tasks[0].validationSource": "s3://bucket/validation.jsonl",
+        "spec.data.tasks[0].testSource": "file:///test.jsonl",
+        "spec.data.tasks[0].columns": {"text": "Review Body"},
         "spec.data.format": "chat",
         "spec.data.system": "Be brief.",
         "spec.data.lossOn": "all",
@@ -59,6 +76,10 @@ SUPPORTED = {
         },
         "spec.evaluation.resources": {"memory": "16Gi"},
     },
+    "several workers": {
+        "spec.compute": {"workers": 2, "gpusPerWorker": 4, "engine": "ray"},
+        "spec.compute.deepspeed": {"stage": 3, "offload": "cpu"},
+    },
     "evaluation": {
         "spec.evaluation": {
             "metrics": ["accuracy", "exact_match", "token_f1", "rouge", "bleu", "chrf", "perplexity"],
@@ -72,6 +93,7 @@ SUPPORTED = {
     "stores": {
         "spec.model": {"source": "s3://bucket/model", "secretRef": {"name": "models"}},
         "spec.data.tasks[0].source": "configMap://reviews/rows.jsonl",
+        "spec.data.tasks[0].testSource": "hf://datasets/acme/reviews/data/test*",
         "spec.output": {"uri": "s3://bucket", "endpoint": "http://minio:9000", "secretRef": {"name": "output"}},
     },
     "volumes": {"spec.model.source": "pvc://models/base", "spec.output.uri": "pvc://results/here"},
@@ -108,8 +130,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
     names = {"".join("[]" if part.isdigit() else f".{part}" for part in path.split(".")[1:])[1:] for path in found}
     exceptions = {
         # Refused elsewhere in this manifest, or in no need of it.
-        *("data.mixing.temperature", "data.tasks[].validationSource", "data.tasks[].testSource"),
-        *("model.task", "evaluation.generation.numBeams"),
+        *("model.task", "evaluation.generation.numBeams", "compute.deepspeed.offload"),
         *SCHEMES,
         *("evaluation.baselines.zeroShot", "method.prefixTuning.projection"),
     }
@@ -120,8 +141,11 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
     "given, path, remedy",
     [
         ({"spec.model.task": "seq2seq-lm"}, "spec.model.task", "Use causal-lm"),
-        ({"spec.data.tasks[0].source": "hf://a/b"}, "spec.data.tasks[0].source", "file://"),
-        ({"spec.data.tasks[0].testSource": "file:///t"}, "spec.data.tasks[0].testSource", "spec.data.splits.test"),
+        (
+            {"spec.evaluation.forgetting": {"sources": ["hf://a/b"]}},
+            "spec.evaluation.forgetting.sources[0]",
+            "file://",
+        ),
         ({"spec.method.type": "qlora"}, "spec.method.type", "full or lora or promptTuning or prefixTuning or ia3"),
         (
             {"spec.method": {"type": "prefixTuning", "prefixTuning": {"projection": True}}},
@@ -134,7 +158,11 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
             "Use validation_loss",
         ),
         ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),
-        ({"spec.compute": {"gpusPerWorker": 2}}, "spec.compute.gpusPerWorker", "Use 0 or 1"),
+        (
+            {"spec.compute": {"workers": 2, "deepspeed": {"stage": 3, "offload": "nvme"}}},
+            "spec.compute.deepspeed.offload",
+            "none or cpu",
+        ),
     ],
 )
 def test_a_job_that_asks_for_what_is_not_there_yet_is_told_what_to_do(given: dict[str, Any], path: str, remedy: str):

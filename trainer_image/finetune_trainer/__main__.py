@@ -9,10 +9,13 @@ import logging
 import sys
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from finetune_api.job import FineTuneJob, InvalidJobError, load_job, spec_hash
 from finetune_api.report import ExitCode, Progress, Stage
 from finetune_api.resolve import resolve
 from finetune_api.stage_result import StageResult, bounded
+from finetune_trainer.adjustment import Adjustment
 from finetune_trainer.errors import FineTuneError, SpecError
 from finetune_trainer.interrupt import stopped_at_once
 from finetune_trainer.progress import Sink
@@ -74,7 +77,7 @@ def _run(options: argparse.Namespace, sink: Sink) -> StageResult:
             # Imported here: a bad spec is answered before torch is loaded.
             from finetune_trainer import stages
 
-            pod = None if options.attempt is None else stages.PodOptions(options.micro_batch_size)
+            pod = None if options.attempt is None else stages.PodOptions(_adjustment(options))
             return stages.run_one(stage, job, options.workspace, sink, pod)
     except InvalidJobError as error:
         return failure(stage, ExitCode.BAD_SPEC, str(error))
@@ -92,6 +95,16 @@ def _refuse_other_spec(job: FineTuneJob, expected: str | None) -> None:
             f"the spec has the hash {actual[:12]}, not {expected[:12]} as --spec-hash says: operator and trainer are "
             "of different versions. Install the same version of both."
         )
+
+
+def _adjustment(options: argparse.Namespace) -> Adjustment:
+    fields = {name: getattr(options, name) for name in Adjustment.model_fields}
+    try:
+        return Adjustment.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise SpecError(f"{option} {first['input']}: {first['msg']}. Correct it, or leave it out.") from error
 
 
 def _leave_last_words(result: StageResult, path: Path | None) -> None:
@@ -121,6 +134,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--attempt", type=int, help="which try this is; given, stages share their state through the output store"
     )
     parser.add_argument("--micro-batch-size", type=int, help="instead of spec.training.microBatchSize")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="compute activations twice")
+    parser.add_argument("--zero-stage", type=int, help="instead of spec.compute.deepspeed.stage, 0 to 3")
+    parser.add_argument(
+        "--learning-rate-scale",
+        type=float,
+        default=1.0,
+        help="factor of spec.training.learningRate, above 0, at most 1; a smaller one than before also goes back by "
+        "one checkpoint",
+    )
     parser.add_argument("--termination-log", type=Path, help="file for the result, at most 4096 bytes of JSON")
     return parser.parse_args(arguments)
 

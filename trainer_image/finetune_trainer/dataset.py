@@ -10,17 +10,24 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from finetune_api.spec import DataSpec, TaskSpec
+from finetune_api.spec import REPLAY_TASK, DataSpec, ReplaySpec, SplitsSpec, TaskSpec, TemplateSpec
+from finetune_trainer.chat import ChatColumn
 from finetune_trainer.errors import DataError
 from finetune_trainer.example import Example
 from finetune_trainer.source import Fetch, Row, fetch_local, read_rows
-from finetune_trainer.split import DuplicateStats, Split, assign_splits, draw, input_key
+from finetune_trainer.split import ANYWHERE, DuplicateStats, Split, assign_splits, draw, input_key
 from finetune_trainer.template import Template
 
 _SHOWN_VALUES = 10
 _SHOWN_CHARACTERS = 60
+
+
+Phrasing = Template | ChatColumn
+"""One way from a row to a prompt and a completion."""
+
+_REPLAY_TEMPLATE = TemplateSpec(prompt="{{ prompt }}", completion="{{ completion }}")
 
 
 @dataclass(frozen=True)
@@ -28,15 +35,18 @@ class Dataset:
     """The examples of the splits that were opened, and what is known of all."""
 
     tasks: tuple[str, ...]
-    """Names, in the order of the spec."""
+    """Names, in the order of the spec; replayed rows belong to none of them."""
     specs: Mapping[str, TaskSpec]
     sizes: Mapping[Split, int]
-    """Examples per split, also of splits that were not opened."""
+    """Examples per split, also of splits that were not opened; replayed rows are not counted."""
     duplicates: DuplicateStats
+    leaks: tuple[tuple[str, int], ...]
+    """Task and number of the rows of validation and test sources that are nearly equal to a training row."""
     hash: str
     """sha256 over every example's task, prompt and completion in order, opened or not: equal data, equal hash."""
     _examples: Mapping[Split, tuple[Example, ...]] = dataclasses.field(repr=False)
-    _templates: Mapping[str, tuple[Template, ...]] = dataclasses.field(repr=False)
+    _replay: tuple[Example, ...] = dataclasses.field(repr=False)
+    _phrasings: Mapping[str, tuple[Phrasing, ...]] = dataclasses.field(repr=False)
 
     def examples(self, split: Split) -> list[Example]:
         """Return the examples of ``split``, task after task, each in its source's order.
@@ -48,6 +58,10 @@ class Dataset:
             raise LookupError(f"the {split} split was not opened; it is no business of this stage")
         return list(self._examples[split])
 
+    def replay(self) -> list[Example]:
+        """Return the general rows that are mixed into training: none that is like a row of validation or test."""
+        return list(self._replay)
+
     def task(self, name: str) -> TaskSpec:
         """Return the task called ``name``."""
         return self.specs[name]
@@ -56,17 +70,28 @@ class Dataset:
         """Return the closed set of completions of ``task``, empty when it is open."""
         return self.task(task).labels
 
+    def phrasings(self, task: str) -> int:
+        """Return in how many ways a row of ``task`` can be rendered; chats in one."""
+        return len(self._phrasings[task])
+
     def rendered(self, example: Example, template_index: int) -> Example:
         """Return the same row through another template of its task."""
         return self._render(example, template_index, example.values)
 
     def cuttable(self, example: Example) -> str:
         """Return the text that `shortened` would cut, empty when there is none."""
+        if isinstance(self._phrasings[example.task][example.template], ChatColumn):
+            return "\n".join(text for _, text in _first_turns(example))
         column = self._longest_column(example)
         return str(example.values[column]) if column is not None else ""
 
     def shortened(self, example: Example, keep_characters: int) -> Example:
-        """Return ``example`` with the end of its longest text column cut; columns of the completion stay whole."""
+        """Return ``example`` with the end of its longest text column cut; columns of the completion stay whole.
+
+        Of a chat the oldest turns go, a question and its answer together.
+        """
+        if gone := _first_turns(example):
+            return dataclasses.replace(example, earlier=tuple(turn for turn in example.earlier if turn not in gone))
         column = self._longest_column(example)
         if column is None:
             return example
@@ -74,19 +99,27 @@ class Dataset:
         return self._render(example, example.template, cut)
 
     def _longest_column(self, example: Example) -> str | None:
-        template = self._templates[example.task][example.template]
+        phrasing = self._phrasings[example.task][example.template]
+        if isinstance(phrasing, ChatColumn):
+            return None
         lengths = {
             column: len(value)
-            for column in sorted(template.prompt_columns - template.completion_columns)
+            for column in sorted(phrasing.prompt_columns - phrasing.completion_columns)
             if isinstance(value := example.values.get(column), str) and value
         }
         return max(lengths, key=lengths.__getitem__, default=None)
 
     def _render(self, example: Example, template_index: int, values: Mapping[str, object]) -> Example:
-        prompt, completion = self._templates[example.task][template_index].render(values, example.row)
+        phrasing = self._phrasings[example.task][template_index]
         return dataclasses.replace(
-            example, prompt=prompt, completion=completion, template=template_index, values=values
+            example, template=template_index, values=values, **_texts(phrasing, values, example.row)
         )
+
+
+def _first_turns(example: Example) -> tuple[tuple[str, str], ...]:
+    """Return the oldest question and answer before the prompt of a chat."""
+    talk = tuple(turn for turn in example.earlier if turn[0] != "system")
+    return talk[:2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +130,19 @@ class _Candidate:
     values: Row
     text: str
     key: str
+    places: Collection[Split]
+    """Where it may be; one place when its source fixes it."""
+    group: str = ""
+    stratum: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """One task's rows, every one rendered."""
+
+    rows: list[_Candidate]
+    examples: list[Example]
+    phrasings: tuple[Phrasing, ...]
 
 
 def load_dataset(data: DataSpec, splits: Collection[Split] = tuple(Split), fetch: Fetch = fetch_local) -> Dataset:
@@ -111,62 +157,190 @@ def load_dataset(data: DataSpec, splits: Collection[Split] = tuple(Split), fetch
         SpecError: a template is no valid Jinja, or a source cannot be read by this program.
         DataError: the rows are not what the job says they are.
     """
-    seed = data.splits.seed
-    templates: dict[str, tuple[Template, ...]] = {}
-    candidates: list[_Candidate] = []
-    examples: list[Example] = []
-    for index, task in enumerate(data.tasks):
-        field = f"spec.data.tasks[{index}]"
-        templates[task.name] = tuple(
-            Template(template.prompt, template.completion, f"{field}.templates[{number}]")
-            for number, template in enumerate(task.templates)
-        )
-        file = fetch(task.source, f"{field}.source", task.secret_ref)
-        rows = _candidates(task, file, templates[task.name], data.splits.group_by, seed, field)
-        renderings = _render_all(rows, task, templates[task.name], field)
-        _refuse_other_labels(task, renderings, field)
-        candidates += rows
-        examples += [
-            each[int(draw(seed, "template", row.key) * len(each))] for row, each in zip(rows, renderings, strict=True)
-        ]
-
-    groups = None if data.splits.group_by is None else [str(row.values[data.splits.group_by]) for row in candidates]
+    loaded = {
+        task.name: _load_task(task, data.splits, fetch, f"spec.data.tasks[{index}]")
+        for index, task in enumerate(data.tasks)
+    }
+    if data.replay is not None:
+        loaded[REPLAY_TASK] = _load_replay(data.replay, data.splits.seed, fetch)
+    rows = [row for task in loaded.values() for row in task.rows]
+    examples = [example for task in loaded.values() for example in task.examples]
     places, duplicates = assign_splits(
-        [row.text for row in candidates], data.splits.validation, data.splits.test, seed, groups
+        [row.text for row in rows],
+        data.splits.validation,
+        data.splits.test,
+        data.splits.seed,
+        groups=None if data.splits.group_by is None else [row.group for row in rows],
+        strata=None if data.splits.stratify_by is None else [row.stratum for row in rows],
+        allowed=[row.places for row in rows],
     )
-    _refuse_tasks_without_rows(data, examples, places)
+    if data.replay is not None:
+        _refuse_empty_replay(data.replay, examples, places)
+    placed = [(e, place) for e, place in zip(examples, places, strict=True) if e.task != REPLAY_TASK]
+    _refuse_tasks_without_rows(data, placed)
     return Dataset(
         tasks=tuple(task.name for task in data.tasks),
-        specs={task.name: task for task in data.tasks},
-        sizes={split: places.count(split) for split in Split},
+        specs={task.name: task for task in data.tasks} | {REPLAY_TASK: _REPLAY_SPEC},
+        sizes={split: sum(place is split for _, place in placed) for split in Split},
         duplicates=duplicates,
+        leaks=tuple(
+            (examples[number].task, examples[number].row)
+            for number in duplicates.leaks
+            if examples[number].task != REPLAY_TASK
+        ),
         hash=_hash(examples),
-        _examples={
-            split: tuple(example for example, place in zip(examples, places, strict=True) if place is split)
-            for split in splits
-        },
-        _templates=templates,
+        _examples={split: tuple(example for example, place in placed if place is split) for split in splits},
+        _replay=tuple(
+            e for e, place in zip(examples, places, strict=True) if e.task == REPLAY_TASK and place is Split.TRAIN
+        ),
+        _phrasings={name: task.phrasings for name, task in loaded.items()},
     )
 
 
-def _candidates(
-    task: TaskSpec, file: Path, templates: Sequence[Template], group_by: str | None, seed: int, field: str
-) -> list[_Candidate]:
-    inputs = sorted(frozenset[str]().union(*(template.prompt_columns for template in templates)))
-    completions = sorted(frozenset[str]().union(*(template.completion_columns for template in templates)))
-    needed = dict.fromkeys([*inputs, *completions, *([group_by] if group_by is not None else [])])
-    found: dict[str, None] = {}
-    candidates = []
-    for number, row in enumerate(read_rows(file, f"{field}.source")):
-        found.update(dict.fromkeys(row))
-        values = {column: row[column] for column in needed if column in row}
+def _load_task(task: TaskSpec, splits: SplitsSpec, fetch: Fetch, field: str) -> _Loaded:
+    phrasings = _phrasings_of(task, field)
+    columns = _Columns.of(task, phrasings, splits, field)
+    own = {"validationSource": Split.VALIDATION, "testSource": Split.TEST}
+    sources = {"validationSource": task.validation_source, "testSource": task.test_source}
+    drawn = ANYWHERE - {own[name] for name, uri in sources.items() if uri is not None}
+    found = _candidates(task.source, f"{field}.source", fetch, columns, drawn)
+    rows = _sample(found, task.max_examples, splits.seed)
+    for name, uri in sources.items():
+        if uri is not None:
+            rows += _candidates(uri, f"{field}.{name}", fetch, columns, frozenset({own[name]}))
+    renderings = _render_all(rows, task, phrasings, field)
+    _refuse_other_labels(task, renderings, field)
+    return _Loaded(rows, _choose(rows, renderings, splits.seed), phrasings)
+
+
+_REPLAY_SPEC = TaskSpec(name=REPLAY_TASK, source="file:///", templates=(_REPLAY_TEMPLATE,))
+"""Stands for the replayed rows where a task is asked for; its source is not looked at."""
+
+
+def _load_replay(replay: ReplaySpec, seed: int, fetch: Fetch) -> _Loaded:
+    """Read the general rows: of columns prompt and completion, or of a column messages."""
+    field = "spec.data.replay"
+    task = _REPLAY_SPEC.model_copy(update={"source": replay.source, "secret_ref": replay.secret_ref})
+    first = next(iter(read_rows(fetch(replay.source, f"{field}.source", replay.secret_ref), f"{field}.source")))
+    if "messages" in first:
+        task = task.model_copy(update={"templates": (), "messages": "messages"})
+    phrasings = _phrasings_of(task, field)
+    columns = _Columns.of(task, phrasings, SplitsSpec(), field)
+    rows = _candidates(task.source, f"{field}.source", fetch, columns, ANYWHERE)
+    renderings = _render_all(rows, task, phrasings, field)
+    return _Loaded(rows, _choose(rows, renderings, seed), phrasings)
+
+
+def _choose(rows: Sequence[_Candidate], renderings: Sequence[Sequence[Example]], seed: int) -> list[Example]:
+    """Return every row through one of its phrasings."""
+    return [each[int(draw(seed, "template", row.key) * len(each))] for row, each in zip(rows, renderings, strict=True)]
+
+
+def _phrasings_of(task: TaskSpec, field: str) -> tuple[Phrasing, ...]:
+    if task.messages is not None:
+        return (ChatColumn(task.messages, f"{field}.messages"),)
+    return tuple(
+        Template(template.prompt, template.completion, f"{field}.templates[{number}]")
+        for number, template in enumerate(task.templates)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Which columns of a row are looked at, and as what."""
+
+    task: TaskSpec
+    field: str
+    inputs: tuple[str, ...]
+    completions: tuple[str, ...]
+    optional: frozenset[str]
+    chat: ChatColumn | None
+    group_by: str | None
+    stratify_by: str | None
+
+    @classmethod
+    def of(cls, task: TaskSpec, phrasings: Sequence[Phrasing], splits: SplitsSpec, field: str) -> "_Columns":
+        first = phrasings[0]
+        return cls(
+            task,
+            field,
+            tuple(sorted(frozenset[str]().union(*(phrasing.prompt_columns for phrasing in phrasings)))),
+            tuple(sorted(frozenset[str]().union(*(phrasing.completion_columns for phrasing in phrasings)))),
+            frozenset[str]().union(*(phrasing.optional_columns for phrasing in phrasings)),
+            first if isinstance(first, ChatColumn) else None,
+            splits.group_by,
+            splits.stratify_by,
+        )
+
+    def called(self, name: str) -> str:
+        """Return what the column that templates call ``name`` is called in the rows."""
+        return self.task.columns.get(name, name)
+
+    def values(self, row: Row) -> Row:
+        """Return what templates see of ``row``, and what splitting needs."""
+        names = dict.fromkeys([*self.inputs, *self.completions])
+        values = {name: row[self.called(name)] for name in names if self.called(name) in row}
+        for column in (self.group_by, self.stratify_by):
+            if column is not None and column in row:
+                values.setdefault(column, row[column])
+        return values
+
+    def text(self, values: Row, number: int) -> str:
+        """Return what tells rows apart: neither label nor template is in it."""
+        if self.chat is not None:
+            return self.chat.read(values, number).asked if self.chat.name in values else ""
         # Without columns in the prompt (plain text to continue) the completion is what tells the rows apart.
-        text = "\n".join(str(values.get(column, "")) for column in inputs or completions)
-        candidates.append(_Candidate(number, values, text, input_key(text)))
-    _refuse_missing_columns(task, list(needed), list(found), group_by, field)
-    if group_by is not None and any(_is_missing(row.values.get(group_by)) for row in candidates):
-        raise _missing_value(task, candidates, group_by, "spec.data.splits.groupBy", field)
-    return _sample(candidates, task.max_examples, seed)
+        return "\n".join(str(values.get(column, "")) for column in self.inputs or self.completions)
+
+    def refuse_missing(self, found: Collection[str], source: str) -> None:
+        """Raise unless every column that is needed is among ``found``."""
+        needed = [self.called(name) for name in (*self.inputs, *self.completions) if name not in self.optional]
+        splitting = {"groupBy": self.group_by, "stratifyBy": self.stratify_by}
+        missing = [column for column in dict.fromkeys(needed) if column not in found]
+        if missing:
+            where = f"{self.field}.{'templates' if self.chat is None else 'messages'}"
+            raise _no_column(where, missing, found, source)
+        for name, column in splitting.items():
+            if column is not None and column not in found:
+                raise _no_column(f"spec.data.splits.{name}", [column], found, source)
+
+
+def _no_column(where: str, missing: Sequence[str], found: Collection[str], source: str) -> DataError:
+    return DataError(
+        f"{where}: {', '.join(map(repr, missing))} not among the columns of {source}, which are "
+        f"{_listed(list(found))}. Correct the name (a CSV file's first line must hold the column names), or say in "
+        f"columns what the rows call it."
+    )
+
+
+def _candidates(uri: str, field: str, fetch: Fetch, columns: _Columns, places: Collection[Split]) -> list[_Candidate]:
+    found: dict[str, None] = {}
+    candidates: list[_Candidate] = []
+    rows = read_rows(fetch(uri, field, columns.task.secret_ref), field)
+    for number, row in enumerate(rows):
+        found.update(dict.fromkeys(row))
+        values = columns.values(row)
+        text = columns.text(values, number)
+        candidates.append(
+            _Candidate(
+                number,
+                values,
+                text,
+                input_key(text),
+                places,
+                _value_of(row, columns.group_by),
+                _value_of(row, columns.stratify_by),
+            )
+        )
+    columns.refuse_missing(found, uri)
+    for setting, column in (("groupBy", columns.group_by), ("stratifyBy", columns.stratify_by)):
+        if column is not None and any(_is_missing(row.values.get(column)) for row in candidates):
+            raise _missing_value(uri, candidates, column, f"spec.data.splits.{setting}", field)
+    return candidates
+
+
+def _value_of(row: Row, column: str | None) -> str:
+    return "" if column is None else str(row.get(column, ""))
 
 
 def _sample(candidates: list[_Candidate], limit: int | None, seed: int) -> list[_Candidate]:
@@ -178,53 +352,48 @@ def _sample(candidates: list[_Candidate], limit: int | None, seed: int) -> list[
 
 
 def _render_all(
-    rows: Sequence[_Candidate], task: TaskSpec, templates: Sequence[Template], field: str
+    rows: Sequence[_Candidate], task: TaskSpec, phrasings: Sequence[Phrasing], field: str
 ) -> list[list[Example]]:
-    """Return every row through every template: what fails must fail before training, not in evaluation."""
+    """Return every row through every phrasing: what fails must fail before training, not in evaluation."""
     renderings = []
     for row in rows:
         try:
-            renderings.append([_render(row, task, template, index) for index, template in enumerate(templates)])
+            renderings.append([_render(row, task, phrasing, index) for index, phrasing in enumerate(phrasings)])
         except DataError as error:
-            columns = sorted(frozenset[str]().union(*(template.completion_columns for template in templates)))
+            columns = sorted(frozenset[str]().union(*(phrasing.completion_columns for phrasing in phrasings)))
             missing = next((column for column in columns if _is_missing(row.values.get(column))), None)
             if missing is None:
                 raise
             # Rows without an answer are rarely alone: count them, so that they are dropped at once.
-            raise _missing_value(task, rows, missing, "the completion", field) from error
+            alike = [other for other in rows if other.places == row.places]
+            raise _missing_value(task.source, alike, missing, "the completion", f"{field}.source") from error
     return renderings
 
 
-def _render(row: _Candidate, task: TaskSpec, template: Template, index: int) -> Example:
-    prompt, completion = template.render(row.values, row.number)
+def _render(row: _Candidate, task: TaskSpec, phrasing: Phrasing, index: int) -> Example:
     return Example(
         task=task.name,
         row=row.number,
-        prompt=prompt,
-        completion=completion,
         template=index,
         key=row.key,
         values=row.values,
+        **_texts(phrasing, row.values, row.number),
     )
 
 
-def _refuse_missing_columns(
-    task: TaskSpec, needed: Sequence[str], found: Sequence[str], group_by: str | None, field: str
-) -> None:
-    missing = [column for column in needed if column not in found]
-    if missing:
-        where = "spec.data.splits.groupBy" if missing == [group_by] else f"{field}.templates"
-        raise DataError(
-            f"{where}: {', '.join(map(repr, missing))} not among the columns of {task.source}, which are "
-            f"{_listed(found)}. Correct the name (a CSV file's first line must hold the column names)."
-        )
+def _texts(phrasing: Phrasing, values: Mapping[str, object], number: int) -> dict[str, Any]:
+    if isinstance(phrasing, ChatColumn):
+        chat = phrasing.read(values, number)
+        return {"prompt": chat.question, "completion": chat.answer, "earlier": chat.earlier}
+    prompt, completion = phrasing.render(values, number)
+    return {"prompt": prompt, "completion": completion}
 
 
-def _missing_value(task: TaskSpec, rows: Sequence[_Candidate], column: str, use: str, field: str) -> DataError:
+def _missing_value(source: str, rows: Sequence[_Candidate], column: str, use: str, field: str) -> DataError:
     without = [row for row in rows if _is_missing(row.values.get(column))]
     return DataError(
-        f"{field}.source: column {column!r}, used by {use}, has no value in {len(without)} of {len(rows)} rows of "
-        f"{task.source}, first in row {without[0].number} (counted from 0; {_clipped(repr(without[0].values))}). Drop "
+        f"{field}: column {column!r}, used by {use}, has no value in {len(without)} of {len(rows)} rows of "
+        f"{source}, first in row {without[0].number} (counted from 0; {_clipped(repr(without[0].values))}). Drop "
         f"these rows or fill the value in."
     )
 
@@ -251,13 +420,22 @@ def _refuse_other_labels(task: TaskSpec, renderings: Sequence[Sequence[Example]]
         )
 
 
-def _refuse_tasks_without_rows(data: DataSpec, examples: Sequence[Example], places: Sequence[Split]) -> None:
+def _refuse_empty_replay(replay: ReplaySpec, examples: Sequence[Example], places: Sequence[Split]) -> None:
+    found = [place for example, place in zip(examples, places, strict=True) if example.task == REPLAY_TASK]
+    if Split.TRAIN not in found:
+        raise DataError(
+            f"spec.data.replay.source: all {len(found)} rows of {replay.source} are like rows kept back for validation "
+            f"and test, or drawn to be. Add rows, or leave replay out."
+        )
+
+
+def _refuse_tasks_without_rows(data: DataSpec, placed: Sequence[tuple[Example, Split]]) -> None:
     shares = {
         Split.TRAIN: 1.0 - data.splits.validation - data.splits.test,
         Split.VALIDATION: data.splits.validation,
         Split.TEST: data.splits.test,
     }
-    rows = Counter((example.task, place) for example, place in zip(examples, places, strict=True))
+    rows = Counter((example.task, place) for example, place in placed)
     for index, task in enumerate(data.tasks):
         empty = [split.value for split, share in shares.items() if share > 0 and not rows[task.name, split]]
         if empty:
@@ -271,7 +449,8 @@ def _refuse_tasks_without_rows(data: DataSpec, examples: Sequence[Example], plac
 def _hash(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
-        for text in (example.task, example.prompt, example.completion):
+        earlier = [text for turn in example.earlier for text in turn]
+        for text in (example.task, *earlier, example.prompt, example.completion):
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "big") + encoded)
     return digest.hexdigest()

@@ -44,6 +44,12 @@ class TrainingDivergedError(FineTuneError):
     exit_code = ExitCode.DIVERGED
 
 
+class WorkerLostError(FineTuneError):
+    """One of several workers is gone; worth trying again from the last checkpoint."""
+
+    exit_code = ExitCode.WORKER_LOST
+
+
 class Preempted(FineTuneError):  # noqa: N818 - not a fault: the checkpoint is written, the next run resumes
     """Training was asked to stop, saved a checkpoint and stopped."""
 

@@ -278,11 +278,14 @@ class _Meter:
         self.done += rows
 
         def advance(share: float) -> None:
-            # A second way to ask the base, found worth it on the way, was not counted in advance.
-            percent = min(100.0, 100 * (before + rows * share) / self.total)
+            percent = 100 * (before + rows * share) / self.total
             self.on_progress(Progress(stage=Stage.EVALUATE, message=message, percent=percent))
 
         return advance
+
+    def skip(self, rows: int) -> None:
+        """Count ``rows`` rows that turned out not to be needed."""
+        self.done += rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,14 +427,17 @@ def _ask_base(own: _Examiner, raw: _Examiner, paper: _Paper) -> _Asked:
     # Likelihoods are compared in the job's own format all the same: they differ between formats.
     label_decision = _better(decision, raw.choose(paper))
     if label_decision.format:
-        answers = replace(answers, labels=raw.answer(paper, label_decision).labels)
+        answers = replace(answers, labels=raw.answer(replace(paper, metrics=("accuracy",)), label_decision).labels)
+    else:
+        raw.meter.skip(len(paper.test))
     return _Asked(decision, label_decision, answers)
 
 
 def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
     seed = job.spec.training.seed
     labels = dataset.labels(task)
-    choice_split = Split.VALIDATION if job.spec.data.splits.validation else Split.TRAIN
+    is_kept_back = job.spec.data.splits.validation or dataset.task(task).validation_source is not None
+    choice_split = Split.VALIDATION if is_kept_back else Split.TRAIN
     choice, test = (
         [example for example in dataset.examples(split) if example.task == task] for split in (choice_split, Split.TEST)
     )
@@ -439,7 +445,7 @@ def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
     shown = draw_shown(dataset, task, count, seed) if count else []
     if choice_split is Split.TRAIN:
         choice = [example for example in choice if example not in shown]
-    templates = len(dataset.task(task).templates)
+    templates = dataset.phrasings(task)
     has_choice = bool(labels) or templates > 1
     if not test or (has_choice and not choice):
         raise DataError(
@@ -487,7 +493,8 @@ def _metrics_of(labels: Sequence[str], job: FineTuneJob) -> tuple[str, ...]:
 def _work(paper: _Paper, job_format: str) -> int:
     formats = 2 if paper.labels and job_format == "chat" else 1
     test = len(paper.test) * (2 if paper.generates else 1)
-    of_base = formats * len(paper.choice) * paper.templates + test
+    # At most: the second format may not be worth it behind the choice.
+    of_base = formats * len(paper.choice) * paper.templates + test + (formats - 1) * len(paper.test)
     return of_base * (2 if paper.shown else 1) + test
 
 

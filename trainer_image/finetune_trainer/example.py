@@ -1,6 +1,6 @@
 """The two forms a row takes on its way to the model: text, then tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -21,15 +21,27 @@ class Example:
     """The row itself: what a template renders; needed to render it another way or shortened."""
     shown: tuple[tuple[str, str], ...] = ()
     """Prompt and completion of other rows that the model sees answered before this one."""
+    earlier: tuple[tuple[str, str], ...] = ()
+    """Role and text of the turns of a chat that come before the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids of one example; the model learns and is scored on ``ids[prompt_length:]`` alone."""
+    """Token ids of one example; the model learns and is scored on ``ids[prompt_length:]``, in a chat also on more."""
 
     ids: tuple[int, ...]
     prompt_length: int
     truncated: bool = False
+    answers: tuple[tuple[int, int], ...] = ()
+    """Start and end of what else is learnt: the assistant's earlier turns in a chat's prompt."""
+
+    @property
+    def learnt(self) -> Sequence[int]:
+        """Places in ``ids`` of the tokens that are learnt; nothing predicts the first one."""
+        last = range(max(self.prompt_length, 1), len(self.ids))
+        if not self.answers:
+            return last
+        return [place for start, end in self.answers for place in range(max(start, 1), end)] + [*last]
 
     @property
     def completion_ids(self) -> tuple[int, ...]:

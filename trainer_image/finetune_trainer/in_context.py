@@ -60,7 +60,7 @@ def check_room(dataset: Dataset, renderer: Renderer, count: int, seed: int, room
     for task in dataset.tasks:
         shown = draw_shown(dataset, task, count, seed)
         asked = [row for split in (Split.VALIDATION, Split.TEST) for row in dataset.examples(split) if row.task == task]
-        for template in range(len(dataset.task(task).templates)):
+        for template in range(dataset.phrasings(task)):
             encoded = renderer.encode_many(with_shown(dataset, asked, template, shown), dataset)
             if too_long := sum(len(item.ids) > room for item in encoded):
                 raise DataError(

@@ -61,19 +61,15 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 def split_by_item(items: Sequence[Encoded], values: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
     """Cut ``values``, one per learnt token, into one array per item."""
-    ends = list(accumulate(len(item.ids) - _first_learnt(item) for item in items))
+    ends = list(accumulate(len(item.learnt) for item in items))
     return np.split(values, ends[:-1])
-
-
-def _first_learnt(item: Encoded) -> int:
-    # Nothing predicts a sequence's first token.
-    return max(item.prompt_length, 1)
 
 
 def _packed(items: Sequence[Encoded]) -> Batch:
     row = pack([item.ids for item in items])
-    keep = [place[_first_learnt(item) - 1 : -1] for item, place in zip(items, row.places, strict=True)]
-    labels = [token for item in items for token in item.ids[_first_learnt(item) :]]
+    learnt = [np.asarray(item.learnt, dtype=np.int64) for item in items]
+    keep = [place[at - 1] for at, place in zip(learnt, row.places, strict=True)]
+    labels = [item.ids[place] for item in items for place in item.learnt]
     return {
         "input_ids": torch.from_numpy(row.tokens)[None],
         "position_ids": torch.from_numpy(row.positions)[None],
@@ -88,7 +84,7 @@ def _packed(items: Sequence[Encoded]) -> Batch:
 
 def _padded(items: Sequence[Encoded]) -> Batch:
     longest = max(len(item.ids) for item in items)
-    kept = sorted({place - 1 for item in items for place in range(_first_learnt(item), len(item.ids))})
+    kept = sorted({place - 1 for item in items for place in item.learnt})
     column = {position: number for number, position in enumerate(kept)}
     # What stands in the padding is never looked at: the mask hides it, and labels are masked by position.
     ids = torch.zeros(len(items), longest, dtype=torch.long)
@@ -97,7 +93,7 @@ def _padded(items: Sequence[Encoded]) -> Batch:
     for number, item in enumerate(items):
         ids[number, : len(item.ids)] = torch.tensor(item.ids)
         mask[number, : len(item.ids)] = 1
-        for place in range(_first_learnt(item), len(item.ids)):
+        for place in item.learnt:
             labels[number, 1 + column[place - 1]] = item.ids[place]
     return {"input_ids": ids, "attention_mask": mask, "logits_to_keep": torch.tensor(kept), "labels": labels}
 

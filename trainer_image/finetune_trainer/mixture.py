@@ -1,15 +1,21 @@
 """How several tasks share the training: which rows are seen, in which order. Pure; the seed is given.
 
 Counts are exact: shares are turned into whole rows by largest remainders, and within a task no row is seen again
-before all others were.
+before all others were. Any epoch can be asked for by its number, so a resumed run draws what it would have drawn.
 """
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Generic, TypeVar
 
-from finetune_api.spec import Mixing, MixingSpec
+from finetune_api.spec import REPLAY_TASK, Mixing, MixingSpec
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,98 @@ class TaskRows:
     """Their places in the training split."""
     weight: float = 1.0
     """Only for strategy weights."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What every epoch is made of."""
+
+    tasks: tuple[TaskRows, ...]
+    shares: Mapping[str, float]
+    """Of the rows seen, by task; they add up to 1."""
+    counts: Mapping[str, int]
+    """Rows of each task in one epoch."""
+    seed: int
+
+    @property
+    def epoch_length(self) -> int:
+        """Rows in one epoch."""
+        return sum(self.counts.values())
+
+    def epoch(self, number: int) -> list[int]:
+        """Return the places of the rows of the ``number``-th epoch from 0, shuffled."""
+        places = list(chain.from_iterable(self._of_task(task, number) for task in self.tasks))
+        random.Random(f"{self.seed}/order/{number}").shuffle(places)
+        return places
+
+    def drawn(self, seen: int) -> dict[str, int]:
+        """Return how many of the first ``seen`` rows are of each task."""
+        epochs, rest = divmod(seen, self.epoch_length)
+        begun = Counter(self._owners[place] for place in self.epoch(epochs)[:rest])
+        return {task.name: epochs * self.counts[task.name] + begun[task.name] for task in self.tasks}
+
+    @cached_property
+    def _owners(self) -> dict[int, str]:
+        return {place: task.name for task in self.tasks for place in task.rows}
+
+    def _of_task(self, task: TaskRows, number: int) -> list[int]:
+        """Return what the epoch takes of a stream: all rows in a random order, then all again in another one."""
+        count, size = self.counts[task.name], len(task.rows)
+        start = number * count
+        stream: list[int] = []
+        first_cycle = start // size
+        for cycle in range(first_cycle, math.ceil((start + count) / size)):
+            shuffled = list(task.rows)
+            random.Random(f"{self.seed}/{task.name}/{cycle}").shuffle(shuffled)
+            stream += shuffled
+        offset = start - first_cycle * size
+        return stream[offset : offset + count]
+
+
+class EpochRows(Generic[T]):
+    """The rows of one epoch in its order, as a trainer's sequential sampler reads them."""
+
+    def __init__(self, rows: Sequence[T], mixture: Mixture) -> None:
+        self._rows = rows
+        self._mixture = mixture
+        self._number = -1
+        self.turn_to(0)
+
+    def turn_to(self, number: int) -> None:
+        """Go to the ``number``-th epoch, counted from 0."""
+        if number != self._number:
+            self._number, self._places = number, self._mixture.epoch(number)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> T:
+        return self._rows[self._places[index]]
+
+
+def plan_mixture(
+    tasks: Sequence[TaskRows], mixing: MixingSpec, seed: int, replay: Sequence[int] = (), fraction: float = 0.0
+) -> Mixture:
+    """Return the mixture that the spec asks for; an epoch is as long as all capped tasks together, and the replay.
+
+    Args:
+        tasks: with at least one row each.
+        mixing: the strategy.
+        seed: orders the rows.
+        replay: places of general rows that are mixed in besides.
+        fraction: their share of the rows seen.
+    """
+    length = sum(min(len(task.rows), mixing.max_examples_per_task or len(task.rows)) for task in tasks)
+    shares = task_shares(tasks, mixing)
+    if not replay:
+        return Mixture(tuple(tasks), shares, _allocate(length, shares), seed)
+    replayed = max(1, round(length * fraction / (1 - fraction)))
+    return Mixture(
+        (*tasks, TaskRows(REPLAY_TASK, replay)),
+        {name: share * (1 - fraction) for name, share in shares.items()} | {REPLAY_TASK: fraction},
+        _allocate(length, shares) | {REPLAY_TASK: replayed},
+        seed,
+    )
 
 
 def task_shares(tasks: Sequence[TaskRows], mixing: MixingSpec) -> dict[str, float]:
@@ -41,33 +139,6 @@ def task_shares(tasks: Sequence[TaskRows], mixing: MixingSpec) -> dict[str, floa
             parts = {task.name: task.weight for task in tasks}
     whole = sum(parts.values())
     return {name: part / whole for name, part in parts.items()}
-
-
-def epoch_counts(tasks: Sequence[TaskRows], mixing: MixingSpec) -> dict[str, int]:
-    """Return how many rows of each task one epoch holds; an epoch is as long as all capped tasks together."""
-    cap = mixing.max_examples_per_task or math.inf
-    length = int(sum(min(len(task.rows), cap) for task in tasks))
-    return _allocate(length, task_shares(tasks, mixing))
-
-
-def draw_rows(tasks: Sequence[TaskRows], mixing: MixingSpec, seed: int) -> Iterator[int]:
-    """Yield places of rows for ever, epoch after epoch, each epoch shuffled."""
-    counts = epoch_counts(tasks, mixing)
-    streams = {task.name: _cycle(task.rows, f"{seed}/{task.name}") for task in tasks}
-    order = random.Random(f"{seed}/order")
-    while True:
-        epoch = [next(streams[name]) for name, count in counts.items() for _ in range(count)]
-        order.shuffle(epoch)
-        yield from epoch
-
-
-def _cycle(rows: Sequence[int], seed: str) -> Iterator[int]:
-    """Yield all rows in a random order, then all again in another one."""
-    generator = random.Random(seed)
-    while True:
-        shuffled = list(rows)
-        generator.shuffle(shuffled)
-        yield from shuffled
 
 
 def _allocate(total: int, shares: Mapping[str, float]) -> dict[str, int]:

@@ -5,6 +5,7 @@ model is found from its small files before the large ones are downloaded.
 """
 
 import errno
+import fnmatch
 import hashlib
 import json
 import logging
@@ -15,19 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
 
-import httpx2
 import torch
 import yaml
-from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -41,7 +32,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from finetune_api.spec import ModelSpec, OutputSpec
 from finetune_trainer.durable import disk_errors
-from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
+from finetune_trainer.errors import DataError, SpecError
+from finetune_trainer.hub import Hub, Wanted, retry
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import file_sha256
 from finetune_trainer.memory import memory_errors
@@ -86,9 +78,6 @@ _BUILD_ERRORS = (
     ValueError,
 )
 
-_RETRY_SECONDS = (1.0, 3.0, 9.0)
-"""Waits between the attempts to reach the hub; after the last one the stage ends with a retryable exit code."""
-
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
@@ -125,12 +114,40 @@ def fetch_model(
             model.source, model.secret_ref, cache, lambda names: _check_names(names, model.source)
         )
         return _open_folder(model, folder)
-    hub = _Hub(
-        endpoint=environment.get("HF_ENDPOINT") or constants.ENDPOINT,
-        token=storage.hub_token(model.secret_ref, environment),
-        cache=cache,
-    )
-    return _retry(lambda: hub.fetch(model), sleep)
+    hub = Hub.from_environment(storage.hub_token(model.secret_ref, environment), cache, environment)
+    return retry(lambda: _fetch_from_hub(model, hub), sleep)
+
+
+def fetch_small_files(
+    model: ModelSpec,
+    cache: Path,
+    storage: Storage,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
+    """Return a folder with the model's config and tokenizer; weights are not brought where they are not.
+
+    Raises:
+        As `fetch_model`.
+    """
+
+    def check(names: Collection[str]) -> None:
+        _check_names(names, model.source)
+
+    if model.source.startswith("hf://"):
+        hub = Hub.from_environment(storage.hub_token(model.secret_ref, environment), cache, environment)
+        return retry(lambda: _fetch_small_from_hub(_wanted(model), hub), sleep)
+    folder = storage.fetch_model_folder(model.source, model.secret_ref, cache, check, _is_small)
+    if not folder.is_dir():
+        raise SpecError(f"spec.model.source: {folder} is no folder. Write the folder that holds the model.")
+    # What was copied has no weights, and their absence is no fault then.
+    _check_configs(folder)
+    return folder
+
+
+def _is_small(name: str) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in _SMALL_FILES)
 
 
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
@@ -211,15 +228,20 @@ def position_limit(config: PretrainedConfig) -> int | None:
 
 
 def read_config(files: ModelFiles) -> PretrainedConfig:
-    """Return the model's config.json as transformers understands it.
+    """Return what `read_config_in` gives for the model's folder."""
+    return read_config_in(files.path)
+
+
+def read_config_in(folder: Path) -> PretrainedConfig:
+    """Return a model's config.json as transformers understands it.
 
     Raises:
         SpecError: it describes no model that transformers knows.
         DataError: a value in it is of the wrong kind.
     """
-    file = files.path / CONFIG
+    file = folder / CONFIG
     try:
-        config = AutoConfig.from_pretrained(files.path, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (StrictDataclassError, ArithmeticError) as error:
         raise DataError(
             f"{file} holds a wrong value: {_reason(error)}. Copy the file again from where the model came from."
@@ -324,112 +346,31 @@ def _folder_revision(path: Path, names: Collection[str]) -> str:
 # --- the hub
 
 
-@dataclass(frozen=True, slots=True)
-class _Hub:
-    endpoint: str
-    token: str | None
-    cache: Path
-
-    def fetch(self, model: ModelSpec) -> ModelFiles:
-        repository = model.source.removeprefix("hf://").strip("/")
-        where = f"{model.source} at revision {model.revision or 'main'!r}"
-        with _HubErrors(self, where):
-            path = self._snapshot(repository, model.revision or "main", _SMALL_FILES)
-            commit = path.name
-            tree = get_cached_repo_tree(repository, revision=commit, cache_dir=self.cache)
-        _check_names({file.path for file in tree if "/" not in file.path}, where)
-        _check_configs(path)
-        with _HubErrors(self, where):
-            self._snapshot(repository, commit, (*_SMALL_FILES, *_WEIGHT_FILES))
-        _check_weights(path)
-        return ModelFiles(path, commit)
-
-    def _snapshot(self, repository: str, revision: str, patterns: Collection[str]) -> Path:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                cache_dir=self.cache,
-                endpoint=self.endpoint,
-                token=self.token or False,  # None would search the user's home for one
-                allow_patterns=list(patterns),
-                ignore_patterns=[_BELOW],
-            )
-        )
+def _fetch_from_hub(model: ModelSpec, hub: Hub) -> ModelFiles:
+    wanted = _wanted(model)
+    path = _fetch_small_from_hub(wanted, hub)
+    commit = path.name
+    hub.fetch(wanted, (*_SMALL_FILES, *_WEIGHT_FILES), [_BELOW], revision=commit)
+    _check_weights(path)
+    return ModelFiles(path, commit)
 
 
-@dataclass(frozen=True, slots=True)
-class _HubErrors:
-    """Turns what the hub client raises into our errors."""
-
-    hub: _Hub
-    where: str
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (OSError, httpx2.HTTPError, HFValidationError)):
-            raise self._translate(error) from error
-
-    def _translate(self, error: OSError | httpx2.HTTPError | HFValidationError) -> FineTuneError:
-        match error:
-            case GatedRepoError():
-                return SpecError(f"{self.where} is gated. Accept its terms on {self.hub.endpoint}, then {self._login}.")
-            case RepositoryNotFoundError():
-                return SpecError(
-                    f"{self.where}: {self.hub.endpoint} knows no such model, or it is private. "
-                    f"Check spec.model.source; for a private model {self._login}."
-                )
-            case RevisionNotFoundError():
-                return SpecError(
-                    f"{self.where}: the model has no such branch, tag or commit. Correct spec.model.revision."
-                )
-            case HfHubHTTPError() if error.response.status_code in (401, 403):
-                return SpecError(
-                    f"{self.where}: {self.hub.endpoint} refuses access (HTTP {error.response.status_code}). "
-                    f"Check that the token is valid and may read this model: {self._login}."
-                )
-            case HfHubHTTPError() if 400 <= error.response.status_code < 500 and error.response.status_code != 429:
-                return SpecError(
-                    f"{self.where}: {self.hub.endpoint} answers HTTP {error.response.status_code}. "
-                    "Check spec.model.source."
-                )
-            case HFValidationError():
-                return SpecError(
-                    f"spec.model.source: {self.where} is no name of a hub model. Write hf://organisation/name."
-                )
-            case OSError(errno=int()) if not isinstance(error, LocalEntryNotFoundError):
-                return _as_disk_error(error, self.hub.cache)
-            case _:
-                return StorageError(
-                    f"cannot read {self.where} from {self.hub.endpoint}: {_first_line(error)}. "
-                    "Check the network, the proxy settings and HF_ENDPOINT, then try again; "
-                    "what was downloaded is kept."
-                )
-
-    @property
-    def _login(self) -> str:
-        if self.hub.token is None:
-            return "put a token into the environment variable HF_TOKEN (in a cluster: spec.model.secretRef)"
-        return "use a token of an account that has access (HF_TOKEN; in a cluster: spec.model.secretRef)"
+def _fetch_small_from_hub(wanted: Wanted, hub: Hub) -> Path:
+    path = hub.fetch(wanted, _SMALL_FILES, [_BELOW])
+    _check_names({name for name in hub.names(wanted, path) if "/" not in name}, wanted.where)
+    _check_configs(path)
+    return path
 
 
-def _as_disk_error(error: OSError, cache: Path) -> StorageError:
-    try:
-        with disk_errors("write the downloaded model to", cache):
-            raise error
-    except StorageError as translated:
-        return translated
-
-
-def _retry(fetch: Callable[[], T], sleep: Callable[[float], None]) -> T:
-    for seconds in _RETRY_SECONDS:
-        try:
-            return fetch()
-        except StorageError as error:
-            logger.warning("hub did not answer, trying again in_seconds=%s reason=%s", seconds, error)
-            sleep(seconds)
-    return fetch()
+def _wanted(model: ModelSpec) -> Wanted:
+    return Wanted(
+        kind="model",
+        field="spec.model.source",
+        source=model.source,
+        repository=model.source.removeprefix("hf://").strip("/"),
+        revision=model.revision or "main",
+        secret_field="spec.model.secretRef",
+    )
 
 
 # --- what is refused

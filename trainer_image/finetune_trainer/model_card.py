@@ -8,7 +8,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from finetune_api.report import ArtifactKind, Report
-from finetune_trainer.prompt_file import PromptFile
+from finetune_trainer.prompt_file import PromptFile, PromptTask
 from finetune_trainer.template import Template
 
 
@@ -117,13 +117,11 @@ def _results(report: Report) -> list[dict[str, object]]:
 def _snippet(facts: CardFacts) -> str:
     """Return Python that loads the model, asks it one question in the form it was trained in, and prints the answer."""
     task = facts.prompt.tasks[0]
-    template = Template(task.templates[0].prompt, task.templates[0].completion, "prompt")
-    row = {column: "…" for column in sorted(template.prompt_columns)}
     is_adapter = facts.kind is ArtifactKind.ADAPTER
     lines = [
         "import json",
         "",
-        "from jinja2.sandbox import ImmutableSandboxedEnvironment",
+        *(["from jinja2.sandbox import ImmutableSandboxedEnvironment"] if task.templates else []),
         *(["from peft import PeftModel"] if is_adapter else []),
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
@@ -133,16 +131,26 @@ def _snippet(facts: CardFacts) -> str:
         "",
         'with open(f"{folder}/prompt.json", encoding="utf-8") as file:',
         "    settings = json.load(file)",
-        f"row = {json.dumps(row, ensure_ascii=False)}",
-        'template = settings["tasks"][0]["templates"][0]["prompt"]',
-        "jinja = ImmutableSandboxedEnvironment(keep_trailing_newline=True)",
-        "prompt = jinja.from_string(template).render(row)",
+        *_prompt(task),
         *_tokenise(facts.prompt),
         'output = model.generate(**inputs, max_new_tokens=64, do_sample=False, eos_token_id=settings["endTokenIds"])',
         'answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip()',
         "print(answer)",
     ]
     return "\n".join(lines)
+
+
+def _prompt(task: PromptTask) -> Sequence[str]:
+    if not task.templates:
+        return ('prompt = "…"',)
+    template = Template(task.templates[0].prompt, task.templates[0].completion, "prompt")
+    row = {column: "…" for column in sorted(template.prompt_columns)}
+    return (
+        f"row = {json.dumps(row, ensure_ascii=False)}",
+        'template = settings["tasks"][0]["templates"][0]["prompt"]',
+        "jinja = ImmutableSandboxedEnvironment(keep_trailing_newline=True)",
+        "prompt = jinja.from_string(template).render(row)",
+    )
 
 
 def _load_adapter(facts: CardFacts) -> Sequence[str]:

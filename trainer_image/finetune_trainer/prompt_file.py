@@ -42,6 +42,7 @@ class PromptTask(ApiModel):
 
     name: str
     templates: tuple[PromptTemplate, ...]
+    """Empty for a task of chats: its questions go in as they are, behind the turns before them."""
     labels: tuple[str, ...] = ()
     """Closed set of answers; empty when answers are free text."""
 

@@ -228,8 +228,9 @@ def _judge_merge(check: MergeCheck, dtype: torch.dtype) -> None:
 
 
 def _probe(tokenizer: PreTrainedTokenizerBase, job: FineTuneJob) -> list[int]:
-    """Return tokens of a text of the right kind: the first prompt template as it stands."""
-    text = job.spec.data.tasks[0].templates[0].prompt
+    """Return tokens of a text of the right kind: the first prompt template as it stands, or of a chat any words."""
+    templates = [template for task in job.spec.data.tasks for template in task.templates]
+    text = templates[0].prompt if templates else "What would you like to know about me, and why do you ask?"
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids[:_PROBE_TOKENS]
 

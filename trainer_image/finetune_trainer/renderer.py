@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jinja2 import TemplateError
 
+from finetune_api.spec import LossOn
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.example import Encoded, Example
@@ -124,6 +125,39 @@ class Renderer:
             raise ValueError("a completion needs a prompt before it")
         return self._completion_ids([self._completion_text(example, completion_text)])[0]
 
+    def encode_turns(self, example: Example, dataset: Dataset) -> Encoded:
+        """Return what `encode` gives with every answer of a chat to be learnt, each tokenised as the last one is.
+
+        Raises:
+            DataError: the example does not fit, or the chat template writes earlier answers otherwise than the last.
+        """
+        prompt, completion = self._texts(example)
+        fitted, _, last = self._fit(
+            example, dataset, self._prompt_ids([prompt])[0], self._completion_ids([completion])[0]
+        )
+        if self._frame is None or not fitted.earlier:
+            return self.encode(example, dataset)
+        whole, _ = self._texts(fitted)
+        turns = [*self._turns(fitted), ("assistant", "")]
+        ids: list[int] = []
+        answers: list[tuple[int, int]] = []
+        at = 0
+        for place in (place for place, (role, _) in enumerate(turns) if role == "assistant"):
+            before = self._chat(_as_messages(turns[:place]), generation_prompt=True) + self._frame.header
+            if not whole.startswith(before):
+                raise _other_answer(example)
+            ids += self._prompt_ids([before[at:]])[0] if not at else self._tokenise([before[at:]])[0]
+            if place == len(turns) - 1:
+                break
+            answer = self._frame.lead + turns[place][1].strip() + self._frame.ending
+            if not whole.startswith(before + answer):
+                raise _other_answer(example)
+            tokens = self._continuation_ids([answer])[0]
+            answers.append((len(ids), len(ids) + len(tokens)))
+            ids += tokens
+            at = len(before) + len(answer)
+        return Encoded((*ids, *last), len(ids), fitted is not example, tuple(answers))
+
     def encode_many(self, examples: Sequence[Example], dataset: Dataset) -> list[Encoded]:
         """Return what `encode` gives for every example, tokenised in two calls."""
         texts = [self._texts(example) for example in examples]
@@ -141,6 +175,11 @@ class Renderer:
         return [Encoded(prompt + more, len(prompt)) for prompt, more in zip(prompts, behind, strict=True)]
 
     def _fitted(self, example: Example, dataset: Dataset, prompt: Ids, completion: Ids) -> Encoded:
+        fitted, prompt, completion = self._fit(example, dataset, prompt, completion)
+        return Encoded(prompt + completion, len(prompt), truncated=fitted is not example)
+
+    def _fit(self, example: Example, dataset: Dataset, prompt: Ids, completion: Ids) -> tuple[Example, Ids, Ids]:
+        """Return the example as long as it may be, and its tokens."""
         # Room for the longest label, not only for the right one: the prompt must not tell how long the answer is.
         reserved = max(len(completion), self._longest_label(example, dataset))
         shortened = example
@@ -161,7 +200,7 @@ class Renderer:
                 f"spec.data.tasks: the prompt of row {example.row} (counted from 0) of task {example.task!r} is blank; "
                 f"the model needs at least one token to go on from. Put words into the prompt template."
             )
-        return Encoded(prompt + completion, len(prompt), truncated=shortened is not example)
+        return shortened, prompt, completion
 
     def _longest_label(self, example: Example, dataset: Dataset) -> int:
         labels = dataset.labels(example.task)
@@ -179,8 +218,9 @@ class Renderer:
         completion = self._completion_text(example, example.completion)
         if self._frame is None:
             before = "".join(f"{prompt}{answer.rstrip()}\n\n" for prompt, answer in example.shown)
+            before += "".join(f"{text.strip()}\n\n" for _, text in example.earlier)
             return before + example.prompt.rstrip(), completion
-        question = self._messages(example.prompt.strip(), example.shown)
+        question = _as_messages(self._turns(example))
         answer = {"role": "assistant", "content": example.completion.strip()}
         prompt = self._chat(question, generation_prompt=True) + self._frame.header
         whole = self._chat([*question, answer], generation_prompt=False)
@@ -239,7 +279,7 @@ class Renderer:
     def _find_frame(self) -> _ChatFrame:
         """Compare renderings with two different answers: what they share is the frame."""
         asked, first, second = "Qv7rq", "Xk3wa", "Zj9ub"
-        question = self._messages(asked)
+        question = _as_messages([*self._own_system(), ("user", asked)])
         generation = self._chat(question, generation_prompt=True)
         answered = [
             self._chat([*question, {"role": "assistant", "content": text}], generation_prompt=False)
@@ -273,14 +313,16 @@ class Renderer:
         token = str(self._tokenizer.convert_ids_to_tokens(end))
         return _ChatFrame(header, lead, tail, tail[: tail.index(token) + len(token)], (), end)
 
-    def _messages(self, prompt: str, shown: Sequence[tuple[str, str]] = ()) -> list[dict[str, str]]:
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        earlier = [
-            {"role": role, "content": text.strip()}
-            for turn in shown
-            for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]
-        return [*system, *earlier, {"role": "user", "content": prompt}]
+    def _turns(self, example: Example) -> list[tuple[str, str]]:
+        """Return role and text of all that comes before the answer."""
+        shown = [turn for pair in example.shown for turn in zip(("user", "assistant"), pair, strict=True)]
+        # A chat's own system prompt takes the place of the job's.
+        own = [turn for turn in example.earlier if turn[0] == "system"]
+        talk = example.earlier[len(own) :]
+        return [*(own or self._own_system()), *shown, *talk, ("user", example.prompt)]
+
+    def _own_system(self) -> list[tuple[str, str]]:
+        return [] if self.system is None else [("system", self.system)]
 
     def _chat(self, messages: Sequence[Mapping[str, str]], generation_prompt: bool) -> str:
         try:
@@ -298,17 +340,25 @@ class Renderer:
             raise _template_error(_shown(str(error))) from error
 
 
+def _as_messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    # A system prompt stands as it was written.
+    return [{"role": role, "content": text if role == "system" else text.strip()} for role, text in turns]
+
+
 def encode_all(
-    renderer: Renderer, dataset: Dataset, examples: Sequence[Example], learn_prompt: bool = False
+    renderer: Renderer, dataset: Dataset, examples: Sequence[Example], loss_on: LossOn = LossOn.COMPLETION
 ) -> tuple[list[Encoded], float]:
     """Return the tokens of every example and the share that had to be shortened.
 
-    With ``learn_prompt`` (``spec.data.lossOn: all``) every token but the first is learnt: the prompt's length is 0.
+    With ``loss_on`` all every token but the first is learnt: the prompt's length is 0.
 
     Raises:
         DataError: more than MAX_TRUNCATED_SHARE were shortened, or one does not fit at all.
     """
-    encoded = renderer.encode_many(examples, dataset)
+    if loss_on is LossOn.ASSISTANT:
+        encoded = _encode_turns(renderer, dataset, examples)
+    else:
+        encoded = renderer.encode_many(examples, dataset)
     truncated = sum(example.truncated for example in encoded)
     share = truncated / len(encoded) if encoded else 0.0
     if share > MAX_TRUNCATED_SHARE:
@@ -317,9 +367,14 @@ def encode_all(
             f"{renderer.max_length} tokens; at most {MAX_TRUNCATED_SHARE:.0%} may be cut. Raise spec.data.maxLength or "
             f"shorten the rows."
         )
-    if learn_prompt:
+    if loss_on is LossOn.ALL:
         encoded = [Encoded(example.ids, 0, example.truncated) for example in encoded]
     return encoded, share
+
+
+def _encode_turns(renderer: Renderer, dataset: Dataset, examples: Sequence[Example]) -> list[Encoded]:
+    plain = iter(renderer.encode_many([example for example in examples if not example.earlier], dataset))
+    return [renderer.encode_turns(example, dataset) if example.earlier else next(plain) for example in examples]
 
 
 def _resolve_format(tokenizer: "PreTrainedTokenizerBase", format: str, system: str | None) -> Literal["raw", "chat"]:
@@ -337,6 +392,14 @@ def _resolve_format(tokenizer: "PreTrainedTokenizerBase", format: str, system: s
             f"put its text into the prompt template."
         )
     return resolved
+
+
+def _other_answer(example: Example) -> DataError:
+    return DataError(
+        f"spec.data.lossOn: assistant cannot be had with this model: its chat template writes an earlier answer "
+        f"otherwise than the last one, first in row {example.row} (counted from 0) of task {example.task!r}. Set "
+        f"lossOn: completion."
+    )
 
 
 def _template_error(problem: str) -> DataError:

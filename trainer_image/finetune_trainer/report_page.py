@@ -15,7 +15,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from finetune_api.report import EvaluationReport, MetricComparison, PromptChoice, Report, SideBySide
+from finetune_api.report import EvaluationReport, LossPoint, MetricComparison, PromptChoice, Report, SideBySide
 from finetune_trainer.loss_chart import lay_out_loss
 from finetune_trainer.verdict import Outcome, format_value, judge, judge_in_context, outcome_of
 
@@ -135,6 +135,7 @@ def render_page(report: Report) -> str:
         general_tasks=_metric_rows(evaluation.forgetting.tasks if evaluation.forgetting else ()),
         several_tasks=len({comparison.task for comparison in evaluation.metrics}) > 1,
         chart=lay_out_loss(report.training.curve),
+        validation_losses=_last_validation_losses(report.training.curve),
         example_groups=_example_groups(evaluation.examples),
         prompt_tables=_prompt_tables(evaluation.prompt_choices, report.resolved),
         manifest=_manifest(report),
@@ -308,6 +309,10 @@ def _size(size_bytes: int) -> str:
             break
         size, unit = size / 1000, larger
     return f"{size_bytes:,} bytes" if unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def _last_validation_losses(curve: Sequence[LossPoint]) -> dict[str, float]:
+    return next((point.validation_losses for point in reversed(curve) if point.validation_losses), {})
 
 
 def _percent(part: float, whole: float) -> str:

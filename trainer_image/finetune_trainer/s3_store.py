@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from finetune_trainer.manifest import (
     verify_manifest,
 )
 from finetune_trainer.s3_client import S3_ERRORS, S3Client
+from finetune_trainer.source import is_pattern
 from finetune_trainer.store import key_parts
 
 logger = logging.getLogger(__name__)
@@ -137,6 +140,29 @@ class S3Store:
         self._download(name, path)
         return path
 
+    def get_matching(self, key: str, folder: Path, choose: Callable[[Collection[str]], Sequence[str]]) -> Path:
+        """Copy objects into ``folder``: the one under ``key``, or those below it, or those that it is a pattern of.
+
+        Args:
+            key: with or without wildcards.
+            folder: for the copies, which keep their names below ``key``.
+            choose: is shown the names, relative to what is before the first wildcard, and returns those to copy.
+        """
+        if not is_pattern(key) and self._head(self._key(key)) is not None:
+            return self.get_file(key, folder)
+        parts = key.split("/")
+        fixed = "/".join(takewhile(lambda part: not is_pattern(part), parts))
+        rest = "/".join(parts)[len(fixed) :].strip("/")
+        start = self._below(f"{fixed}/" if fixed else "")
+        names = [name[len(start) :] for name in self._objects(fixed)]
+        matching = [name for name in names if not rest or fnmatchcase(name, rest) or fnmatchcase(name, f"{rest}/*")]
+        if not matching:
+            raise DataError(f"there is no {self._show(self._below(key))}. Correct the path.")
+        target = folder / hashlib.sha256(self._show(key).encode()).hexdigest()[:16]
+        shutil.rmtree(target, ignore_errors=True)
+        self._download_all(fixed, choose(matching), target)
+        return target
+
     def get_tree(self, prefix: str, folder: Path) -> None:
         """Fetch everything below ``prefix`` into ``folder``; see ``Store.get_tree``."""
         key_parts(prefix)
@@ -176,18 +202,25 @@ class S3Store:
         for keys in ([marker], *(rest[at : at + _DELETED_AT_ONCE] for at in range(0, len(rest), _DELETED_AT_ONCE))):
             self._delete(keys)
 
-    def cached_folder(self, cache: Path, check_names: Callable[[Collection[str]], None]) -> Path:
+    def cached_folder(
+        self,
+        cache: Path,
+        check_names: Callable[[Collection[str]], None],
+        is_wanted: Callable[[str], bool] = lambda name: True,
+    ) -> Path:
         """Copy what lies below the root, but not below its folders, unless ``cache`` holds the same already.
 
         Args:
             cache: holds a folder for every content.
             check_names: is shown the names before anything is copied.
+            is_wanted: which of them are copied.
         """
         skip = len(self._below(""))
         objects = {key[skip:]: found for key, found in self._objects("").items() if "/" not in key[skip:]}
         if not objects:
             raise DataError(f"there is nothing at {self.uri}. Check the path and that this is where the model lies.")
         check_names(objects.keys())
+        objects = {name: found for name, found in objects.items() if is_wanted(name)}
         identity = "".join(f"{name}\0{found.etag}\0{found.bytes}\n" for name, found in sorted(objects.items()))
         folder = cache / hashlib.sha256(f"{self.uri}\n{identity}".encode()).hexdigest()[:32]
         if folder.is_dir():

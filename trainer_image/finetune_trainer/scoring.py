@@ -47,7 +47,8 @@ class Scorer:
         values = np.concatenate(self.token_logprobs(items))
         return float(-values.mean())
 
-    @torch.inference_mode()
+    # No inference mode: weights that are spread over workers are gathered here and learnt from later.
+    @torch.no_grad()
     def _score(self, batch: Batch) -> LogProbs:
         losses = token_losses(forward(self._model, batch), batch["labels"])
         return -losses.double().cpu().numpy()

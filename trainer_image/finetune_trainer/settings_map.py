@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.spec import GradientCheckpointing, Schedule, TrainingSpec
+from finetune_api.spec import DeepspeedSpec, FineTuneJobSpec, GradientCheckpointing, Offload, Schedule, TrainingSpec
 
 # Tokens that one forward pass may hold when the spec leaves the micro-batch open: enough to keep a processor busy,
 # little enough that activations of a 1 B model stay under a few GB.
@@ -13,6 +13,9 @@ MICRO_BATCH_TOKENS = 2048
 
 # Share of the free memory that activations may fill: kernels need room to work, allocators lose some to fragments.
 _USABLE = 0.7
+
+_SPREADS_WEIGHTS = 3
+"""ZeRO's stage from which on no process has the whole model."""
 
 _SCHEDULES = {Schedule.COSINE: "cosine", Schedule.LINEAR: "linear", Schedule.CONSTANT: "constant_with_warmup"}
 
@@ -36,7 +39,7 @@ def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: 
     An absent ``microBatchSize`` becomes the largest divisor of a worker's share of the global batch whose rows, were
     they all as long as the longest, hold at most `MICRO_BATCH_TOKENS` tokens.
     """
-    share = min(training.global_batch_size, rows) // workers
+    share = max(1, min(training.global_batch_size, rows) // workers)
     if training.micro_batch_size is not None:
         micro = min(training.micro_batch_size, share)
     else:
@@ -46,6 +49,40 @@ def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: 
     per_epoch = math.ceil(rows / (micro * accumulation * workers))
     total = training.max_steps or math.ceil(per_epoch * training.epochs)
     return Steps(micro_batch=micro, accumulation=accumulation, total=total, per_epoch=per_epoch)
+
+
+def deepspeed_config(
+    deepspeed: DeepspeedSpec, training: TrainingSpec, steps: Steps, processes: int, autocast: bool
+) -> dict[str, Any]:
+    """Return DeepSpeed's configuration; the optimiser and its schedule stay those of `training_arguments`.
+
+    With ``autocast`` DeepSpeed itself keeps float32 masters of weights in bfloat16. An optimiser that is kept off the
+    GPU is PyTorch's as well: DeepSpeed's own is faster, but is compiled where it runs, and the image has no compiler.
+    """
+    spread: dict[str, Any] = {"stage": deepspeed.stage}
+    if deepspeed.offload is not Offload.NONE:
+        spread["offload_optimizer"] = {"device": deepspeed.offload.value}
+        if deepspeed.stage == _SPREADS_WEIGHTS:
+            spread["offload_param"] = {"device": deepspeed.offload.value}
+    if deepspeed.stage == _SPREADS_WEIGHTS:
+        # Also for float32: it is how whole weights are written.
+        spread["stage3_gather_16bit_weights_on_model_save"] = True
+    return {
+        "train_batch_size": steps.micro_batch * steps.accumulation * processes,
+        "train_micro_batch_size_per_gpu": steps.micro_batch,
+        "gradient_accumulation_steps": steps.accumulation,
+        "gradient_clipping": training.max_grad_norm,
+        "bf16": {"enabled": autocast},
+        "zero_optimization": spread,
+        "zero_force_ds_cpu_optimizer": False,
+        # Progress is told by the trainer.
+        "steps_per_print": steps.total + 1,
+    }
+
+
+def spreads_weights(spec: FineTuneJobSpec) -> bool:
+    """Whether no process has the whole model."""
+    return spec.compute.deepspeed is not None and spec.compute.deepspeed.stage == _SPREADS_WEIGHTS
 
 
 def checkpoints_activations(
@@ -76,9 +113,22 @@ def training_arguments(
     checkpoint_activations: bool,
     autocast: bool,
     use_cpu: bool,
+    deepspeed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the arguments of ``transformers.TrainingArguments``."""
+    """Return the arguments of ``transformers.TrainingArguments``.
+
+    Args:
+        training: the resolved ``spec.training``.
+        steps: from `plan_steps`.
+        folder: for checkpoints.
+        checkpoint_every: steps between two of them.
+        checkpoint_activations: from `checkpoints_activations`.
+        autocast: whether matrix products of float32 weights run in bfloat16.
+        use_cpu: whether there is no GPU.
+        deepspeed: from `deepspeed_config`.
+    """
     return {
+        "deepspeed": deepspeed,
         "output_dir": str(folder),
         "max_steps": steps.total,
         "per_device_train_batch_size": steps.micro_batch,
@@ -91,9 +141,16 @@ def training_arguments(
         "max_grad_norm": training.max_grad_norm,
         "optim": "adamw_torch_fused",
         "seed": training.seed,
-        "data_seed": training.seed,
+        # Rows come in the mixture's own order, which is shuffled.
+        "train_sampling_strategy": "sequential",
         "bf16": autocast,
-        "use_cpu": use_cpu,
+        # Told so, Accelerate would take plain data parallelism instead of DeepSpeed; see `zero.join_without_gpu`.
+        "use_cpu": use_cpu and deepspeed is None,
+        "accelerator_config": {"use_configured_state": use_cpu and deepspeed is not None},
+        # Otherwise every worker would divide by its own tokens, and those of short rows would count more.
+        "average_tokens_across_devices": True,
+        # Whatever is trained takes part in every step.
+        "ddp_find_unused_parameters": False,
         "activation_checkpointing": checkpoint_activations,
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "logging_strategy": "steps",

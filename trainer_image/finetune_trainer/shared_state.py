@@ -6,20 +6,23 @@ training, ``checkpoints/step-000100``. Trees are complete when their marker is t
 
 import logging
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.status import Checkpoint
+from finetune_trainer.adjustment import Adjustment, Useless, useless_checkpoints
 from finetune_trainer.checkpoint import folder_of, newest_complete
 from finetune_trainer.durable import disk_errors, write_file
 from finetune_trainer.errors import DataError, SpecError
-from finetune_trainer.manifest import COMPLETE_NAME, is_complete
+from finetune_trainer.manifest import COMPLETE_NAME, MANIFEST_NAME, is_complete, write_manifest
 from finetune_trainer.store import Store
 from finetune_trainer.workspace import RESULTS, Workspace
 
 logger = logging.getLogger(__name__)
 
 MOST_LISTED = 5
+_PART = re.compile(r"node-\d+(?=/)")
 _MARKER = re.compile(rf"step-(\d+)/{COMPLETE_NAME}")
 
 
@@ -90,17 +93,78 @@ class SharedState:
         if newest_complete(self.workspace.checkpoints) is not None:
             return
         for step in self.complete_steps():
-            try:
-                self.store.get_tree(self._checkpoint_key(step), folder_of(self.workspace.checkpoints, step))
-            except DataError as error:
-                # An older one is better than to begin anew.
-                logger.warning("checkpoint is damaged step=%s reason=%s", step, error)
-            else:
+            if self.pull_checkpoint_of(step):
                 return
+
+    def pull_checkpoint_of(self, step: int) -> bool:
+        """Bring one complete checkpoint into the workspace; whether it was whole: if not, an older one may be."""
+        folder, key = folder_of(self.workspace.checkpoints, step), self._checkpoint_key(step)
+        below = (one.removeprefix(f"{key}/") for one in self.store.list(key))
+        parts = sorted({match[0] for one in below if (match := _PART.match(one))})
+        try:
+            if parts:
+                self._join(key, parts, folder)
+            else:
+                self.store.get_tree(key, folder)
+        except DataError as error:
+            logger.warning("checkpoint is damaged step=%s reason=%s", step, error)
+            return False
+        return True
+
+    def _join(self, key: str, parts: list[str], folder: Path) -> None:
+        """Make one checkpoint of what several nodes stored; the manifest comes last, as ever."""
+        count = self.store.get_bytes(f"{key}/{COMPLETE_NAME}").decode("ascii", "replace").strip()
+        if count != str(len(parts)):
+            raise DataError(f"{self.store.uri}/{key} has {len(parts)} parts instead of {count}")
+        for part in parts:
+            fetched = folder.with_name(f"{folder.name}-{part}")
+            shutil.rmtree(fetched, ignore_errors=True)
+            self.store.get_tree(f"{key}/{part}", fetched)
+            with disk_errors("create", folder):
+                shutil.copytree(
+                    fetched,
+                    folder,
+                    copy_function=shutil.move,
+                    ignore=shutil.ignore_patterns(MANIFEST_NAME, COMPLETE_NAME),
+                    dirs_exist_ok=True,
+                )
+            shutil.rmtree(fetched)
+        write_manifest(folder)
+
+    def drop_useless_checkpoints(self, adjustment: Adjustment) -> None:
+        """Remove what an attempt so adjusted must not go on from, and remember the adjustment."""
+        key = f"{self.prefix}/state/adjustment.json"
+        before = Adjustment()
+        if self.store.exists(key):
+            before = Adjustment.model_validate_json(self.store.get_bytes(key))
+        if before == adjustment:
+            return
+        match useless_checkpoints(before, adjustment):
+            case Useless.ALL:
+                self.drop_checkpoints()
+            case Useless.NEWEST:
+                for step in self.complete_steps()[:1]:
+                    self.store.delete_tree(self._checkpoint_key(step))
+            case Useless.NONE:
+                pass
+        # Behind the removal: who is stopped between the two goes back once more, never too little.
+        self.store.put_bytes(key, adjustment.model_dump_json(by_alias=True).encode())
 
     def push_checkpoint(self, folder: Path, step: int, keep: int) -> None:
         """Store a sealed checkpoint, then remove all but the ``keep`` newest complete ones."""
         self.store.put_tree(folder, self._checkpoint_key(step))
+        self._discard_old(keep)
+
+    def push_part(self, folder: Path, step: int, node: int) -> None:
+        """Store what one of several nodes wrote of a checkpoint; it is complete when `complete_parts` is called."""
+        self.store.put_tree(folder, f"{self._checkpoint_key(step)}/node-{node}")
+
+    def complete_parts(self, step: int, nodes: int, keep: int) -> None:
+        """Declare the checkpoint complete, as every node's part is stored; then remove old ones."""
+        self.store.put_bytes(f"{self._checkpoint_key(step)}/{COMPLETE_NAME}", f"{nodes}\n".encode())
+        self._discard_old(keep)
+
+    def _discard_old(self, keep: int) -> None:
         for old in self.complete_steps()[keep:]:
             self.store.delete_tree(self._checkpoint_key(old))
 

@@ -1,13 +1,14 @@
 """Decide which rows train, which validate and which test. Pure, and blind to order, labels, templates and tasks.
 
 A row's place follows from its input text alone, so it does not move when rows are added. Rows whose texts are nearly
-equal would leak from training into the test; they are found first and share one place.
+equal would leak from training into the test; they are found first and share one place. With strata a row's place also
+depends on how many rows its stratum has, and rows at the borders between splits may move when rows are added.
 """
 
 import hashlib
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -50,15 +51,36 @@ class DuplicateStats:
     clusters: int
     largest: int
     """Rows of the largest cluster, 0 when there is none."""
+    exact: int = 0
+    """Those of ``rows`` whose normalised text equals another row's."""
+    leaks: tuple[int, ...] = ()
+    """Numbers of the validation and test rows that are nearly equal to a training row; only rows whose sources fix
+    their split can be."""
+
+
+ANYWHERE = frozenset(Split)
+"""The places of a row whose split is drawn."""
 
 
 def assign_splits(
-    inputs: Sequence[str], validation: float, test: float, seed: int, groups: Sequence[str] | None
+    inputs: Sequence[str],
+    validation: float,
+    test: float,
+    seed: int,
+    groups: Sequence[str] | None = None,
+    strata: Sequence[str] | None = None,
+    allowed: Sequence[Collection[Split]] | None = None,
 ) -> tuple[list[Split], DuplicateStats]:
     """Return the split of every input, and how many were near-duplicates.
 
-    ``validation`` and ``test`` are shares of the rows, met on average: a row's place is a draw of its own. With
-    ``groups`` (a film, a customer; one per input) rows of one group stay together.
+    Args:
+        inputs: the texts.
+        validation: share of the rows, met on average: a row's place is a draw of its own.
+        test: likewise.
+        seed: of the draws.
+        groups: one per input: a film, a customer. Rows of one group stay together.
+        strata: one per input: a label. Each is cut by itself, so that its shares are met as well as whole clusters can.
+        allowed: one per input: where the row may be. Several places include train. Default: anywhere.
 
     Raises:
         DataError: a split that was asked for would be empty.
@@ -68,7 +90,7 @@ def assign_splits(
     index = {text: position for position, text in enumerate(distinct)}
     clusters = _Clusters(len(distinct))
     _join_near_duplicates(distinct, clusters)
-    stats = _duplicate_stats([clusters.root(index[text]) for text in texts])
+    alike = [clusters.root(index[text]) for text in texts]
 
     keys = [f"group {group}" for group in groups] if groups is not None else [f"text {text}" for text in texts]
     if groups is not None:
@@ -79,10 +101,47 @@ def assign_splits(
     smallest: dict[int, str] = {}
     for root, key in zip(roots, map(_digest, keys), strict=True):
         smallest[root] = min(key, smallest.get(root, key))
-    places = {root: _place(key, validation, test, seed) for root, key in smallest.items()}
-    splits = [places[root] for root in roots]
+    if strata is None:
+        places = {root: _place(draw(seed, "split", key), validation, test) for root, key in smallest.items()}
+    else:
+        places = _stratified(roots, smallest, strata, validation, test, seed)
+    splits = [places[root] for root in roots] if allowed is None else _within(allowed, roots, places)
     _refuse_empty(splits, validation, test, seed, Counter(roots))
-    return splits, stats
+    return splits, _duplicate_stats(alike, texts, splits)
+
+
+def _stratified(
+    roots: Sequence[int], keys: dict[int, str], strata: Sequence[str], validation: float, test: float, seed: int
+) -> dict[int, Split]:
+    """Return the place of every cluster: in its stratum by rank, not by its draw itself."""
+    values: dict[int, Counter[str]] = defaultdict(Counter)
+    for root, stratum in zip(roots, strata, strict=True):
+        values[root][stratum] += 1
+    members: dict[str, list[int]] = defaultdict(list)
+    for root, found in values.items():
+        members[min(found, key=lambda value: (-found[value], value))].append(root)
+    sizes = Counter(roots)
+    places: dict[int, Split] = {}
+    for clusters in members.values():
+        total = sum(sizes[root] for root in clusters)
+        before = 0
+        for root in sorted(clusters, key=lambda root: draw(seed, "split", keys[root])):
+            places[root] = _place((before + sizes[root] / 2) / total, validation, test)
+            before += sizes[root]
+    return places
+
+
+def _within(allowed: Sequence[Collection[Split]], roots: Sequence[int], places: dict[int, Split]) -> list[Split]:
+    """Return the place of every row: with rows that cannot move where one is alike, else as drawn, else in training."""
+    fixed: dict[int, set[Split]] = defaultdict(set)
+    for root, choice in zip(roots, allowed, strict=True):
+        if len(choice) == 1:
+            fixed[root].update(choice)
+    splits = []
+    for root, choice in zip(roots, allowed, strict=True):
+        wanted = next((split for split in (Split.TEST, Split.VALIDATION) if split in fixed[root]), places[root])
+        splits.append(next(iter(choice)) if len(choice) == 1 else wanted if wanted in choice else Split.TRAIN)
+    return splits
 
 
 def normalise(text: str) -> str:
@@ -116,8 +175,7 @@ def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _place(key: str, validation: float, test: float, seed: int) -> Split:
-    position = draw(seed, "split", key)
+def _place(position: float, validation: float, test: float) -> Split:
     if position < test:
         return Split.TEST
     return Split.VALIDATION if position < test + validation else Split.TRAIN
@@ -137,9 +195,20 @@ def _refuse_empty(splits: list[Split], validation: float, test: float, seed: int
         )
 
 
-def _duplicate_stats(roots: list[int]) -> DuplicateStats:
+def _duplicate_stats(roots: Sequence[int], texts: Sequence[str], splits: Sequence[Split]) -> DuplicateStats:
     sizes = [size for size in Counter(roots).values() if size > 1]
-    return DuplicateStats(rows=sum(sizes), clusters=len(sizes), largest=max(sizes, default=0))
+    trained = {root for root, split in zip(roots, splits, strict=True) if split is Split.TRAIN}
+    return DuplicateStats(
+        rows=sum(sizes),
+        clusters=len(sizes),
+        largest=max(sizes, default=0),
+        exact=sum(size for size in Counter(texts).values() if size > 1),
+        leaks=tuple(
+            number
+            for number, (root, split) in enumerate(zip(roots, splits, strict=True))
+            if split is not Split.TRAIN and root in trained
+        ),
+    )
 
 
 class _Clusters:

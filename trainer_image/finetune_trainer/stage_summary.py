@@ -13,9 +13,12 @@ from finetune_api.report import (
 from finetune_api.stage_result import StageResult
 from finetune_api.status import (
     LONGEST_MESSAGE,
+    LONGEST_WARNING,
+    MOST_WARNINGS,
     DataStatus,
     EvaluationStatus,
     MetricValue,
+    PlanStatus,
     PublishedArtifact,
     RowsStatus,
     Summary,
@@ -35,18 +38,22 @@ def failure(stage: Stage, exit_code: ExitCode, message: str) -> StageResult:
     return StageResult(stage=stage, exit_code=exit_code, message=_clipped(message, LONGEST_MESSAGE))
 
 
-def check_result(report: DataReport, model_revision: str) -> StageResult:
+def check_result(report: DataReport, model_revision: str, plan: PlanStatus | None) -> StageResult:
     """Return what the check stage found."""
-    rows = report.rows
+    rows, warnings = report.rows, (*(plan.warnings if plan else ()), *report.warnings)
     return StageResult(
         stage=Stage.CHECK,
         exit_code=ExitCode.OK,
         model_revision=model_revision,
+        plan=(plan or PlanStatus()).model_copy(
+            update={"warnings": tuple(_clipped(text, LONGEST_WARNING) for text in warnings[:MOST_WARNINGS])}
+        ),
         data=DataStatus(
             rows=RowsStatus(train=rows.train, validation=rows.validation, test=rows.test),
             tokens=report.tokens,
             truncated_percent=figure(report.truncated_percent),
             duplicates=report.duplicates,
+            leakage=report.leakage,
             hash=report.hash,
         ),
     )

@@ -7,6 +7,7 @@ finished one is not run again.
 import dataclasses
 import gc
 import importlib.metadata
+import itertools
 import logging
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -32,11 +33,15 @@ from finetune_api.report import (
     TrainingReport,
     VirtualToken,
 )
-from finetune_api.spec import LossOn, MethodType
+from finetune_api.spec import LossOn, MethodType, Preflight
+from finetune_api.spec.compute import is_distributed, processes
 from finetune_api.stage_result import StageResult
+from finetune_api.status import PlanStatus
+from finetune_trainer.adjustment import Adjustment, adjusted
 from finetune_trainer.best_weights import schedule_note
 from finetune_trainer.checkpoint import newest_complete, step_of
 from finetune_trainer.checkpoint_upload import CheckpointUpload
+from finetune_trainer.data_profile import describe_task, find_personal_data, find_warnings
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.durable import disk_errors, write_file
 from finetune_trainer.errors import DataError, FineTuneError, Preempted, SpecError, StorageError
@@ -52,8 +57,10 @@ from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
 from finetune_trainer.methods import SoftPromptModel
-from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer
+from finetune_trainer.mixture import Mixture, TaskRows, plan_mixture
+from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer, read_config
 from finetune_trainer.pair import ModelPair, open_pair
+from finetune_trainer.plan import Workload, expected_gpus, expected_precision, plan_run
 from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.publish import export_model, publish
 from finetune_trainer.renderer import Renderer, encode_all
@@ -64,7 +71,7 @@ from finetune_trainer.soft_prompt import describe_soft_prompt
 from finetune_trainer.split import Split
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
 from finetune_trainer.storage import Storage
-from finetune_trainer.train import TrainingInput, train
+from finetune_trainer.train import TrainingInput, threads_of_each, train
 from finetune_trainer.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -76,7 +83,7 @@ _NUMBERS_DEPEND_ON = ("torch", "transformers", "peft", "ray", "tokenizers", "rou
 class PodOptions:
     """What a stage is told that runs in a pod of its own."""
 
-    micro_batch_size: int | None = None
+    adjustment: Adjustment = field(default_factory=Adjustment)
     """See `Run`."""
 
 
@@ -92,8 +99,8 @@ class Run:
     mounts: Mounts = field(default_factory=Mounts)
     shared: SharedState | None = None
     """Where stages leave their results when each runs in a pod of its own; absent on a laptop."""
-    micro_batch_size: int | None = None
-    """Takes the place of ``spec.training.microBatchSize``: fewer rows at once after a step did not fit."""
+    adjustment: Adjustment = field(default_factory=Adjustment)
+    """What training does otherwise than the spec says."""
 
     @property
     def storage(self) -> Storage:
@@ -140,12 +147,14 @@ def run_one(stage: Stage, job: FineTuneJob, folder: Path, sink: Sink, pod: PodOp
         with workspace.claim(spec_hash(job.spec)), StopFlag() as stop:
             if pod is not None:
                 shared = SharedState(Storage(job.spec.output, mounts).open_output(), output_prefix(job), workspace)
-            one = Run(job, workspace, sink, stop, mounts, shared, pod.micro_batch_size if pod else None)
+            one = Run(job, workspace, sink, stop, mounts, shared, pod.adjustment if pod else Adjustment())
             match stage:
                 case Stage.CHECK:
                     report, inputs = check_stage(one)
-                    return check_result(report, inputs.model)
+                    return check_result(report, inputs.model, workspace.recall("plan", PlanStatus))
                 case Stage.TRAIN:
+                    if shared is not None:
+                        shared.drop_useless_checkpoints(one.adjustment)
                     resumed_from = _find_checkpoint(one)
                     return train_result(train_stage(one))
                 case Stage.EVALUATE:
@@ -182,7 +191,44 @@ def check_stage(run: Run) -> tuple[DataReport, Inputs]:
     """Find what would go wrong later: output not writable, model or rows not what the job says.
 
     A workspace that was checked before is held against the rows and the model as they are now.
+
+    Raises:
+        DataError: test rows are trained on as well, and ``spec.runPolicy.preflight`` is enforce.
     """
+    report, inputs = _inspect(run)
+    reporter = _interruptible(run, Stage.CHECK)
+    for warning in report.warnings:
+        reporter.say(f"note: {warning}")
+    if (refusal := why_stopped(report)) and run.job.spec.run_policy.preflight is Preflight.ENFORCE:
+        raise refusal
+    return report, inputs
+
+
+def why_stopped(report: DataReport) -> DataError | None:
+    """Return what stops a job before it is trained, unless ``spec.runPolicy.preflight`` lets it pass."""
+    if not report.leakage:
+        return None
+    return DataError(
+        f"spec.data.tasks: {report.leakage} rows of validationSource or testSource are nearly equal to a training row, "
+        f"first {report.first_leak}: what is measured on them is not what the model can do. Drop them from either "
+        f"side, or set spec.runPolicy.preflight: warn to go on all the same."
+    )
+
+
+def check(job: FineTuneJob, folder: Path, sink: Sink) -> DataReport:
+    """Run the check stage alone and return what was found; a run in the same workspace goes on from it.
+
+    Raises:
+        FineTuneError: what would keep the job from being trained, leakage aside.
+    """
+    mounts = Mounts.from_environment()
+    workspace = Workspace(folder, mounts.cache)
+    with workspace.claim(spec_hash(job.spec)), StopFlag() as stop:
+        report, _ = _inspect(Run(job, workspace, sink, stop, mounts))
+    return report
+
+
+def _inspect(run: Run) -> tuple[DataReport, Inputs]:
     workspace = run.workspace
     reporter = _interruptible(run, Stage.CHECK)
     reporter.say("checking that the output can be written")
@@ -222,12 +268,28 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
         answer = job.spec.evaluation.generation.max_new_tokens or LONGEST_ANSWER_TOKENS
         roomy = Renderer(tokenizer, renderer.format, renderer.system, LONGEST_TEXT)
         check_room(dataset, roomy, count, job.spec.training.seed, find_room(job.spec, files) - answer)
+    reporter.say("working out what training needs")
+    run.remember("plan", _plan(run, files, encoded[Split.TRAIN]))
     report = _describe_data(job, dataset, renderer, encoded)
     run.remember("data", report)
     # Behind what belongs to them: whoever finds these finds the check's result.
     run.remember("inputs", Inputs(rows=dataset.hash, model=files.revision))
     reporter.share("checked", 1.0)
     return report
+
+
+def _plan(run: Run, files: ModelFiles, rows: Sequence[Encoded]) -> PlanStatus:
+    spec = run.job.spec
+    gpus = expected_gpus(spec, is_local=run.shared is None)
+    longest = sorted(rows, key=lambda item: len(item.ids), reverse=True)
+    return plan_run(
+        spec,
+        read_config(files),
+        Workload(len(rows), longest[: spec.training.global_batch_size]),
+        expected_precision(spec, on_gpu=gpus > 0),
+        tokenizer_path=str(files.path),
+        gpus=gpus,
+    )
 
 
 def _check_suite(suite: GeneralSuite, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
@@ -268,7 +330,9 @@ def _describe_data(
     everything = [item for items in encoded.values() for item in items]
     first = dataset.examples(Split.TRAIN)[0]
     whole = renderer.encode(first, dataset)
-    return DataReport(
+    grouped = {split: _by_task(dataset, split, encoded[split]) for split in Split}
+    rows = {split: dataset.examples(split) for split in Split}
+    report = DataReport(
         rows=SplitRows(**{split.value: len(items) for split, items in encoded.items()}),
         tokens=sum(len(item.ids) for item in encoded[Split.TRAIN]),
         completion_tokens=sum(len(item.completion_ids) for item in encoded[Split.TRAIN]),
@@ -276,11 +340,26 @@ def _describe_data(
         max_length=renderer.max_length,
         truncated_percent=100 * sum(item.truncated for item in everything) / len(everything),
         duplicates=dataset.duplicates.rows,
+        exact_duplicates=dataset.duplicates.exact,
+        leakage=len(dataset.leaks),
+        first_leak="" if not dataset.leaks else "row {1} (counted from 0) of task {0}".format(*dataset.leaks[0]),
+        personal_data=find_personal_data([*itertools.chain.from_iterable(rows.values()), *dataset.replay()]),
+        tasks=tuple(
+            describe_task(
+                task,
+                dataset.labels(task),
+                {split: [row for row in rows[split] if row.task == task] for split in Split},
+                {split: grouped[split][task] for split in Split},
+                renderer.decode,
+            )
+            for task in dataset.tasks
+        ),
         hash=dataset.hash,
         format=renderer.format,
         sample_prompt=renderer.decode(whole.ids[: whole.prompt_length]),
         sample_completion=renderer.decode(whole.completion_ids),
     )
+    return report.model_copy(update={"warnings": tuple(find_warnings(report))})
 
 
 # --- train
@@ -302,10 +381,7 @@ def train_stage(run: Run) -> TrainingReport:
     dataset = _load_dataset(run, (Split.TRAIN, Split.VALIDATION))
     if not _is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision), reporter):
         check_stage(run)
-    report = _train(run, files, dataset)
-    if shared is not None:
-        reporter.say("storing the tuned weights")
-        shared.push_tuned()
+    report = _train(run, files, dataset, reporter)
     run.remember("training", report)
     shutil.rmtree(workspace.checkpoints, ignore_errors=True)
     if shared is not None:
@@ -315,26 +391,71 @@ def train_stage(run: Run) -> TrainingReport:
 
 
 def _find_checkpoint(run: Run) -> int | None:
-    """Bring the newest complete checkpoint into the workspace and return its step; absent when there is none."""
+    """Bring the newest complete checkpoint into the workspace and return its step; absent when there is none.
+
+    Workers on other nodes bring it to themselves.
+    """
+    if run.shared is not None and is_distributed(run.job.spec.compute):
+        return next(iter(run.shared.complete_steps()), None)
     if run.shared is not None:
         run.shared.pull_checkpoint()
     newest = newest_complete(run.workspace.checkpoints)
     return None if newest is None else step_of(newest)
 
 
-def _train(run: Run, files: ModelFiles, dataset: Dataset) -> TrainingReport:
+def _train(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) -> TrainingReport:
     job = run.job
     renderer = _renderer(job, files, load_tokenizer(files))
     rows, validation = (_encode(job, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
-    if run.micro_batch_size is not None:
-        training = job.spec.training.model_copy(update={"micro_batch_size": run.micro_batch_size})
-        job = job.model_copy(update={"spec": job.spec.model_copy(update={"training": training})})
-    given = TrainingInput(job, files, rows, validation, run.workspace, run.sink, run.stop.event)
+    replayed, _ = encode_all(renderer, dataset, dataset.replay(), job.spec.data.loss_on)
+    job = job.model_copy(update={"spec": adjusted(job.spec, run.adjustment)})
+    mixture, by_task = _mixture(job, dataset), _by_task(dataset, Split.VALIDATION, validation)
+    rows = [*rows, *replayed]
+    if is_distributed(job.spec.compute):
+        return _train_on_workers(run, job, files, rows, mixture, by_task)
+    given = TrainingInput(job, files, rows, mixture, by_task, run.workspace, run.sink, run.stop.event)
     shared, keep = run.shared, job.spec.checkpoint.keep
     if shared is None:
         return train(given)
     with CheckpointUpload(run.workspace.uploads, lambda at, step: shared.push_checkpoint(at, step, keep)) as upload:
-        return train(dataclasses.replace(given, on_checkpoint=upload.submit))
+        report = train(dataclasses.replace(given, on_checkpoint=upload.submit))
+    reporter.say("storing the tuned weights")
+    shared.push_tuned()
+    return report
+
+
+def _train_on_workers(
+    run: Run,
+    job: FineTuneJob,
+    files: ModelFiles,
+    rows: Sequence[Encoded],
+    mixture: Mixture,
+    validation: Mapping[str, Sequence[Encoded]],
+) -> TrainingReport:
+    """Train as several processes, which fetch and store for themselves what is too large for this one."""
+    # Imported here: what runs alone needs no cluster's client.
+    from finetune_trainer.worker import Assignment
+    from finetune_trainer.worker_group import train_on_workers
+
+    shared, keep = run.shared, job.spec.checkpoint.keep
+    assignment = Assignment(
+        job,
+        files.revision,
+        rows,
+        mixture,
+        validation,
+        run.workspace,
+        run.mounts,
+        prefix=None if shared is None else shared.prefix,
+        # A pod's own variables say how many are meant for it.
+        threads=threads_of_each(processes(job.spec.compute)) if shared is None else None,
+    )
+
+    def complete(step: int, nodes: int) -> None:
+        if shared is not None:
+            shared.complete_parts(step, nodes, keep)
+
+    return train_on_workers(assignment, run.sink, run.stop.event, complete)
 
 
 # --- evaluate and publish
@@ -500,14 +621,42 @@ def _load_suite(run: Run) -> GeneralSuite | None:
 
 def _renderer(job: FineTuneJob, files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     data = job.spec.data
-    return Renderer(tokenizer, data.format.value, data.system, find_row_length(job.spec, files).tokens)
+    renderer = Renderer(tokenizer, data.format.value, data.system, find_row_length(job.spec, files).tokens)
+    chats = next((index for index, task in enumerate(data.tasks) if task.messages is not None), None)
+    if chats is not None and renderer.format == "raw":
+        raise SpecError(
+            f"spec.data.tasks[{chats}].messages: {job.spec.model.source} has no chat template, so it knows no turns. "
+            "Choose an instruct model, or write templates."
+        )
+    return renderer
 
 
 def _encode(job: FineTuneJob, renderer: Renderer, dataset: Dataset, split: Split) -> list[Encoded]:
-    # lossOn: all is about what is learnt; scores are always of the completion.
-    learn_prompt = split is Split.TRAIN and job.spec.data.loss_on is LossOn.ALL
-    encoded, _ = encode_all(renderer, dataset, dataset.examples(split), learn_prompt)
+    # lossOn is about what is learnt; scores are always of the completion.
+    loss_on = job.spec.data.loss_on if split is Split.TRAIN else LossOn.COMPLETION
+    encoded, _ = encode_all(renderer, dataset, dataset.examples(split), loss_on)
     return encoded
+
+
+def _by_task(dataset: Dataset, split: Split, encoded: Sequence[Encoded]) -> dict[str, list[Encoded]]:
+    groups: dict[str, list[Encoded]] = {task: [] for task in dataset.tasks}
+    for example, item in zip(dataset.examples(split), encoded, strict=True):
+        groups[example.task].append(item)
+    return groups
+
+
+def _mixture(job: FineTuneJob, dataset: Dataset) -> Mixture:
+    """Return how the training rows of all tasks, and behind them the replayed ones, are mixed."""
+    data = job.spec.data
+    rows = dataset.examples(Split.TRAIN)
+    tasks = [
+        TaskRows(task.name, [place for place, row in enumerate(rows) if row.task == task.name], task.weight)
+        for task in data.tasks
+    ]
+    replay = range(len(rows), len(rows) + len(dataset.replay()))
+    return plan_mixture(
+        tasks, data.mixing, job.spec.training.seed, replay, data.replay.fraction if data.replay else 0.0
+    )
 
 
 def _interruptible(run: Run, stage: Stage) -> Reporter:

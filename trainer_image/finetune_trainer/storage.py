@@ -4,20 +4,27 @@ Sources that are not local are copied first. An ``s3://`` source uses the Secret
 AWS_ENDPOINT_URL; one that names none uses the output's endpoint and Secret.
 """
 
+import glob
+import hashlib
 import logging
+import os
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from finetune_api.spec import OutputSpec, SecretRef
 from finetune_api.support import SCHEMES
+from finetune_trainer.durable import disk_errors
 from finetune_trainer.errors import SpecError
 from finetune_trainer.file_store import FileStore
+from finetune_trainer.hub import Hub, Wanted, retry
 from finetune_trainer.location import Mounts, bucket_and_key, config_map_path, local_path, volume_path
 from finetune_trainer.s3_client import S3Access, S3Client, read_key
 from finetune_trainer.s3_store import S3Store
-from finetune_trainer.source import fetch_local
+from finetune_trainer.source import choose_files, fetch_local
 from finetune_trainer.store import Store
 
 logger = logging.getLogger(__name__)
@@ -51,7 +58,9 @@ class Storage:
                 raise _unknown_scheme(OUTPUT_FIELD, uri, scheme, "output.uri")
 
     def fetch_rows(self, uri: str, field: str, secret_ref: SecretRef | None, folder: Path) -> Path:
-        """Return the path of a file of rows; one in a bucket is copied into ``folder`` each time.
+        """Return the path of a file of rows, of a folder of such files, or of a pattern that they match.
+
+        What is in a bucket is copied into ``folder`` each time; a hub data set unless its commit is there already.
 
         Args:
             uri: the source as written; a plain path is returned as it is.
@@ -69,12 +78,22 @@ class Storage:
             case "s3":
                 bucket, key = bucket_and_key(uri, field)
                 client = S3Client(bucket, self._access_to_source(field, secret_ref))
-                return S3Store(client, "").get_file(key, folder)
+                where = f"s3://{bucket}/{key}"
+                return S3Store(client, "").get_matching(key, folder, lambda names: choose_files(names, where, field))
+            case "hf":
+                secret_field = f"{field.rpartition('.')[0]}.secretRef"
+                token = self._hub_token(secret_ref, secret_field, os.environ)
+                return _fetch_data_set(uri, field, secret_field, Hub.from_environment(token, folder))
             case _:
                 raise _unknown_scheme(field, uri, scheme, "data.tasks[].source")
 
     def fetch_model_folder(
-        self, uri: str, secret_ref: SecretRef | None, cache: Path, check_names: Callable[[Collection[str]], None]
+        self,
+        uri: str,
+        secret_ref: SecretRef | None,
+        cache: Path,
+        check_names: Callable[[Collection[str]], None],
+        is_wanted: Callable[[str], bool] = lambda name: True,
     ) -> Path:
         """Return the folder of a model; one in a bucket is copied into ``cache`` unless the same is there already.
 
@@ -84,6 +103,7 @@ class Storage:
             cache: for copies, each in a folder named by its content.
             check_names: is shown the names of the files before anything is copied, and raises when they are not those
                 of a model.
+            is_wanted: which files are copied, where there is something to copy.
         """
         field = "spec.model.source"
         match scheme := urlsplit(uri).scheme:
@@ -94,13 +114,16 @@ class Storage:
             case "s3":
                 bucket, key = bucket_and_key(uri, field)
                 client = S3Client(bucket, self._access_to_source(field, secret_ref))
-                return S3Store(client, key).cached_folder(cache / "s3", check_names)
+                return S3Store(client, key).cached_folder(cache / "s3", check_names, is_wanted)
             case _:
                 raise _unknown_scheme(field, uri, scheme, "model.source")
 
     def hub_token(self, secret_ref: SecretRef | None, environment: Mapping[str, str]) -> str | None:
         """Return the hub's token: of the model's Secret where there is one, else HF_TOKEN of the environment."""
-        secret = self._secret(secret_ref, "spec.model.secretRef")
+        return self._hub_token(secret_ref, "spec.model.secretRef", environment)
+
+    def _hub_token(self, secret_ref: SecretRef | None, field: str, environment: Mapping[str, str]) -> str | None:
+        secret = self._secret(secret_ref, field)
         if secret is None:
             return environment.get("HF_TOKEN") or None
         return read_key(secret, "HF_TOKEN") or read_key(secret, "token")
@@ -125,6 +148,45 @@ class Storage:
         if folder is None:
             logger.info("secret not used, no Secrets are mounted here field=%s name=%s", field, secret_ref.name)
         return folder
+
+
+def _fetch_data_set(uri: str, field: str, secret_field: str, hub: Hub) -> Path:
+    """Return the folder with the rows of ``hf://datasets/organisation/name`` or of a path or pattern in it."""
+    kind, organisation, name, *inner = [*uri.removeprefix("hf://").strip("/").split("/"), "", ""]
+    if kind != "datasets" or not organisation or not name:
+        raise SpecError(
+            f"{field}: {uri!r} is no data set of the hub. Write hf://datasets/organisation/name, with a file, a folder "
+            f"or a pattern in it behind where it holds several splits: hf://datasets/organisation/name/data/train*"
+        )
+    rest = "/".join(part for part in inner if part)
+    wanted = Wanted("dataset", field, uri, f"{organisation}/{name}", "main", secret_field)
+
+    def fetch() -> Path:
+        # A file that every repository has tells the commit and the names of all others.
+        commit = hub.fetch(wanted, ["README.md"])
+        names = [
+            found
+            for found in hub.names(wanted, commit)
+            if not rest or fnmatchcase(found, rest) or fnmatchcase(found, f"{rest}/*")
+        ]
+        chosen = choose_files(names, uri, field)
+        path = hub.fetch(wanted, [glob.escape(found) for found in chosen], revision=commit.name)
+        return _linked(path, chosen, hub.cache / "chosen" / commit.name, rest)
+
+    return retry(fetch)
+
+
+def _linked(snapshot: Path, names: Collection[str], folder: Path, rest: str) -> Path:
+    """Return a folder with nothing but ``names``: the snapshot may hold what another source has fetched."""
+    target = folder / hashlib.sha256(rest.encode()).hexdigest()[:16]
+    shutil.rmtree(target, ignore_errors=True)
+    for name in names:
+        path = target / name
+        with disk_errors("create", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # The cache's own files are links into a folder of blobs.
+            os.link((snapshot / name).resolve(), path)
+    return target
 
 
 def _unknown_scheme(field: str, uri: str, scheme: str, name: str) -> SpecError:

@@ -1,19 +1,19 @@
 """The training stage: Ray Train around transformers' Trainer, one path for every method and number of workers.
 
 Ray Train in local mode (``num_workers=0``) runs the worker function in this process: no cluster, no start-up time.
+With several workers each runs `train_here` as one of a `ProcessGroup`.
 """
 
 import math
 import os
 import resource
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray.train
 import torch
@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import LossPoint, Progress, Stage, TrainingReport
+from finetune_api.report import LossPoint, Progress, Stage, TaskShare, TrainingReport
 from finetune_api.spec import GradientCheckpointing
 from finetune_trainer.best_weights import BestWeights
 from finetune_trainer.checkpoint import discard_old, newest_complete, seal, step_of
@@ -50,13 +50,23 @@ from finetune_trainer.layout import Layout, LayoutChoice, build_batch, forward, 
 from finetune_trainer.manifest import write_manifest
 from finetune_trainer.memory import available_bytes, is_out_of_memory, kept_bytes, memory_errors
 from finetune_trainer.methods import count_parameters, prepare_model, why_padded
+from finetune_trainer.mixture import EpochRows, Mixture
 from finetune_trainer.model import ModelFiles, find_broken_tensors
 from finetune_trainer.precision import PrecisionChoice, choose_precision
+from finetune_trainer.process_group import ProcessGroup
 from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.regularization import regularize
 from finetune_trainer.scoring import Scorer
-from finetune_trainer.settings_map import Steps, checkpoints_activations, plan_steps, training_arguments
+from finetune_trainer.settings_map import (
+    Steps,
+    checkpoints_activations,
+    deepspeed_config,
+    plan_steps,
+    spreads_weights,
+    training_arguments,
+)
 from finetune_trainer.workspace import Workspace
+from finetune_trainer.zero import join_without_gpu
 
 # The validation loss during training guides the eye; the numbers that count come from evaluation.
 VALIDATION_ROWS = 128
@@ -69,6 +79,14 @@ _LESS_MEMORY = (
 )
 
 
+class Flag(Protocol):
+    """A request to stop that may come at any time."""
+
+    def is_set(self) -> bool:
+        """Whether it has come."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingInput:
     """Everything one worker needs."""
@@ -76,13 +94,19 @@ class TrainingInput:
     job: FineTuneJob
     files: ModelFiles
     train: Sequence[Encoded]
-    validation: Sequence[Encoded]
+    """The training rows of all tasks, then the replayed ones."""
+    mixture: Mixture
+    """Which of them make an epoch."""
+    validation: Mapping[str, Sequence[Encoded]]
+    """By task."""
     workspace: Workspace
     sink: Sink
-    stop: threading.Event
+    stop: Flag
     """Set from outside: save a checkpoint behind the current step and end."""
     on_checkpoint: Callable[[Path], None] | None = None
     """Told of every sealed checkpoint, which may be removed as soon as this returns."""
+    group: ProcessGroup = field(default_factory=ProcessGroup)
+    """Who trains with this process; they share the workspace with those of the same node."""
 
 
 def train(given: TrainingInput) -> TrainingReport:
@@ -97,7 +121,7 @@ def train(given: TrainingInput) -> TrainingReport:
 
     def worker() -> None:
         try:
-            outcome.append(_train_here(given))
+            outcome.append(train_here(given))
         except FineTuneError as error:
             # Ray wraps what a worker raises; the user's message and exit code would be lost.
             outcome.append(error)
@@ -113,16 +137,22 @@ def train(given: TrainingInput) -> TrainingReport:
 def _quiet_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Every core this process was given, unless the environment says otherwise.
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or _cores()))
+    torch.set_num_threads(threads_of_each(1))
 
 
-def _cores() -> int:
+def threads_of_each(processes: int) -> int:
+    """Return the threads for each of ``processes`` on this machine."""
     # macOS knows no affinity.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(os.environ.get("OMP_NUM_THREADS") or cores) // processes)
 
 
-def _train_here(given: TrainingInput) -> TrainingReport:
-    spec = given.job.spec
+def train_here(given: TrainingInput) -> TrainingReport:
+    """Do in this process what `train` says, as one of the group.
+
+    The report, and what is in the ``tuned`` folder, are those of the group's first process.
+    """
+    spec, group = given.job.spec, given.group
     set_seed(spec.training.seed)
     reporter = Reporter(given.sink, Stage.TRAIN)
     reporter.say("loading the base model")
@@ -131,14 +161,20 @@ def _train_here(given: TrainingInput) -> TrainingReport:
     if spec.data.packing and layout.layout is Layout.PADDED:
         reporter.say(f"rows are padded, which is slower: {layout.reason}")
     longest = max(given.train, key=lambda item: len(item.ids))
-    steps = plan_steps(spec.training, len(given.train), len(longest.ids))
+    steps = plan_steps(spec.training, given.mixture.epoch_length, len(longest.ids), group.size)
     with memory_errors(f"training {steps.micro_batch} rows at a time", _LESS_MEMORY):
         model = prepare_model(base, spec.method, str(given.files.path))
-        twice = _computes_twice(spec.training.gradient_checkpointing, model, longest, steps, layout.layout)
+        parameters = count_parameters(model)
+        # One that has less memory than the others decides for all.
+        twice = group.any(
+            _computes_twice(
+                spec.training.gradient_checkpointing, model, longest, steps, layout.layout, spreads_weights(spec)
+            )
+        )
         if twice:
             reporter.say("activations are computed twice, which needs less memory")
         stopping = spec.training.early_stopping
-        best = BestWeights(model, stopping.patience) if stopping is not None else None
+        best = BestWeights(model, stopping.patience, group) if stopping is not None else None
         trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice, best)
     resume = newest_complete(given.workspace.checkpoints)
     reporter.say(f"resuming at step {step_of(resume)}" if resume else "training")
@@ -150,8 +186,8 @@ def _train_here(given: TrainingInput) -> TrainingReport:
         raise Preempted(f"stopped at step {trainer.state.global_step} of {steps.total}; the checkpoint is saved.")
     if best is not None:
         best.restore()
-    _save_tuned(model, given.workspace.tuned)
-    report = _summarise(given, model, trainer, recorder, layout, precision, resume)
+    _save_tuned(trainer, model, given)
+    report = _summarise(given, parameters, trainer, recorder, steps, layout, precision, resume)
     return report.model_copy(update={"best_step": best.step if best is not None else None})
 
 
@@ -176,11 +212,14 @@ def _unwritable(what: str, place: Path, error: Exception) -> StorageError:
 
 
 def _computes_twice(
-    wanted: GradientCheckpointing, model: nn.Module, longest: Encoded, steps: Steps, layout: Layout
+    wanted: GradientCheckpointing, model: nn.Module, longest: Encoded, steps: Steps, layout: Layout, spread: bool
 ) -> bool:
     """Decide by a short row whether the activations of a whole micro-batch are kept or computed twice."""
     if wanted is not GradientCheckpointing.AUTO:
         return wanted is GradientCheckpointing.ALWAYS
+    if spread:
+        # One GPU may not hold the whole model that a trial would need, and who spreads weights is short of memory.
+        return True
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     device = next(model.parameters()).device
     cut = max(0, len(longest.ids) - _SAMPLE_TOKENS)
@@ -212,6 +251,9 @@ def _build_trainer(
     best: BestWeights | None,
 ) -> tuple[Trainer, "_Recorder"]:
     spec = given.job.spec
+    without_gpu = not torch.cuda.is_available()
+    if without_gpu and spec.compute.deepspeed is not None:
+        join_without_gpu()
     arguments = training_arguments(
         spec.training,
         steps,
@@ -219,25 +261,40 @@ def _build_trainer(
         checkpoint_every=spec.checkpoint.every_steps,
         checkpoint_activations=checkpoint_activations,
         autocast=precision.autocast,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=without_gpu,
+        deepspeed=None
+        if spec.compute.deepspeed is None
+        else deepspeed_config(spec.compute.deepspeed, spec.training, steps, given.group.size, precision.autocast),
     )
     every = spec.training.eval_every_steps or max(1, steps.total // 5)
     recorder = _Recorder(
-        given, Scorer(model, layout.layout), every, rows_per_step=steps.micro_batch * steps.accumulation
+        given, Scorer(model, layout.layout), every, steps.micro_batch * steps.accumulation * given.group.size
     )
+    epoch_rows = EpochRows(given.train, given.mixture)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**arguments),
         data_collator=partial(build_batch, layout=layout.layout),
-        train_dataset=list(given.train),
+        train_dataset=epoch_rows,
         compute_loss_func=regularize(
             loss_per_token, model, spec.method.regularization, given.train, spec.training.seed, precision.autocast
         ),
         # The guard seals checkpoints, which the best weights are part of.
-        callbacks=[recorder, *([best] if best is not None else []), _Guard(given)],
+        callbacks=[recorder, *([best] if best is not None else []), _Guard(given), _EpochTurner(epoch_rows, steps)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, recorder
+
+
+class _EpochTurner(TrainerCallback):
+    """Draws each epoch's rows as it begins, also behind a checkpoint."""
+
+    def __init__(self, rows: EpochRows[Encoded], steps: Steps) -> None:
+        self._rows = rows
+        self._steps = steps
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._rows.turn_to(state.global_step // self._steps.per_epoch)
 
 
 class _Guard(TrainerCallback):
@@ -247,7 +304,14 @@ class _Guard(TrainerCallback):
         self._stop = given.stop
         self._files = given.files
         self._keep = given.job.spec.checkpoint.keep
+        self._group = given.group
         self._on_checkpoint = given.on_checkpoint
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # A checkpoint brings the rate that it was made with.
+        set_peak_rate(kwargs["lr_scheduler"], args.learning_rate)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._stop.is_set() and state.global_step < state.max_steps:
@@ -255,6 +319,10 @@ class _Guard(TrainerCallback):
             control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # Those of one node write into one folder.
+        self._group.wait()
+        if not self._group.is_first_of_node:
+            return
         folder = Path(str(args.output_dir))
         checkpoint = seal(folder, state.global_step)
         if self._on_checkpoint is not None:
@@ -275,6 +343,16 @@ class _Guard(TrainerCallback):
                     self._files.path,
                     broken,
                 )
+
+
+def set_peak_rate(scheduler: Any, rate: float) -> None:
+    """Let ``scheduler``, or the one that it wraps, go on where it is with another peak rate."""
+    while (inner := getattr(scheduler, "scheduler", None)) is not None:
+        scheduler = inner
+    scheduler.base_lrs = [rate] * len(scheduler.base_lrs)
+    for group, share in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        group["initial_lr"] = rate
+        group["lr"] = rate * share(scheduler.last_epoch)
 
 
 _FIGURES = {"loss": "the loss", "grad_norm": "the gradient"}
@@ -305,10 +383,13 @@ class _Recorder(TrainerCallback):
     def __init__(self, given: TrainingInput, scorer: Scorer, every: int, rows_per_step: int) -> None:
         self._reporter = Reporter(given.sink, Stage.TRAIN)
         self._scorer = scorer
-        self._validation = given.validation[:VALIDATION_ROWS]
+        self._validation = {
+            task: rows for task, items in given.validation.items() if (rows := _spread(items, len(given.validation)))
+        }
         self._every = every
         self._rows_per_step = rows_per_step
-        self._tokens_per_row = sum(len(item.ids) for item in given.train) / len(given.train)
+        epoch = EpochRows(given.train, given.mixture)
+        self._tokens_per_row = sum(len(epoch[index].ids) for index in range(len(epoch))) / len(epoch)
         self._curve: dict[int, LossPoint] = {}
         self._loss: float | None = None
         self._started = 0.0
@@ -330,10 +411,11 @@ class _Recorder(TrainerCallback):
         for entry in state.log_history:
             step = int(entry["step"])
             point = self._curve.get(step, LossPoint(step=step))
-            fields = {
+            fields: dict[str, Any] = {
                 "loss": entry.get("loss", point.loss),
                 "learning_rate": entry.get("learning_rate", point.learning_rate),
                 "validation_loss": entry.get("validation_loss", point.validation_loss),
+                "validation_losses": entry.get("validation_losses", point.validation_losses),
             }
             self._curve[step] = point.model_copy(update=fields)
         return tuple(point for _, point in sorted(self._curve.items()) if point.loss or point.validation_loss)
@@ -370,17 +452,32 @@ class _Recorder(TrainerCallback):
         if not self._validation or (state.global_step % self._every and state.global_step != state.max_steps):
             return None
         started = time.monotonic()
-        loss = self._scorer.mean_loss(self._validation)
+        losses = {task: self._scorer.mean_loss(rows) for task, rows in self._validation.items()}
+        # A task counts as one, however many rows or tokens it has.
+        loss = sum(losses.values()) / len(losses)
         self._aside += time.monotonic() - started
         # In the trainer's own history, so that a resumed run knows it.
-        state.log_history.append({"step": state.global_step, "validation_loss": loss})
+        entry: dict[str, Any] = {"step": state.global_step, "validation_loss": loss, "validation_losses": losses}
+        state.log_history.append(entry)
         return loss
 
 
-def _save_tuned(model: nn.Module, folder: Path) -> None:
+def _spread(items: Sequence[Encoded], tasks: int) -> Sequence[Encoded]:
+    """Return a task's part of the rows to look at, from all over them: sources are often sorted."""
+    step = max(1, math.ceil(len(items) * tasks / VALIDATION_ROWS))
+    return items[::step]
+
+
+def _save_tuned(trainer: Trainer, model: nn.Module, given: TrainingInput) -> None:
+    """Write what was trained, once, whole."""
     assert isinstance(model, PreTrainedModel | PeftModel)
+    folder = given.workspace.tuned
+    # With weights that are spread all processes take part, one layer after the other.
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if spreads_weights(given.job.spec) else None
+    if not given.group.is_first:
+        return
     try:
-        model.save_pretrained(str(folder))
+        model.save_pretrained(str(folder), state_dict=state)
     except (OSError, SafetensorError) as error:
         raise _unwritable("the tuned model", folder, error) from error
     write_manifest(folder)
@@ -388,9 +485,10 @@ def _save_tuned(model: nn.Module, folder: Path) -> None:
 
 def _summarise(
     given: TrainingInput,
-    model: nn.Module,
+    parameters: tuple[int, int],
     trainer: Trainer,
     recorder: _Recorder,
+    steps: Steps,
     layout: LayoutChoice,
     precision: PrecisionChoice,
     resume: Path | None,
@@ -398,15 +496,15 @@ def _summarise(
     curve = recorder.curve(trainer.state)
     losses = [point.loss for point in curve if point.loss is not None]
     last = losses[-max(1, len(losses) // 10) :]
-    parameters, trainable = count_parameters(model)
     return TrainingReport(
         method=given.job.spec.method.type.value,
-        parameters=parameters,
-        trainable_parameters=trainable,
+        parameters=parameters[0],
+        trainable_parameters=parameters[1],
         steps=trainer.state.global_step,
         epochs=float(trainer.state.epoch or 0),
         final_loss=sum(last) / len(last) if last else None,
         curve=curve,
+        mixture=_describe_mixture(given.mixture, trainer.state.global_step, steps),
         seconds=recorder.seconds,
         rows_per_second=recorder.rows_per_second,
         tokens_per_second=recorder.tokens_per_second,
@@ -414,6 +512,23 @@ def _summarise(
         precision=precision.reason,
         layout=f"{layout.layout.value}: {layout.reason}",
         resumed_from_step=step_of(resume) if resume else None,
+    )
+
+
+def _describe_mixture(mixture: Mixture, done: int, steps: Steps) -> tuple[TaskShare, ...]:
+    # The last step of an epoch takes what is left of it.
+    epochs, rest = divmod(done, steps.per_epoch)
+    seen = epochs * mixture.epoch_length + rest * steps.micro_batch * steps.accumulation
+    drawn = mixture.drawn(seen)
+    return tuple(
+        TaskShare(
+            task=task.name,
+            rows=len(task.rows),
+            share=mixture.shares[task.name],
+            expected=mixture.shares[task.name] * seen,
+            drawn=drawn[task.name],
+        )
+        for task in mixture.tasks
     )
 
 

@@ -18,7 +18,7 @@ M = TypeVar("M", bound=ApiModel)
 SHARED_FOLDER = ".finetune"
 """The command line keeps its workspaces in a folder of this name."""
 
-RESULTS = ("inputs", "data", "training", "evaluation")
+RESULTS = ("inputs", "plan", "data", "training", "evaluation")
 """What stages remember, in the order in which it comes about."""
 
 

@@ -16,7 +16,7 @@
 # Of use where KubeRay is installed.
 - apiGroups: [ray.io]
   resources: [rayjobs]
-  verbs: [get, list, watch, create, delete]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

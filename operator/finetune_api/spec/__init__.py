@@ -17,9 +17,11 @@ from finetune_api.spec.compute import (
     ResourcesSpec,
     VolumeMountSpec,
     VolumeSpec,
+    processes,
 )
 from finetune_api.spec.data import (
     DEFAULT_MAX_LENGTH,
+    REPLAY_TASK,
     DataSpec,
     Format,
     LossOn,
@@ -67,6 +69,7 @@ __all__ = [
     "BLOCK_OF",
     "DEFAULT_MAX_LENGTH",
     "OWN_WEIGHTS",
+    "REPLAY_TASK",
     "AdapterSpec",
     "BaselinesSpec",
     "BenchmarkSpec",
@@ -150,13 +153,23 @@ def _quantization_needs_a_gpu(method: MethodSpec, compute: ComputeSpec) -> Itera
 
 
 def _batch_is_shared_evenly(training: TrainingSpec, compute: ComputeSpec) -> Iterator[Problem]:
-    processes = compute.workers * max(1, compute.gpus_per_worker or 1)
-    if training.global_batch_size % processes:
+    count = processes(compute)
+    share, rest = divmod(training.global_batch_size, count)
+    micro = training.micro_batch_size
+    if rest:
         yield Problem(
             ("training", "globalBatchSize"),
             training.global_batch_size,
-            f"cannot be shared evenly by {processes} processes (workers x gpusPerWorker)",
-            f"Take a multiple of {processes}.",
+            f"cannot be shared evenly by {count} processes (workers x gpusPerWorker)",
+            f"Take a multiple of {count}.",
+        )
+    elif micro is not None and count > 1 and share % micro:
+        yield Problem(
+            ("training", "microBatchSize"),
+            micro,
+            f"does not divide {share}, which is what each of {count} processes does of globalBatchSize "
+            f"{training.global_batch_size}",
+            f"Take a divisor of {share}, or leave it out.",
         )
 
 
@@ -168,6 +181,18 @@ def _prefixes_keep_activations(method: MethodSpec, training: TrainingSpec) -> It
             "is not possible under prefixTuning: a prefix is a cache, which a second computation would fill again",
             "Leave it out, or take promptTuning.",
         )
+
+
+def _spread_weights_are_left_alone(method: MethodSpec, training: TrainingSpec, compute: ComputeSpec) -> Iterator[Problem]:
+    if compute.deepspeed is None or compute.deepspeed.stage < 3:
+        return
+    remedy = "Leave it out, or lower spec.compute.deepspeed.stage to 2."
+    if training.early_stopping is not None:
+        asked = training.early_stopping.model_dump(mode="json", by_alias=True)
+        yield Problem(("training", "earlyStopping"), asked, "keeps whole weights, which deepspeed stage 3 spreads", remedy)
+    pull = method.regularization
+    if pull is not None and pull.type is not RegularizationType.NONE:
+        yield Problem(("method", "regularization", "type"), pull.type.value, "compares whole weights, which deepspeed stage 3 spreads", remedy)
 
 
 def _products_are_no_finer_than_weights(model: ModelSpec, training: TrainingSpec) -> Iterator[Problem]:
@@ -280,6 +305,7 @@ class FineTuneJobSpec(Block):
         _quantization_needs_a_gpu,
         _batch_is_shared_evenly,
         _prefixes_keep_activations,
+        _spread_weights_are_left_alone,
         _products_are_no_finer_than_weights,
         _only_low_rank_merges,
         _only_low_rank_scales,

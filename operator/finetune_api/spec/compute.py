@@ -481,3 +481,20 @@ class ComputeSpec(Block):
     """Keeps downloads of models and data across jobs."""
     pod: PodSpec | None = None
     """What may be added to the pods."""
+
+
+def gpus(compute: ComputeSpec) -> int:
+    """Return the GPUs of one worker in a cluster, where one is the default."""
+    return 1 if compute.gpus_per_worker is None else compute.gpus_per_worker
+
+
+def processes(compute: ComputeSpec) -> int:
+    """Return how many processes train: one for every GPU, or one for every worker without GPUs."""
+    return compute.workers * max(1, gpus(compute))
+
+
+def is_distributed(compute: ComputeSpec) -> bool:
+    """Return whether training runs on Ray workers: the engine that is asked for, else by the number of processes."""
+    if compute.engine is not Engine.AUTO:
+        return compute.engine is Engine.RAY
+    return processes(compute) > 1

@@ -8,10 +8,27 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.block import Block, Problem
-from finetune_api.spec.field import Column, DataUri, Flag, Int, Name, Number, Prose, SecretRef, Seed, Share, TaskName
+from finetune_api.prompt_library import library_names, suggest
+from finetune_api.spec.field import (
+    Column,
+    DataUri,
+    Flag,
+    Int,
+    Name,
+    Number,
+    Prose,
+    SecretRef,
+    Seed,
+    Share,
+    TaskName,
+    Variable,
+)
 
 DEFAULT_MAX_LENGTH = 1024
 """Tokens of a row where the spec leaves it open and the model has places for so many."""
+
+REPLAY_TASK = "replay"
+"""What the rows of ``data.replay`` are called among the tasks."""
 
 
 class Format(StrEnum):
@@ -26,6 +43,7 @@ class LossOn(StrEnum):
     """Which tokens are learnt."""
 
     COMPLETION = "completion"
+    ASSISTANT = "assistant"
     ALL = "all"
 
 
@@ -62,6 +80,16 @@ def _one_way_to_render(
         )
 
 
+def _library_has_the_entry(library: str | None) -> Iterator[Problem]:
+    if library is not None and library not in library_names():
+        yield Problem(
+            ("library",),
+            library,
+            "is not in the template library",
+            f"{suggest(library)} `finetune templates` shows them all.",
+        )
+
+
 def _labels_differ(labels: tuple[str, ...]) -> Iterator[Problem]:
     for label, count in Counter(labels).items():
         if count > 1:
@@ -83,24 +111,31 @@ def _labels_differ(labels: tuple[str, ...]) -> Iterator[Problem]:
 class TaskSpec(Block):
     """Rows with the templates and labels that belong to them."""
 
-    rules = (_one_way_to_render, _labels_differ)
+    rules = (_one_way_to_render, _library_has_the_entry, _labels_differ)
 
     name: TaskName
     """Short name, unique in the job; gates and reports use it."""
     source: DataUri
-    """The rows: a jsonl, csv or parquet file. file://, s3://, pvc:// or configMap://name/key, later hf:// for a hub
-    data set; file://./rows.jsonl is relative to the manifest."""
+    """The rows: a file (jsonl, json, csv, txt, parquet, arrow; text also packed as .gz or .zst), a folder of them, or a
+    pattern: ``file://./rows/train*.jsonl``. file:// (``./`` is relative to the manifest), s3://, pvc://,
+    configMap://name/key, or a hub data set: ``hf://datasets/organisation/name/data/train*``."""
     validation_source: DataUri | None = None
-    """Rows for validation from a place of their own; ``splits.validation`` is then not cut from ``source``."""
+    """Rows for validation from a place of their own, read as those of ``source`` are; ``splits.validation`` is then not
+    cut from ``source``."""
     test_source: DataUri | None = None
-    """Rows for the test from a place of their own; ``splits.test`` is then not cut from ``source``."""
+    """Rows for the test from a place of their own, read as those of ``source`` are; ``splits.test`` is then not cut
+    from ``source``. The check stage counts those that are like a training row."""
     templates: Annotated[tuple[TemplateSpec, ...], Field(max_length=16)] = ()
     """Phrasings of the task; each row is trained with one, chosen by the seed. The base model is measured with the one
     that suits it best on the validation rows."""
     library: Name | None = None
-    """A named entry of the built-in template library instead of own templates: sentiment, summarize-dialogue, nli."""
+    """A named entry of the built-in template library instead of own templates: sentiment, summarize-dialogue, nli;
+    ``finetune templates`` lists them. Becomes its templates when the job is accepted."""
     messages: Column | None = None
-    """A column of chat messages instead of templates: a list of {role, content}, the last one learnt."""
+    """A column of chats instead of templates: lists of {role, content} or {from, value} that end with the assistant's
+    turn, which is learnt; with ``lossOn: assistant`` its earlier turns too. Needs a chat template."""
+    columns: Annotated[dict[Variable, Column], Field(max_length=32)] = Field(default_factory=dict)
+    """What the rows call the columns that the templates name, where that differs: ``{text: "Review Body"}``."""
     labels: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=256)] = ()
     """The closed set of answers. With it the task is scored by likelihood: accuracy instead of generated text. Every
     completion must be one of them."""
@@ -110,7 +145,8 @@ class TaskSpec(Block):
     """Share of this task among the rows seen, relative to the others', under ``mixing.strategy: weights``."""
     secret_ref: SecretRef | None = None
     """Secret with the keys of an s3:// source: those of spec.output.secretRef, with AWS_ENDPOINT_URL for a store that
-    is not AWS. Absent: the output's store is meant, with its endpoint and Secret."""
+    is not AWS. Absent: the output's store is meant, with its endpoint and Secret. For an hf:// source, with the hub's
+    token as HF_TOKEN or token."""
 
 
 def _temperature_is_used(strategy: Mixing, temperature: float | None) -> Iterator[Problem]:
@@ -170,7 +206,8 @@ class SplitsSpec(Block):
     group_by: Column | None = None
     """Column whose equal values stay together: a film, a customer. Keeps what belongs together from leaking."""
     stratify_by: Column | None = None
-    """Column whose values' shares are kept equal in all splits: the label."""
+    """Column whose values' shares are kept equal in all splits: the label. Rows at the border between two splits may
+    change places when rows are added."""
     seed: Seed = 17
     """Another seed, another split."""
 
@@ -179,7 +216,7 @@ class ReplaySpec(Block):
     """General rows mixed in against forgetting."""
 
     source: DataUri
-    """Rows with columns prompt and completion, or messages."""
+    """Rows with columns prompt and completion, or messages; read as those of a task."""
     fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """Share of the rows seen that are replayed; 0.05-0.1 is usual (arXiv:2403.08763)."""
     secret_ref: SecretRef | None = None
@@ -198,6 +235,17 @@ def _task_names_differ(tasks: tuple[TaskSpec, ...]) -> Iterator[Problem]:
                 "Give every task a name of its own.",
             )
         seen.setdefault(task.name, index)
+
+
+def _replay_is_no_task(tasks: tuple[TaskSpec, ...], replay: ReplaySpec | None) -> Iterator[Problem]:
+    for index, task in enumerate(tasks):
+        if replay is not None and task.name == REPLAY_TASK:
+            yield Problem(
+                ("tasks", index, "name"),
+                task.name,
+                "is what the rows of spec.data.replay are called",
+                "Give the task another name.",
+            )
 
 
 def _raw_prompts_have_no_system(format: Format, system: str | None) -> Iterator[Problem]:
@@ -224,7 +272,7 @@ def _messages_are_chat(tasks: tuple[TaskSpec, ...], format: Format) -> Iterator[
 class DataSpec(Block):
     """The rows."""
 
-    rules = (_task_names_differ, _raw_prompts_have_no_system, _messages_are_chat)
+    rules = (_task_names_differ, _replay_is_no_task, _raw_prompts_have_no_system, _messages_are_chat)
 
     tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1, max_length=32)]
     """One task, or several for multi-task instruction tuning."""
@@ -246,4 +294,5 @@ class DataSpec(Block):
     """Put several rows into one sequence without padding, isolated from each other; several times faster on short rows.
     Where the model cannot isolate them, rows are padded all the same."""
     loss_on: LossOn = LossOn.COMPLETION
-    """completion: learn the answer only. all: learn the prompt too, for plain text."""
+    """completion: learn the answer only. assistant: of a chat, every turn of the assistant. all: learn the prompt too,
+    for plain text."""

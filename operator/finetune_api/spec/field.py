@@ -1,5 +1,6 @@
 """The kinds of values that the spec is made of. Everything is bounded: admission prices a rule by what it may meet."""
 
+from decimal import Decimal
 from typing import Annotated
 
 from pydantic import AllowInfNan, Field, Strict
@@ -36,13 +37,14 @@ RESOURCE = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 IMAGE = r"^[a-z0-9][^\s]*$"
 PATH = r"^/[^\s:]*$"
+VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 COLUMN = r"^[^\x00-\x1f]+$"
 TASK_NAME = r"^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?$"
 GATE_METRIC = r"^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?\.[A-Za-z0-9_]+$"
 
 PATTERN_MEANINGS = {
     MODEL_URI: "hf://organisation/name, s3://bucket/path, pvc://claim/path, file:///absolute or file://./relative",
-    DATA_URI: "file:///absolute, file://./relative, s3://bucket/path, pvc://claim/path or configMap://name/key",
+    DATA_URI: "file:///absolute, file://./relative, s3://bucket/path, pvc://claim/path, configMap://name/key or hf://datasets/organisation/name",
     OUTPUT_URI: "s3://bucket/path, pvc://claim/path, file:///absolute or file://./relative",
     ENDPOINT: "http://host:port or https://host, without user, password or query",
     TASK_NAME: "letters, digits, '-' and '_': sentiment",
@@ -53,6 +55,7 @@ PATTERN_MEANINGS = {
     ENV_NAME: "letters, digits and '_', not beginning with a digit: HF_HOME",
     IMAGE: "an image reference: registry.example/trainer:1.0",
     PATH: "an absolute path: /cache",
+    VARIABLE: "a name as templates use it: letters, digits and '_', not beginning with a digit",
     COLUMN: "a name without control characters",
     GATE_METRIC: "<task>.<metric>: sentiment.accuracy",
 }
@@ -69,6 +72,9 @@ ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_NAME
 
 Column = Annotated[str, Field(min_length=1, max_length=128, pattern=COLUMN)]
 """The name of a column of the rows."""
+
+Variable = Annotated[str, Field(min_length=1, max_length=64, pattern=VARIABLE)]
+"""The name that a template gives to a column."""
 
 ModelUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=MODEL_URI)]
 DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=DATA_URI)]
@@ -90,3 +96,16 @@ class SecretRef(ApiModel):
 
     name: ObjectName
     """Name of the Secret."""
+
+
+def amount(quantity: str) -> Decimal:
+    """Return the number that a `Quantity` stands for: cores, or bytes."""
+    number = quantity.rstrip("mkKMGTi")
+    return Decimal(number) * _UNITS[quantity[len(number) :]]
+
+
+_UNITS = {"": Decimal(1), "m": Decimal(1) / 1000, "k": Decimal(1000)} | {
+    name: Decimal(base**power)
+    for power, letter in enumerate("KMGT", start=1)
+    for name, base in ((letter, 1000), (f"{letter}i", 1024))
+}

@@ -23,7 +23,7 @@ from finetune_cli.refusal import ClusterError
 
 from .api_server import ApiServer
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "04-kubernetes" / "finetunejob.yaml"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "06-kubernetes" / "finetunejob.yaml"
 NAME = "reviews-lora"
 TIMES = {"lastTransitionTime": "2026-01-02T03:04:05Z"}
 
@@ -41,7 +41,7 @@ def finetune(namespace: str) -> Callable[..., ExitCode]:
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Callable[..., Path]:
-    """Write example 04 with changes: ``old="new"`` texts."""
+    """Write example 06 with changes: ``old="new"`` texts."""
 
     def write(*changes: tuple[str, str]) -> Path:
         text = EXAMPLE.read_text(encoding="utf-8")
@@ -65,7 +65,7 @@ def get(api_server: ApiServer, namespace: str) -> dict[str, Any]:
 
 
 def line_of(text: str) -> int:
-    """Return the first line of example 04 that holds ``text``."""
+    """Return the first line of example 06 that holds ``text``."""
     lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
     return next(number for number, line in enumerate(lines, 1) if text in line)
 

@@ -84,7 +84,8 @@ class FakeApiServer:
         self._call("patch", kind)
         stored = self._found(kind, namespace, name)
         _check_version(stored, patch.get("metadata", {}))
-        merged = _merged(stored, {key: value for key, value in patch.items() if key != "metadata"})
+        metadata = {key: value for key, value in patch.get("metadata", {}).items() if key not in _PRECONDITIONS}
+        merged = _merged(stored, {**patch, "metadata": metadata})
         return copy.deepcopy(self.put(kind, merged))
 
     async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
@@ -103,8 +104,11 @@ class FakeApiServer:
         return stored
 
 
+_PRECONDITIONS = ("uid", "resourceVersion")
+
+
 def _check_version(stored: Raw, metadata: Raw) -> None:
-    for name in ("uid", "resourceVersion"):
+    for name in _PRECONDITIONS:
         if metadata.get(name, stored["metadata"][name]) != stored["metadata"][name]:
             raise ConflictError(f"{name} is another one")
 

@@ -33,7 +33,7 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Life:
-    """What becomes of the pod of one attempt."""
+    """What becomes of the pod of one attempt; of a RayJob, the pod in which its program runs."""
 
     exit_code: int = 0
     result: StageResult | None = None
@@ -129,6 +129,7 @@ class FakeCluster:
                 if pod.posting and pod.view.uid in {seen.uid for seen in pods}
             ),
             resolved=self._read(pinned) if pinned in self.config_maps else None,
+            kuberay=True,
             trust_hash=content_hash(trust["data"]) if trust else None,
             progress_ca=self.progress_ca,
             taken_names=frozenset(self.taken),
@@ -198,11 +199,12 @@ class FakeCluster:
         recorded = [(one.stage, one.number) for one in self.job.status.attempts]
         assert (stage, attempt) in recorded, f"{name} is created without being recorded"
         life = self.lives.get((stage, attempt), Life())
-        queued = life.queued_ticks > 0
+        queued, kind = life.queued_ticks > 0, ChildKind(manifest["kind"])
         self.children[name] = _Child(
             ChildView(
-                kind=ChildKind.JOB,
+                kind=kind,
                 name=name,
+                ray_cluster=f"{name}-abcde" if kind is ChildKind.RAY_JOB else "",
                 uid=self._uid(),
                 owner_uid=self.job.uid,
                 stage=stage,
@@ -300,6 +302,8 @@ class FakeCluster:
                 child.view = replace(view, suspended=False, admitted=self.now)
         elif not pods:
             self._start_pod(child)
+        elif view.ray_cluster and view.started is None and pods[-1].view.started is not None:
+            child.view = replace(view, started=pods[-1].view.started)
         elif pods[-1].view.is_over:
             child.view = _ended(view, pods[-1].view, self.now)
 
@@ -317,6 +321,8 @@ class FakeCluster:
                 attempt=view.attempt,
                 phase=PodPhase.PENDING,
                 created=self.now,
+                child_uid="" if view.ray_cluster else view.uid,
+                ray_cluster=view.ray_cluster,
                 waiting_reason=reason,
                 waiting_message=message,
             ),
@@ -414,7 +420,10 @@ def _identity(labels: Mapping[str, str]) -> tuple[Stage, int]:
 def _ended(child: ChildView, pod: PodView, now: datetime) -> ChildView:
     if pod.phase is PodPhase.SUCCEEDED:
         return replace(child, succeeded=True, finished=now)
-    return replace(child, failed=True, finished=now, failure_reason="PodFailurePolicy", failure_message="it failed")
+    reason, said = "PodFailurePolicy", "it failed"
+    if child.kind is ChildKind.RAY_JOB:
+        reason, said = "AppFailed", f"Job entrypoint command failed with exit code {pod.exit_code}, last available logs"
+    return replace(child, failed=True, finished=now, failure_reason=reason, failure_message=said)
 
 
 @dataclass

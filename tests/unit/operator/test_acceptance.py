@@ -22,7 +22,8 @@ PROFILE = {
         "env": [{"name": "NCCL_DEBUG", "value": "WARN"}, {"name": "NCCL_IB_HCA", "value": "mlx5"}],
     },
 }
-PROFILES = make_settings(profiles={"a100": PROFILE, "broken": {"gpusPerWorker": 0}, "many": {"workers": 2}})
+DISKS = {"workers": 2, "deepspeed": {"stage": 3, "offload": "nvme"}}
+PROFILES = make_settings(profiles={"a100": PROFILE, "broken": {"gpusPerWorker": 0}, "many": DISKS})
 
 
 def accepted(given: dict[str, Any] | None = None, settings: Settings = PROFILES) -> Accepted:
@@ -52,9 +53,9 @@ REFUSALS = (
     ),
     Refusal(
         "what is not there yet",
-        {"spec.compute": {"workers": 2, "gpusPerWorker": 8}},
+        {"spec.compute": DISKS},
         Reason.NOT_SUPPORTED,
-        ("spec.compute.workers", "spec.compute.gpusPerWorker (8)"),
+        ("spec.compute.deepspeed", "nvme"),
         True,
     ),
     Refusal(
@@ -82,7 +83,7 @@ REFUSALS = (
         "a profile that asks for what is not there yet",
         {"spec.compute.profile": "many"},
         Reason.SPEC_INVALID,
-        ("with profile many", "spec.compute.workers"),
+        ("with profile many", "spec.compute.deepspeed"),
         False,
     ),
     Refusal(

@@ -23,6 +23,7 @@ from .fake_cluster import FOREVER, FakeCluster, Life, Operator
 from .objects import gate, make_result, make_settings
 
 SETTINGS = make_settings()
+WORKERS = {"spec.compute": {"workers": 2, "gpusPerWorker": 0}}
 CHECK, TRAIN, EVALUATE = Stage.CHECK, Stage.TRAIN, Stage.EVALUATE
 
 
@@ -100,8 +101,40 @@ SCENARIOS = (
         {(CHECK, 1): Life(ExitCode.BAD_DATA)},
     ),
     Scenario("no check", Phase.SUCCEEDED, Reason.PUBLISHED, 2, {"spec.runPolicy.preflight": "skip"}),
+    Scenario("two workers", Phase.SUCCEEDED, Reason.PUBLISHED, 3, WORKERS),
     Scenario(
-        "divergence is not tried again", Phase.FAILED, Reason.DIVERGED, 2, lives={(TRAIN, 1): Life(ExitCode.DIVERGED)}
+        "a worker is lost", Phase.SUCCEEDED, Reason.PUBLISHED, 4, WORKERS, {(TRAIN, 1): Life(ExitCode.WORKER_LOST)}
+    ),
+    Scenario(
+        "workers without a word",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        4,
+        WORKERS,
+        {(TRAIN, 1): Life(ExitCode.OUT_OF_MEMORY, is_mute=True)},
+    ),
+    Scenario(
+        "two workers are suspended and go on",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        4,
+        WORKERS,
+        {(TRAIN, 1): Life(ExitCode.PREEMPTED, running_ticks=8)},
+        lambda: [(training_runs, suspend(True)), (is_suspended, suspend(False))],
+    ),
+    Scenario(
+        "divergence, then a lower learning rate",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        4,
+        lives={(TRAIN, 1): Life(ExitCode.DIVERGED)},
+    ),
+    Scenario(
+        "divergence at the lower learning rate too",
+        Phase.FAILED,
+        Reason.DIVERGED,
+        3,
+        lives={(TRAIN, number): Life(ExitCode.DIVERGED) for number in (1, 2)},
     ),
     Scenario(
         "no memory, then half a micro-batch",
@@ -116,7 +149,7 @@ SCENARIOS = (
         Phase.FAILED,
         Reason.OUT_OF_MEMORY,
         2,
-        {"spec.training.microBatchSize": 1},
+        {"spec.training.microBatchSize": 1, "spec.training.gradientCheckpointing": "never"},
         {(TRAIN, 1): Life(ExitCode.OUT_OF_MEMORY)},
     ),
     Scenario(
@@ -372,4 +405,5 @@ def test_half_the_micro_batch_is_told_and_handed_on():
     cluster = lived(next(one for one in SCENARIOS if one.sentence.startswith("no memory, then")))
     first, second = (one for one in cluster.job.status.attempts if one.stage is TRAIN)
     assert (first.reason, first.micro_batch_size) == (Reason.OUT_OF_MEMORY, None)
-    assert (second.change, second.micro_batch_size, second.failures) == ("microBatchSize 8 -> 4", 4, 1)
+    assert second.change == "microBatchSize 8 -> 4; gradientCheckpointing auto -> always"
+    assert (second.micro_batch_size, second.gradient_checkpointing, second.failures) == (4, True, 1)

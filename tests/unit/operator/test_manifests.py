@@ -265,11 +265,15 @@ def test_a_private_authority_does_not_replace_the_public_ones():
     assert "FINETUNE_CA_BUNDLE" not in env_of(stage_child(run_of("minimal", Stage.CHECK)))
 
 
-def test_a_smaller_micro_batch_is_an_argument():
-    assert container_of(stage_child(run_of("minimal", Stage.TRAIN, micro_batch_size=4)))["args"][-2:] == [
-        "--micro-batch-size",
-        "4",
-    ]
+def test_what_an_attempt_changes_is_an_argument():
+    changed = {"gradient_checkpointing": True, "micro_batch_size": 4, "zero_stage": 3, "learning_rate_scale": 0.5}
+    args = container_of(stage_child(run_of("minimal", Stage.TRAIN, **changed)))["args"]
+    assert (
+        " ".join(args[-7:]) == "--gradient-checkpointing --micro-batch-size 4 --zero-stage 3 --learning-rate-scale 0.5"
+    )
+    assert not {"--zero-stage", "--micro-batch-size"} & {
+        *container_of(stage_child(run_of("minimal", Stage.TRAIN)))["args"]
+    }
 
 
 def test_the_jobs_condition_tells_every_exit_code_of_the_trainer():

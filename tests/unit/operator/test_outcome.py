@@ -9,7 +9,7 @@ import pytest
 from finetune_api.report import CONTRACT_VERSION, ExitCode, Stage
 from finetune_api.status import Attempt, Reason
 from finetune_operator import waiting
-from finetune_operator.attempt import FREE, deadline, may_start_at, smaller_micro_batch
+from finetune_operator.attempt import FREE, deadline, may_start_at
 from finetune_operator.observed import DeliveredResult, PodPhase
 from finetune_operator.outcome import EXIT_REASONS, RETRYABLE, classify
 
@@ -240,13 +240,6 @@ def ended(reason: Reason, failures: int) -> Attempt:
 )
 def test_pauses_double_with_every_fault(reason: Reason, failures: int, seconds: int):
     assert may_start_at(ended(reason, failures), make_settings()) == NOW + timedelta(seconds=seconds)
-
-
-@pytest.mark.parametrize(
-    ("size", "global_batch", "smaller"), [(8, 16, 4), (6, 12, 3), (5, 15, 1), (7, 14, 2), (1, 16, None)]
-)
-def test_a_smaller_micro_batch_still_divides_the_global_one(size: int, global_batch: int, smaller: int | None):
-    assert smaller_micro_batch(size, global_batch) == smaller
 
 
 def test_the_deadline_counts_what_ran_before():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune_api.spec import DataSpec
+from finetune_api.spec import DataSpec, ReplaySpec
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.example import Example
@@ -266,3 +266,142 @@ def test_a_task_without_rows_in_a_split_is_named(tmp_path):
     tasks = make_task(tmp_path, make_rows(100), name="large"), make_task(tmp_path, make_rows(1, "other"), name="small")
     with pytest.raises(DataError, match=r"spec\.data\.tasks\[1\] \(small\): no rows for"):
         load_dataset(make_data(*tasks))
+
+
+# --- rows with a split of their own, strata, replay, other names
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path.as_uri()
+
+
+def test_validation_and_test_rows_can_come_from_sources_of_their_own(tmp_path):
+    own = {
+        "validationSource": write_rows(tmp_path / "v.jsonl", make_rows(7, "another review")),
+        "testSource": write_rows(tmp_path / "t.jsonl", make_rows(9, "a third one")),
+    }
+    dataset = load(tmp_path, **own)
+    assert dataset.sizes == {Split.TRAIN: 60, Split.VALIDATION: 7, Split.TEST: 9}
+    assert all(example.prompt.startswith("Review: a third one") for example in dataset.examples(Split.TEST))
+    assert dataset.leaks == ()
+
+
+def test_only_the_split_without_a_source_is_cut_from_the_rows(tmp_path):
+    dataset = load(tmp_path, testSource=write_rows(tmp_path / "t.jsonl", make_rows(9, "a third one")))
+    assert dataset.sizes[Split.TEST] == 9
+    assert dataset.sizes[Split.VALIDATION] > 0
+    plain = load(tmp_path)
+    assert {e.row for e in plain.examples(Split.VALIDATION)} == {e.row for e in dataset.examples(Split.VALIDATION)}
+
+
+def test_test_rows_that_are_also_trained_on_are_counted(tmp_path):
+    rows = [{"text": f"{n} review {n * 7} about {n * 13} films: good {n * 3}", "label": "x"} for n in range(60)]
+    leaking = [{**rows[3]}, {**rows[4], "text": str(rows[4]["text"]).upper()}, *make_rows(8, "a third one")]
+    dataset = load(tmp_path, rows, testSource=write_rows(tmp_path / "t.jsonl", leaking))
+    assert dataset.leaks == (("sentiment", 0), ("sentiment", 1))
+    assert dataset.sizes[Split.TEST] == 10
+
+
+def test_a_row_of_another_task_follows_the_test_row_that_it_is_like(tmp_path):
+    test = write_rows(tmp_path / "t.jsonl", make_rows(20))
+    first = make_task(tmp_path, make_rows(60, "another"), name="first", testSource=test)
+    second = make_task(tmp_path, make_rows(100), name="second")
+    dataset = load_dataset(make_data(first, second))
+    assert {e.row for e in dataset.examples(Split.TEST) if e.task == "second"} >= set(range(20))
+    assert dataset.leaks == ()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2])
+def test_every_split_has_its_share_of_every_stratum(tmp_path, share):
+    rows = [{"text": f"review number {n}", "label": "rare" if n % 10 == 0 else "common"} for n in range(400)]
+    dataset = load_dataset(make_data(make_task(tmp_path, rows), stratifyBy="label", validation=share, test=share))
+    for split in (Split.VALIDATION, Split.TEST):
+        labels = Counter(example.values["label"] for example in dataset.examples(split))
+        assert labels == {"rare": 40 * share, "common": 360 * share}
+
+
+def test_a_row_without_its_stratum_is_named(tmp_path):
+    rows = make_rows()
+    rows[5]["film"] = None
+    with pytest.raises(DataError, match=r"column 'film', used by spec\.data\.splits\.stratifyBy.*row 5"):
+        load_dataset(make_data(make_task(tmp_path, rows), stratifyBy="film"))
+
+
+def test_replayed_rows_are_apart_and_none_is_like_a_kept_back_one(tmp_path):
+    task = make_task(tmp_path, make_rows())
+    general = [{"prompt": f"Question {n}: why?", "completion": f"Because of {n}."} for n in range(30)]
+    alike = [{"prompt": row["text"], "completion": "leak"} for row in make_rows()]
+    source = write_rows(tmp_path / "general.jsonl", general + alike)
+    data = make_data(task).model_copy(update={"replay": ReplaySpec(source=source, fraction=0.2)})
+    dataset, plain = load_dataset(data), load_dataset(make_data(task))
+    assert dataset.tasks == ("sentiment",)
+    assert dataset.sizes == plain.sizes
+    assert [e.prompt for e in everything(dataset)] == [e.prompt for e in everything(plain)]
+    replayed = dataset.replay()
+    assert {example.task for example in replayed} == {"replay"}
+    kept_back = {e.key for split in (Split.VALIDATION, Split.TEST) for e in dataset.examples(split)}
+    assert not kept_back & {example.key for example in replayed}
+    assert 0 < sum(example.completion == "leak" for example in replayed) < 60
+    assert dataset.hash != plain.hash
+
+
+def test_replayed_rows_may_be_chats(tmp_path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    source = write_rows(tmp_path / "general.jsonl", [{"messages": turns}])
+    data = make_data(make_task(tmp_path, make_rows()), seed=3).model_copy(update={"replay": ReplaySpec(source=source)})
+    (example,) = load_dataset(data).replay()
+    assert (example.prompt, example.completion) == ("Hi", "Hello")
+
+
+def test_replayed_rows_that_are_all_kept_back_are_none(tmp_path):
+    task = make_task(tmp_path, make_rows())
+    kept_back = load_dataset(make_data(task)).examples(Split.TEST)[0].values["text"]
+    source = write_rows(tmp_path / "general.jsonl", [{"prompt": kept_back, "completion": "x"}])
+    data = make_data(task).model_copy(update={"replay": ReplaySpec(source=source)})
+    with pytest.raises(DataError, match=r"spec\.data\.replay\.source: all 1 rows .* are like rows"):
+        load_dataset(data)
+
+
+def test_replayed_rows_lack_what_they_need(tmp_path):
+    source = write_rows(tmp_path / "general.jsonl", [{"question": "Hi"}])
+    data = make_data(make_task(tmp_path, make_rows())).model_copy(update={"replay": ReplaySpec(source=source)})
+    with pytest.raises(DataError, match=r"spec\.data\.replay\.templates: 'prompt', 'completion' not among the columns"):
+        load_dataset(data)
+
+
+def test_columns_say_what_the_rows_call_them(tmp_path):
+    rows = [{"Review Body": row["text"], "class": row["label"], "text": "something else"} for row in make_rows()]
+    dataset = load(tmp_path, rows, columns={"text": "Review Body", "label": "class"})
+    assert everything(dataset)[0].prompt.startswith("Review: review number")
+    with pytest.raises(DataError, match=r"'Body' not among the columns .*Review Body.*say in columns what"):
+        load(tmp_path, rows, columns={"text": "Body", "label": "class"})
+
+
+def test_a_column_that_the_template_asks_for_first_may_be_missing(tmp_path):
+    template = {
+        "prompt": "{{ text }}{% if note is defined and note %} ({{ note }}){% endif %}",
+        "completion": "{{ label }}",
+    }
+    assert everything(load(tmp_path, templates=[template]))[0].prompt.startswith("review number")
+    rows = [{**row, "note": "sic"} for row in make_rows()]
+    assert everything(load(tmp_path, rows, templates=[template]))[0].prompt.endswith(" (sic)")
+
+
+def test_chats_are_split_by_what_was_asked(tmp_path):
+    def turns(number: int, answer: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"Question {number}?"}, {"role": "assistant", "content": answer}]
+
+    def places(answer: str) -> dict[int, Split]:
+        source = write_rows(tmp_path / "chats.jsonl", [{"turns": turns(n, answer)} for n in range(60)])
+        dataset = load_dataset(make_data({"name": "chat", "source": source, "messages": "turns"}))
+        assert dataset.phrasings("chat") == 1
+        return {example.row: split for split in Split for example in dataset.examples(split)}
+
+    assert places("yes") == places("no")
+
+
+def test_a_missing_column_of_chats_is_told_by_its_setting(tmp_path):
+    source = write_rows(tmp_path / "chats.jsonl", make_rows())
+    with pytest.raises(DataError, match=r"tasks\[0\]\.messages: 'turns' not among the columns"):
+        load_dataset(make_data({"name": "chat", "source": source, "messages": "turns"}))

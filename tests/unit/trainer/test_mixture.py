@@ -1,14 +1,13 @@
 """Mixtures: shares as the strategies say, counts exact, no row before its turn."""
 
 from collections import Counter
-from itertools import islice
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
 from finetune_api.spec import Mixing, MixingSpec
-from finetune_trainer.mixture import TaskRows, draw_rows, epoch_counts, task_shares
+from finetune_trainer.mixture import EpochRows, Mixture, TaskRows, plan_mixture, task_shares
 
 
 def tasks(*sizes: int, weights: tuple[float, ...] = ()) -> list[TaskRows]:
@@ -45,12 +44,18 @@ CASES = [
 ]
 
 
+def seen(mixture: Mixture, epochs: int) -> list[int]:
+    return [row for number in range(epochs) for row in mixture.epoch(number)]
+
+
 @pytest.mark.parametrize(("sentence", "mixing", "given_tasks", "counts"), CASES, ids=[case[0] for case in CASES])
 def test_mixture(sentence: str, mixing: MixingSpec, given_tasks: list[TaskRows], counts: dict[str, int]) -> None:
-    assert epoch_counts(given_tasks, mixing) == counts
-    drawn = list(islice(draw_rows(given_tasks, mixing, seed=3), 2 * sum(counts.values())))
+    mixture = plan_mixture(given_tasks, mixing, seed=3)
+    assert mixture.counts == counts
     owner = {row: task.name for task in given_tasks for row in task.rows}
-    assert Counter(owner[row] for row in drawn) == {name: 2 * count for name, count in counts.items()}
+    for epochs in (1, 2):
+        drawn = Counter(owner[row] for row in seen(mixture, epochs))
+        assert drawn == {name: epochs * count for name, count in counts.items()}
 
 
 @given(
@@ -60,18 +65,41 @@ def test_mixture(sentence: str, mixing: MixingSpec, given_tasks: list[TaskRows],
 )
 def test_no_row_is_seen_twice_more_than_another_of_its_task(sizes: list[int], strategy: Mixing, epochs: int) -> None:
     mixing = MixingSpec(strategy=strategy, temperature=2.0 if strategy is Mixing.TEMPERATURE else None)
-    drawn = Counter(islice(draw_rows(tasks(*sizes), mixing, seed=1), epochs * sum(sizes)))
+    drawn = Counter(seen(plan_mixture(tasks(*sizes), mixing, seed=1), epochs))
     for task in tasks(*sizes):
-        seen = [drawn[row] for row in task.rows]
-        assert max(seen) - min(seen) <= 1
+        times = [drawn[row] for row in task.rows]
+        assert max(times) - min(times) <= 1
     assert sum(drawn.values()) == epochs * sum(sizes)
     assert sum(task_shares(tasks(*sizes), mixing).values()) == pytest.approx(1)
 
 
+@given(some.lists(some.integers(1, 40), min_size=1, max_size=4), some.integers(0, 200))
+def test_what_was_drawn_is_known_behind_every_row(sizes: list[int], count: int) -> None:
+    mixture = plan_mixture(tasks(*sizes), MixingSpec(strategy=Mixing.EQUAL), seed=5)
+    rows = seen(mixture, 1 + count // mixture.epoch_length)[:count]
+    owner = {row: task.name for task in mixture.tasks for row in task.rows}
+    counted = Counter(owner[row] for row in rows)
+    assert mixture.drawn(count) == {task.name: counted[task.name] for task in mixture.tasks}
+
+
 def test_a_proportional_epoch_is_every_row_once() -> None:
-    assert sorted(islice(draw_rows(tasks(7, 5), MixingSpec(), seed=9), 12)) == list(range(12))
+    mixture = plan_mixture(tasks(7, 5), MixingSpec(), seed=9)
+    assert sorted(mixture.epoch(0)) == sorted(mixture.epoch(1)) == list(range(12))
+    assert mixture.epoch(0) != mixture.epoch(1)
+    assert mixture.epoch(1) == plan_mixture(tasks(7, 5), MixingSpec(), seed=9).epoch(1)
+    assert mixture.epoch(1) != plan_mixture(tasks(7, 5), MixingSpec(), seed=8).epoch(1)
 
 
-def test_equal_seeds_give_equal_orders_and_others_do_not() -> None:
-    first, again, other = (list(islice(draw_rows(tasks(50, 20), MixingSpec(), seed), 70)) for seed in (1, 1, 2))
-    assert first == again != other
+def test_replayed_rows_have_their_share_of_all_rows_seen() -> None:
+    mixture = plan_mixture(tasks(60, 30), MixingSpec(), 1, replay=range(90, 95), fraction=0.1)
+    assert mixture.counts == {"t0": 60, "t1": 30, "replay": 10}
+    assert mixture.shares == pytest.approx({"t0": 0.6, "t1": 0.3, "replay": 0.1})
+    assert Counter(row for row in mixture.epoch(0) if row >= 90) == dict.fromkeys(range(90, 95), 2)
+
+
+def test_a_trainer_reads_the_rows_of_the_epoch_it_is_in() -> None:
+    mixture = plan_mixture(tasks(4, 40), MixingSpec(max_examples_per_task=4), seed=2)
+    rows = EpochRows([f"row {number}" for number in range(44)], mixture)
+    for number in (0, 1, 5, 1):
+        rows.turn_to(number)
+        assert [rows[index] for index in range(len(rows))] == [f"row {place}" for place in mixture.epoch(number)]

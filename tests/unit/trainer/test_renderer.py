@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from finetune_api.spec import DataSpec
+from finetune_api.spec import DataSpec, LossOn
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.example import Example
@@ -352,10 +353,88 @@ def test_loss_on_all_learns_the_prompt_too(tmp_path):
     dataset = make_dataset(tmp_path)
     examples = dataset.examples(Split.TRAIN)
     usual, _ = encode_all(make_renderer("raw", None), dataset, examples)
-    everything, _ = encode_all(make_renderer("raw", None), dataset, examples, learn_prompt=True)
+    everything, _ = encode_all(make_renderer("raw", None), dataset, examples, LossOn.ALL)
     assert [item.ids for item in everything] == [item.ids for item in usual]
     assert all(item.prompt_length == 0 for item in everything)
     assert everything[0].completion_ids == usual[0].ids
+
+
+def make_chats(folder: Path, turns: int = 3, words: int = 5, **task: object) -> Dataset:
+    generator = random.Random(3)
+    rows = []
+    for number in range(40):
+        talk = [{"role": "system", "content": "Be kind."}] if number % 2 else []
+        for turn in range(turns):
+            said = " ".join("".join(generator.choices(ascii_lowercase, k=4)) for _ in range(words))
+            talk.append({"role": "user", "content": f"{said} {number} {turn}?"})
+            talk.append({"role": "assistant", "content": f"yes {said}"})
+        rows.append({"turns": talk})
+    source = folder / "chats.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = [{"name": "chat", "source": source.as_uri(), "messages": "turns", **task}]
+    return load_dataset(DataSpec.model_validate({"tasks": tasks, "splits": {"validation": 0.2, "test": 0.2}}))
+
+
+def spoken(row: Example) -> list[str]:
+    return [text for role, text in row.earlier if role == "assistant"] + [row.completion]
+
+
+@pytest.mark.parametrize("template", [CHATML, WITH_BOS, INSTRUCTION, THINKING], ids=lambda text: text[:30])
+def test_every_answer_of_a_chat_is_learnt_as_the_last_one_is(tmp_path, template):
+    dataset = make_chats(tmp_path)
+    renderer = make_renderer("chat", template, max_length=400)
+    examples = [row for row in dataset.examples(Split.TRAIN) if template != INSTRUCTION or row.earlier[0][0] == "user"]
+    last, _ = encode_all(renderer, dataset, examples)
+    every, _ = encode_all(renderer, dataset, examples, LossOn.ASSISTANT)
+    for row, one, all_turns in zip(examples, last, every, strict=True):
+        assert all_turns.completion_ids == one.completion_ids
+        assert renderer.decode(all_turns.ids) == renderer.decode(one.ids)
+        learnt = [renderer.decode(all_turns.ids[start:end]) for start, end in all_turns.answers]
+        learnt.append(renderer.decode(all_turns.completion_ids))
+        assert len(learnt) == 3
+        ending = learnt[-1].removeprefix(learnt[-1].partition(row.completion)[0] + row.completion)
+        assert ending
+        assert [text.strip() for text in learnt] == [f"{text}{ending}".strip() for text in spoken(row)]
+        assert len(all_turns.learnt) == sum(end - start for start, end in all_turns.answers) + len(one.completion_ids)
+        # An earlier answer has the tokens that it would have as the last one.
+        first = next(place for place, turn in enumerate(row.earlier) if turn[0] == "assistant")
+        cut = dataclasses.replace(
+            row, earlier=row.earlier[: first - 1], prompt=row.earlier[first - 1][1], completion=row.earlier[first][1]
+        )
+        start, end = all_turns.answers[0]
+        alone = renderer.encode(cut, dataset)
+        assert alone.ids == all_turns.ids[:end]
+        assert alone.prompt_length == start
+
+
+def test_a_chat_that_is_too_long_loses_its_oldest_turns(tmp_path):
+    dataset = make_chats(tmp_path, turns=6)
+    renderer = make_renderer("chat", CHATML, max_length=250)
+    row = dataset.examples(Split.TRAIN)[1]
+    encoded = renderer.encode_turns(row, dataset)
+    assert encoded.truncated
+    assert len(encoded.ids) <= 250
+    assert 0 < len(encoded.answers) < 5
+    text = renderer.decode(encoded.ids)
+    assert spoken(row)[-1] in text and spoken(row)[-2] in text and spoken(row)[0] not in text
+    assert ("Be kind." in text) == (row.earlier[0][0] == "system")
+
+
+def test_a_system_prompt_of_the_chat_takes_the_place_of_the_jobs(tmp_path):
+    dataset = make_chats(tmp_path)
+    renderer = Renderer(make_tokenizer(CHATML), "chat", "Be brief.", 400)
+    texts = [renderer.prompt_text(row) for row in dataset.examples(Split.TRAIN)]
+    assert all(("Be kind." in text) != ("Be brief." in text) for text in texts)
+    assert any("Be kind." in text for text in texts) and any("Be brief." in text for text in texts)
+
+
+def test_a_template_that_rewrites_earlier_answers_cannot_learn_them(tmp_path):
+    forgetful = CHATML.replace("m.content +", "(m.content if loop.last or m.role != 'assistant' else '…') +")
+    dataset = make_chats(tmp_path)
+    renderer = make_renderer("chat", forgetful, max_length=400)
+    with pytest.raises(DataError, match=r"lossOn: assistant cannot be had .* of task 'chat'. Set lossOn: completion"):
+        encode_all(renderer, dataset, dataset.examples(Split.TRAIN), LossOn.ASSISTANT)
+    encode_all(renderer, dataset, dataset.examples(Split.TRAIN))
 
 
 REFUSED = {

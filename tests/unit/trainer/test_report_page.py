@@ -22,11 +22,12 @@ from finetune_api.report import (
     RetentionResult,
     SideBySide,
     SplitRows,
+    TaskShare,
     TrainingReport,
     VirtualToken,
 )
 from finetune_trainer.loss_chart import lay_out_loss
-from finetune_trainer.report_page import mark_differences, render_page, visible
+from finetune_trainer.report_page import ABSENT, mark_differences, render_page, visible
 
 HOSTILE = (
     "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(2)>\u202eright to left\u0000 {{ 7*7 }}"
@@ -200,6 +201,24 @@ def test_the_page_says_what_was_found():
     assert "<mark>0.880</mark>" in page
     assert "d" * 64 in page
     assert "\N{MINUS SIGN}17.31" in page
+
+
+def test_the_page_says_what_was_seen_of_each_task():
+    training = make_report().training.model_copy(
+        update={
+            "mixture": (
+                TaskShare(task="senti<b>ment", rows=900, share=0.75, expected=750.5, drawn=751),
+                TaskShare(task="replay", rows=40, share=0.25, expected=250.1, drawn=250),
+            ),
+            "curve": (LossPoint(step=1, validation_loss=0.5, validation_losses={"senti<b>ment": 0.4321}),),
+        }
+    )
+    page = render_page(make_report(training=training))
+    assert "What was seen of each task" in page
+    assert "senti&lt;b&gt;ment" in page and "senti<b>ment" not in page
+    for cell in ("75 %", "750.5", ">751<", "0.4321", "250.1", f">{ABSENT}<"):
+        assert cell in page
+    assert "What was seen of each task" not in render_page(make_report())
 
 
 def test_the_improved_row_comes_before_the_worsened_one():

@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -43,6 +44,10 @@ READABLE = {
         "rows.csv", 'a,b\n"1,\n2","say ""hi"""\n', 0, {"a": "1,\n2", "b": 'say "hi"'}),
     "csv of windows has no line ends in its values": ("rows.csv", "a,b\r\n1,2\r\n", 0, {"a": "1", "b": "2"}),
     "a single csv column needs no comma": ("rows.csv", "text\nhello\n", 0, {"text": "hello"}),
+    "an array of json objects": ("rows.json", '[{"a": 1},\n {"a": 2}]', 1, {"a": 2}),
+    "every line of text is a row": ("rows.txt", "one\r\n\n two \n", 1, {"text": " two "}),
+    "json lines in gzip": ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": 2}'), 1, {"a": 2}),
+    "csv in zstd": ("rows.csv.zst", pa.Codec("zstd").compress(b"a,b\n1,2\n", asbytes=True), 0, {"a": "1", "b": "2"}),
 }  # fmt: skip
 
 
@@ -155,9 +160,9 @@ def test_a_file_below_a_file_is_a_data_error(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows"])
-def test_a_folder_is_a_data_error(tmp_path, name):
+def test_an_empty_folder_is_a_data_error(tmp_path, name):
     (tmp_path / name).mkdir()
-    with pytest.raises(DataError, match=r"is a folder; name one file \(\.jsonl"):
+    with pytest.raises(DataError, match=r"holds no file of rows \(\.jsonl.*\) but nothing"):
         read_rows(tmp_path / name, FIELD)
 
 
@@ -178,3 +183,50 @@ def test_a_source_of_unknown_kind_is_a_spec_error(uri, message):
 def test_json_rows_survive_a_round_trip(tmp_path):
     rows = [{"text": text} for text in ("", "a\nb", "\U0001f600", '"', "\\", "\x00", "x" * 100_000)]
     assert rows_of(write(tmp_path, "rows.jsonl", "\n".join(map(json.dumps, rows)))) == rows
+
+
+# --- other formats, many files
+
+
+@pytest.mark.parametrize("with_footer", [True, False], ids=["arrow file", "arrow stream, as datasets keeps it"])
+def test_arrow_keeps_types(tmp_path, with_footer):
+    rows = [{"text": f"row {n}", "n": n, "tags": ["a"], "meta": {"k": n}} for n in range(3000)]
+    table = pa.Table.from_pylist(rows)
+    path = tmp_path / "rows.arrow"
+    make = pa.ipc.new_file if with_footer else pa.ipc.new_stream
+    with make(str(path), table.schema) as writer:
+        writer.write_table(table)
+    assert rows_of(str(path)) == rows
+
+
+def test_a_column_of_dictionaries_reads_as_its_values(tmp_path):
+    table = pa.table({"label": pa.array(["a", None, "b", "a"]).dictionary_encode(), "empty": [None] * 4})
+    assert [row["label"] for row in rows_of(str(write_parquet(tmp_path, table)))] == ["a", None, "b", "a"]
+
+
+def test_the_files_of_a_folder_are_read_in_the_order_of_their_names(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name, text in {"b.jsonl": "2", "a.csv": "1", "deep/c.txt": "3", ".hidden.jsonl": "x", "notes.md": "x"}.items():
+        content = {"b.jsonl": f'{{"text": "{text}"}}', "a.csv": f"text\n{text}\n"}.get(name, text)
+        write(tmp_path, name, content)
+    assert [row["text"] for row in rows_of(str(tmp_path))] == ["1", "2", "3"]
+    assert [row["text"] for row in rows_of(f"{tmp_path}/*.jsonl")] == ["2"]
+    assert [row["text"] for row in rows_of(f"file://{tmp_path}/**/*.txt")] == ["3"]
+
+
+def test_a_folder_of_several_splits_is_not_guessed_at(tmp_path):
+    for name in ("train.jsonl", "test.jsonl"):
+        write(tmp_path, name, '{"text": "x"}')
+    with pytest.raises(DataError, match=r"different splits \(test, train\): test\.jsonl, train\.jsonl\. Name those"):
+        rows_of(str(tmp_path))
+    assert len(rows_of(f"{tmp_path}/train*")) == 1
+
+
+def test_a_pattern_that_nothing_matches_is_a_data_error(tmp_path):
+    with pytest.raises(DataError, match=r"nothing matches .*rows-\*\.jsonl"):
+        rows_of(f"{tmp_path}/rows-*.jsonl")
+
+
+def test_wide_rows_are_read_a_few_at_a_time(tmp_path):
+    path = write_parquet(tmp_path, pa.table({"a": [str(n % 10) * 1_000_000 for n in range(30)]}))
+    assert [len(str(row["a"])) for row in rows_of(str(path))] == [1_000_000] * 30

@@ -14,6 +14,7 @@ from finetune_api.report import (
     Stage,
     TrainingReport,
 )
+from finetune_api.status import PlanStatus
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
 
 DATA = DataReport(
@@ -50,9 +51,10 @@ def make_report(metrics: tuple[MetricComparison, ...] = (ACCURACY,)) -> Report:
     )
 
 
-def test_check_tells_the_rows_and_the_models_revision():
-    result = check_result(DATA, "c" * 40)
-    assert result.data is not None
+def test_check_tells_the_rows_the_plan_and_the_models_revision():
+    plan = PlanStatus(parameters=100, micro_batch_size=8)
+    result = check_result(DATA, "c" * 40, plan)
+    assert result.data is not None and result.plan == plan
     assert (result.data.rows.train, result.data.tokens, result.data.truncated_percent) == (80, 900, "2.5")
     assert (result.model_revision, result.data.hash) == ("c" * 40, "a" * 64)
 

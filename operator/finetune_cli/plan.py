@@ -1,0 +1,70 @@
+"""``finetune plan``: what a job will train and how much memory that takes, from the model's config alone."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from finetune_api.job import FineTuneJob
+from finetune_api.report import ExitCode
+from finetune_api.resolve import resolve
+from finetune_api.spec.field import amount
+from finetune_api.status import PlanStatus
+from finetune_cli.library_output import diverted_to
+from finetune_cli.manifest import read_job
+from finetune_cli.wording import aligned
+
+_TERMS = {
+    "weights": "the whole model",
+    "gradients": "of what is trained",
+    "optimiser": "two moments of what is trained",
+    "activations": "kept for the backward pass",
+    "logits": "scores of the vocabulary, and their gradient",
+}
+
+
+def plan(file: Path, gpu_memory: str | None, output: str) -> ExitCode:
+    """Print parameters, memory of one worker by term, and warnings.
+
+    Args:
+        file: the job.
+        gpu_memory: of one GPU, as a Kubernetes quantity; what does not fit is warned of.
+        output: ``text`` or ``json``.
+
+    Raises:
+        InvalidJobError: the file holds no valid job.
+        FineTuneError: the model cannot be read, or the job does not fit it.
+    """
+    job = resolve(read_job(file))
+    with tempfile.TemporaryDirectory(prefix="finetune-plan-") as scratch, diverted_to(Path(scratch)):
+        from finetune_trainer.plan import plan_from_config, with_gpu_memory
+
+        found = plan_from_config(job, Path(scratch))
+        if gpu_memory is not None:
+            found = with_gpu_memory(found, job.spec.compute.deepspeed, int(amount(gpu_memory)))
+    if output == "json":
+        sys.stdout.write(found.model_dump_json(by_alias=True, exclude_none=True) + "\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in lines(job, found))
+    return ExitCode.OK
+
+
+def lines(job: FineTuneJob, found: PlanStatus) -> list[str]:
+    """Return the plan in words."""
+    assert found.memory is not None and found.memory_bytes_per_gpu is not None
+    where = f"{found.gpus} GPU{'s' if found.gpus != 1 else ''}, each" if found.gpus else "CPU, each worker"
+    terms = found.memory.model_dump()
+    table = [(name, meaning, _megabytes(terms[name])) for name, meaning in _TERMS.items()]
+    table.append(("in all", where, _megabytes(found.memory_bytes_per_gpu)))
+    return [
+        f"{job.metadata.name}: {job.spec.method.type.value} trains {found.trainable_parameters:,} of "
+        f"{found.parameters:,} parameters ({found.trainable_percent} %), {found.micro_batch_size} rows at a time",
+        "",
+        *aligned(table),
+        "",
+        *(f"warning: {warning}" for warning in found.warnings),
+        "For the longest rows that the job allows, all their tokens learnt. The check stage plans with the real ones.",
+    ]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

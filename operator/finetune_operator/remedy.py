@@ -1,0 +1,93 @@
+"""What the next attempt at training changes after a fault that would come again unchanged. Pure.
+
+Out of memory: half the rows at a time, with twice the accumulation, and activations computed twice; where both are
+used up and several workers train, the next ZeRO stage. A loss that is no number: half the learning rate, from a
+checkpoint earlier, once. Global batch, order of the rows and seed stay, and later attempts keep what one has changed.
+"""
+
+from dataclasses import dataclass, field
+
+from finetune_api.job import FineTuneJob
+from finetune_api.report import Stage
+from finetune_api.spec import GradientCheckpointing, MethodType
+from finetune_api.spec.compute import processes
+from finetune_api.status import Attempt, PlanStatus, Reason
+
+ADJUSTMENTS = ("micro_batch_size", "gradient_checkpointing", "zero_stage", "learning_rate_scale")
+"""Fields of an attempt in which it differs from the spec."""
+LAST_ZERO_STAGE = 3
+LOWER_RATE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What is changed."""
+
+    changes: tuple[str, ...]
+    """In words: ``microBatchSize 8 -> 4``."""
+    fields: dict[str, object] = field(default_factory=dict)
+    """New values of an attempt's `ADJUSTMENTS`."""
+
+
+def needs_remedy(attempt: Attempt) -> bool:
+    """Return whether the attempt, which has ended, would end in the same way if it were simply run again."""
+    return attempt.stage is Stage.TRAIN and attempt.reason in (Reason.OUT_OF_MEMORY, Reason.DIVERGED)
+
+
+def find_remedy(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> Remedy | None:
+    """Return what the attempt after this one, which `needs_remedy`, is to change; None when all has been tried.
+
+    Args:
+        attempt: how it ended, and what it had changed itself.
+        job: as resolved.
+        plan: of the check stage, which knows the micro-batch that an absent one becomes.
+    """
+    if attempt.reason is Reason.DIVERGED:
+        return _lower_rate(attempt, job)
+    remedies = [
+        remedy for remedy in (_smaller_micro_batch(attempt, job, plan), _recomputation(attempt, job)) if remedy
+    ] or [remedy for remedy in (_next_zero_stage(attempt, job),) if remedy]
+    if not remedies:
+        return None
+    changes = tuple(change for remedy in remedies for change in remedy.changes)
+    return Remedy(changes, {name: value for remedy in remedies for name, value in remedy.fields.items()})
+
+
+def _smaller_micro_batch(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> Remedy | None:
+    size = attempt.micro_batch_size or job.spec.training.micro_batch_size or (plan and plan.micro_batch_size)
+    smaller = smaller_micro_batch(size, job.spec.training.global_batch_size) if size else None
+    if smaller is None:
+        return None
+    return Remedy((f"microBatchSize {size} -> {smaller}",), {"micro_batch_size": smaller})
+
+
+def smaller_micro_batch(size: int, global_batch_size: int) -> int | None:
+    """Return the largest divisor of the global batch that is at most half of ``size``; None when there is none."""
+    return next((half for half in range(size // 2, 0, -1) if global_batch_size % half == 0), None)
+
+
+def _recomputation(attempt: Attempt, job: FineTuneJob) -> Remedy | None:
+    wanted = job.spec.training.gradient_checkpointing
+    # never is somebody's decision; always has been tried.
+    if attempt.gradient_checkpointing or wanted is not GradientCheckpointing.AUTO:
+        return None
+    return Remedy((f"gradientCheckpointing {wanted.value} -> always",), {"gradient_checkpointing": True})
+
+
+def _next_zero_stage(attempt: Attempt, job: FineTuneJob) -> Remedy | None:
+    compute = job.spec.compute
+    # What is spread is what is trained: of an adapter there is nothing to win.
+    if processes(compute) == 1 or job.spec.method.type is not MethodType.FULL:
+        return None
+    stage = attempt.zero_stage or (compute.deepspeed.stage if compute.deepspeed else 0)
+    if stage >= LAST_ZERO_STAGE:
+        return None
+    return Remedy((f"deepspeed.stage {stage} -> {stage + 1}",), {"zero_stage": stage + 1})
+
+
+def _lower_rate(attempt: Attempt, job: FineTuneJob) -> Remedy | None:
+    rate = job.spec.training.learning_rate
+    if attempt.learning_rate_scale is not None or rate is None:
+        return None
+    changes = (f"learningRate {rate:g} -> {rate * LOWER_RATE:g}", "from a checkpoint earlier")
+    return Remedy(changes, {"learning_rate_scale": LOWER_RATE})

@@ -1,0 +1,104 @@
+"""FineTuneJobs in a queue: the real Kueue holds them back, lets them go and takes their place away again.
+
+Inputs: as tests/e2e/test_jobs.py, and Kueue built from its Go module.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from finetune_api.report import Stage
+from finetune_api.status import ConditionStatus, ConditionType, Phase, Reason
+
+from ..cluster.cluster import Cluster, await_condition
+from ..cluster.command import CommandError
+from ..cluster.kueue import install_kueue, uninstall_kueue
+from ..cluster.object_store import ObjectStore
+from .object import Document, Job, Jobs
+from .sample import LONG, example, has_checkpoint
+
+QUEUES = """
+apiVersion: kueue.x-k8s.io/v1beta1
+kind: ResourceFlavor
+metadata: {name: any}
+---
+apiVersion: kueue.x-k8s.io/v1beta1
+kind: WorkloadPriorityClass
+metadata: {name: urgent}
+value: 1000
+---
+apiVersion: kueue.x-k8s.io/v1beta1
+kind: ClusterQueue
+metadata: {name: one-at-a-time}
+spec:
+  namespaceSelector: {}
+  preemption: {withinClusterQueue: LowerPriority}
+  resourceGroups:
+  - coveredResources: [cpu, memory]
+    flavors:
+    - name: any
+      resources:
+      - {name: cpu, nominalQuota: "1"}
+      - {name: memory, nominalQuota: 6Gi}
+"""
+
+LOCAL_QUEUE = """
+apiVersion: kueue.x-k8s.io/v1beta1
+kind: LocalQueue
+metadata: {name: team}
+spec: {clusterQueue: one-at-a-time}
+"""
+
+
+@pytest.fixture(scope="module")
+def queues(cluster: Cluster) -> Iterator[None]:
+    """Let Kueue hold one CPU for whoever queues."""
+    install_kueue(cluster)
+    await_condition(lambda: applied(cluster), "Kueue's webhooks", 60)
+    yield
+    uninstall_kueue(cluster)
+
+
+def applied(cluster: Cluster) -> bool:
+    try:
+        cluster.apply(QUEUES)
+    except CommandError:
+        return False
+    return True
+
+
+def queued(document: Document, priority: str | None = None) -> Document:
+    """Return the job with Kueue's labels."""
+    labels = {"kueue.x-k8s.io/queue-name": "team"}
+    document["metadata"]["labels"] = labels | ({"kueue.x-k8s.io/priority-class": priority} if priority else {})
+    return document
+
+
+def is_held_back(job: Job) -> bool:
+    admitted = job.condition(ConditionType.ADMITTED)
+    return admitted is not None and (admitted.status, admitted.reason) == (ConditionStatus.FALSE, Reason.IN_QUEUE)
+
+
+@pytest.mark.timeout(600)
+def test_a_job_waits_for_quota_and_makes_room_for_a_more_urgent_one(
+    jobs: Jobs, s3: ObjectStore, queues: None, cluster: Cluster
+) -> None:
+    cluster.apply(LOCAL_QUEUE, jobs.namespace)
+    training = LONG["training"] | {"maxSteps": 600, "evalEverySteps": 300}
+    jobs.apply(queued(example(s3, "patient", training=training, checkpoint=LONG["checkpoint"])))
+    jobs.wait("patient", "a checkpoint", has_checkpoint(s3), seconds=120)
+
+    jobs.apply(queued(example(s3, "waiting", runPolicy={"preflight": "skip"})))
+    waiting = jobs.wait("waiting", "its place in the queue", is_held_back, seconds=30)
+    assert waiting.phase is Phase.QUEUED
+    assert "held back by its queue" in waiting.status.summary.message if waiting.status.summary else False
+
+    jobs.apply(queued(example(s3, "urgent", runPolicy={"preflight": "skip"}), "urgent"))
+    jobs.wait("patient", "the loss of its place", is_held_back, seconds=90)
+    jobs.wait_phase("urgent", Phase.SUCCEEDED, seconds=200)
+    jobs.delete("waiting")
+
+    patient = jobs.wait_phase("patient", Phase.SUCCEEDED, seconds=250)
+    trained = [one for one in patient.status.attempts if one.stage is Stage.TRAIN][-1]
+    assert trained.resumed_from_step, patient.status.attempts
+    assert trained.failures == 0

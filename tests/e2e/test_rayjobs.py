@@ -1,0 +1,99 @@
+"""FineTuneJobs whose training runs on a Ray cluster: the real KubeRay, two workers, what survives which fault.
+
+Inputs: as tests/e2e/test_jobs.py, and KubeRay built from its Go module.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+
+from finetune_api.report import Stage
+from finetune_api.status import Phase
+
+from ..cluster.cluster import Cluster, await_condition
+from ..cluster.kuberay import KubeRay, install_kuberay
+from ..cluster.object_store import ObjectStore
+from .object import Document, Job, Jobs
+from .release import OperatorRelease
+from .sample import LONG, example, is_training, uploaded_steps
+
+CPUS: Document = {
+    "workers": 2,
+    "gpusPerWorker": 0,
+    "resources": {"cpu": "400m", "memory": "3Gi"},
+    "sharedMemory": "1Gi",
+}
+"""Two workers without GPUs, in place of those that an example asks for."""
+
+
+@pytest.fixture(scope="module")
+def kuberay(cluster: Cluster) -> Iterator[KubeRay]:
+    """Yield the real KubeRay, in the cluster; it stays there until the cluster goes."""
+    kuberay = install_kuberay(cluster)
+    yield kuberay
+    # A test that failed while it was away must not take the others with it.
+    kuberay.start()
+
+
+def ray_clusters(cluster: Cluster, namespace: str) -> list[str]:
+    """Names of the Ray clusters in ``namespace``."""
+    return cluster.kubectl("get", "rayclusters.ray.io", f"--namespace={namespace}", "--output=name").split()
+
+
+def workers(jobs: Jobs, job: Job) -> list[str]:
+    """Names of the pods that train."""
+    return [pod.metadata.name for pod in jobs.pods(job.uid) if pod.metadata.labels.get("ray.io/node-type") == "worker"]
+
+
+def resumed(job: Job) -> bool:
+    """Whether a later attempt at training has gone on from a checkpoint."""
+    return any(one.stage is Stage.TRAIN and one.number > 1 and one.resumed_from_step for one in job.status.attempts)
+
+
+@pytest.mark.timeout(500)
+def test_full_fine_tuning_on_two_workers_is_evaluated_and_published(
+    jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster
+) -> None:
+    jobs.apply(example(s3, "reviews-full", of="04-full-deepspeed", compute=CPUS))
+    job = jobs.wait_phase("reviews-full", Phase.SUCCEEDED, seconds=450)
+    assert [one.stage for one in job.status.attempts] == [Stage.CHECK, Stage.TRAIN, Stage.EVALUATE]
+    assert job.status.evaluation is not None
+    accuracy = next(one for one in job.status.evaluation.tasks if one.metric == "accuracy")
+    assert accuracy.base is not None and float(accuracy.tuned) > float(accuracy.base)
+    assert {one.kind.value for one in job.status.artifacts} == {"weights", "report"}
+    await_condition(lambda: not ray_clusters(cluster, jobs.namespace), "the end of the Ray cluster", 60)
+
+
+@pytest.mark.timeout(600)
+def test_a_lost_worker_is_replaced_and_training_goes_on_from_its_checkpoint_though_the_operator_dies_too(
+    jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, operator: OperatorRelease
+) -> None:
+    longer = LONG["training"] | {"maxSteps": 400, "evalEverySteps": 200}
+    jobs.apply(example(s3, of="05-multi-gpu-lora", training=longer, compute=CPUS))
+    job = jobs.wait(
+        "reviews-lora", "a checkpoint", lambda job: is_training(1)(job) and bool(uploaded_steps(s3, job)), seconds=240
+    )
+    jobs.core.delete_namespaced_pod(workers(jobs, job)[0], jobs.namespace, grace_period_seconds=0)
+    operator.kill()
+    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=400)
+    assert resumed(job), job.status.attempts
+    assert len([one for one in job.status.attempts if one.stage is Stage.TRAIN]) == 2
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("present", [True, False], ids=["KubeRay works", "KubeRay is down"])
+def test_a_deleted_job_leaves_nothing(
+    jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster, present: bool
+) -> None:
+    jobs.apply(example(s3, of="05-multi-gpu-lora", **LONG, compute=CPUS))
+    job = jobs.wait("reviews-lora", "training", is_training(1), seconds=240)
+    if not present:
+        kuberay.stop()
+    try:
+        jobs.delete("reviews-lora")
+        await_condition(
+            lambda: not jobs.pods(job.uid) and not ray_clusters(cluster, jobs.namespace), "the end of all pods", 180
+        )
+        await_condition(lambda: not cluster.list("rayjobs.ray.io", jobs.namespace), "the end of the RayJob", 60)
+    finally:
+        kuberay.start()

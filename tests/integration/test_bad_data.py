@@ -1,0 +1,327 @@
+"""Rows and templates that are broken, hostile or too large: each ends in words, none is obeyed, memory stays small.
+
+Every case is read as a job's task is, through templates and splits; what fills memory or time is read in a process of
+its own, whose peak is measured.
+"""
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finetune_api.spec import DataSpec
+from finetune_trainer.dataset import load_dataset
+from finetune_trainer.errors import FineTuneError
+
+TEMPLATE = {"prompt": "{{ text }}", "completion": " {{ label }}"}
+SOURCE = r"spec\.data\.tasks\[0\]\.source: "
+GOOD = b"".join(json.dumps({"text": f"review {n}", "label": "x"}).encode() + b"\n" for n in range(60))
+
+
+def load(path: Path | str, template: dict[str, str] | None = None, **task: Any) -> None:
+    tasks = [{"name": "t", "source": f"file://{path}", "templates": [template or TEMPLATE], **task}]
+    load_dataset(DataSpec.model_validate({"tasks": tasks, "splits": {"validation": 0.2, "test": 0.2}}))
+
+
+def parquet(path: Path, table: pa.Table) -> bytes:
+    pq.write_table(table, path)
+    return path.read_bytes()
+
+
+def packed(content: bytes) -> bytes:
+    compressed: bytes = pa.Codec("zstd").compress(content, asbytes=True)
+    return compressed
+
+
+def columns_twice() -> bytes:
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+LONG = json.dumps({"text": "x" * (10 << 20), "label": "x"}).encode()
+
+FILES: dict[str, tuple[str, bytes, str]] = {
+    "nothing at all": ("rows.jsonl", b"", "is empty"),
+    "white space alone": ("rows.jsonl", b" \n\n", "holds no rows"),
+    "a header alone": ("rows.csv", b"text,label\n", "holds no rows"),
+    "an empty array": ("rows.json", b"[]", "holds no rows"),
+    "latin-1": ("rows.jsonl", '{"text": "é"}'.encode("latin-1"), "line 1 is not UTF-8.*iconv"),
+    "latin-1 in csv": ("rows.csv", "text,label\né,x\n".encode("latin-1"), "line 2 is not UTF-8"),
+    "utf-16 with a mark": ("rows.csv", "text,label\na,b\n".encode("utf-16"), "not UTF-8.*UTF-16"),
+    "utf-16 without a mark": ("rows.txt", "text\n".encode("utf-16-le"), "null character"),
+    "latin-1 in an array": ("rows.json", '[{"text": "é"}]'.encode("latin-1"), "is not JSON: .*as UTF-8"),
+    "a mark within the csv header": ("rows.csv", "label,\ufefftext\na,b\n".encode(), "'text' not among the columns"),
+    "ragged csv, too many": ("rows.csv", b"text,label\na,b\na,b,c\n", "line 3 has 3 cells where the header has 2"),
+    "ragged csv, too few": ("rows.csv", b"text,label\na\n", "line 2 has 1 cells"),
+    "a quote that never closes": ("rows.csv", b'text,label\n"a,b\nc,d\n', "is not CSV.*never closed"),
+    "a cell of 10 MB": ("rows.csv", b"text,label\n" + b"x" * (10 << 20) + b",y\n", "line 2 has more than 8,388,608"),
+    "semicolons": ("rows.csv", b"text;label\na;b\n", "CSV here means commas"),
+    "columns named twice in csv": ("rows.csv", b"text,text\na,b\n", r"names columns twice: \['text'\]"),
+    "columns named twice in arrow": ("rows.arrow", columns_twice(), r"names columns twice: \['text'\]"),
+    "a column without a name": ("rows.csv", b"text,\na,b\n", "must name every column"),
+    "broken json": ("rows.jsonl", GOOD + b'{"text": \n', "line 61 is not JSON"),
+    "a truncated last line": ("rows.jsonl", GOOD + b'{"text": "a', "line 61 is not JSON.*truncated"),
+    "an array among the lines": ("rows.jsonl", b"[1]\n", "is a JSON array, not an object"),
+    "an object instead of an array": ("rows.json", b'{"text": "a"}', "holds a JSON object, not an array"),
+    "a number in the array": ("rows.json", b'[{"text": "a"}, 7]', r"entry 1 .* is a JSON number"),
+    "10,000 brackets": ("rows.json", b"[" * 10_000, "is not JSON"),
+    "a line of 10 MB": ("rows.jsonl", LONG, "line 1 has more than 8,388,608 bytes"),
+    "a number of 5,000 digits": ("rows.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "line 1 is not JSON"),
+    "half a surrogate pair": ("rows.json", b'[{"text": "\\ud83d"}]', "half character"),
+    "a list where text should be": ("rows.jsonl", b'{"text": ["a"], "label": "x"}\n', "a printed value is a list"),
+    "mixed types": ("rows.jsonl", GOOD + b'{"text": {"a": 1}, "label": "x"}\n', "row 60 .*a printed value is a dict"),
+    "null": ("rows.jsonl", GOOD + b'{"text": null, "label": "x"}\n', "row 60 .*missing"),
+    "an empty answer": ("rows.jsonl", GOOD + b'{"text": "a", "label": ""}\n', "has no value in 1 of 61 rows"),
+    "a blank answer": ("rows.jsonl", GOOD + b'{"text": "a", "label": "  "}\n', "completion is blank for row 60"),
+    "other columns": ("rows.jsonl", b'{"body": "a"}\n', "'text', 'label' not among the columns .* are body"),
+    "text that calls itself parquet": ("rows.parquet", b"text,label\n" * 9, "not a whole Parquet file"),
+    "text that calls itself arrow": ("rows.arrow", b"text,label\n" * 9, "not a whole Arrow file"),
+    "a stump of arrow": ("rows.arrow", columns_twice()[:60], "not a whole Arrow file"),
+    "text that calls itself gzip": ("rows.jsonl.gz", GOOD, "cannot be unpacked"),
+    "gzip that is cut": ("rows.jsonl.gz", gzip.compress(os.urandom(99_999))[:50_000], "line 1|cannot be unpacked"),
+    "zstd that is damaged": ("rows.csv.zst", packed(GOOD * 50)[:200] + b"\xff" * 99, "cannot be unpacked|is not CSV"),
+    "gzip in gzip": ("rows.jsonl.gz", gzip.compress(gzip.compress(GOOD)), "line 1 is not UTF-8"),
+    "a pickle that calls itself jsonl": ("rows.jsonl", b"cos\nsystem\n(S'touch canary'\ntR.", "line 1 is not JSON"),
+    "a format nobody reads": ("rows.pkl", b"cos\nsystem\n(S'touch canary'\ntR.", r"'\.pkl' .* names no known format"),
+    "a packed binary format": ("rows.parquet.gz", gzip.compress(b"PAR1"), "names no known format"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, content, words", FILES.values(), ids=FILES.keys())
+def test_a_broken_file_is_told_in_words(tmp_path: Path, name: str, content: bytes, words: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FineTuneError, match=words) as caught:
+        load(tmp_path / name)
+    assert str(caught.value).startswith("spec.data.tasks[0].")
+    assert len(str(caught.value)) < 1000
+    assert not (tmp_path / "canary").exists()
+
+
+def link_out(folder: Path) -> Path:
+    (folder / "secret.jsonl").write_bytes(GOOD)
+    (folder / "rows").mkdir()
+    (folder / "rows" / "a.jsonl").write_bytes(GOOD)
+    (folder / "rows" / "b.jsonl").symlink_to(folder / "secret.jsonl")
+    return folder / "rows"
+
+
+def linked_folder_out(folder: Path) -> str:
+    rows = folder / "rows"
+    rows.mkdir()
+    (folder / "else").mkdir()
+    (folder / "else" / "a.jsonl").write_bytes(GOOD)
+    (rows / "in").symlink_to(folder / "else")
+    return f"{rows}/*/*.jsonl"
+
+
+def pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "rows.jsonl")
+    return folder / "rows.jsonl"
+
+
+def dangling(folder: Path) -> Path:
+    (folder / "rows.jsonl").symlink_to(folder / "gone.jsonl")
+    return folder / "rows.jsonl"
+
+
+def looping(folder: Path) -> Path:
+    (folder / "rows.jsonl").symlink_to(folder / "rows.jsonl")
+    return folder / "rows.jsonl"
+
+
+def several_splits(folder: Path) -> Path:
+    for name in ("train-0.jsonl", "test-0.jsonl"):
+        (folder / name).write_bytes(GOOD)
+    return folder
+
+
+PLACES: dict[str, tuple[Callable[[Path], Path | str], str]] = {
+    "a link out of the folder": (link_out, r"b\.jsonl is a link out of .*rows, to .*secret\.jsonl"),
+    "a pattern through a link out": (linked_folder_out, r"in/a\.jsonl is a link out of"),
+    "a pipe": (pipe, "neither file nor folder but a pipe or device"),
+    "a link to nothing": (dangling, r"there is no file .*rows\.jsonl"),
+    "a link to itself": (looping, r"cannot open .*rows\.jsonl"),
+    "files of several splits": (several_splits, r"different splits \(test, train\)"),
+    "a folder with nothing in it": (lambda folder: folder, "holds no file of rows"),
+    "a pattern of nothing": (lambda folder: f"{folder}/*.csv", "nothing matches"),
+    "a device": (lambda folder: "/dev/null", "neither file nor folder"),
+}
+
+
+@pytest.mark.parametrize("make, words", PLACES.values(), ids=PLACES.keys())
+def test_a_place_with_no_rows_in_it_is_told_in_words(tmp_path: Path, make: Callable[[Path], Path | str], words: str):
+    with pytest.raises(FineTuneError, match=SOURCE + ".*" + f"({words})"):
+        load(make(tmp_path))
+
+
+NESTED = "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
+
+TEMPLATES: dict[str, tuple[str, str]] = {
+    "not closed": ("{{ text", "line 1"),
+    "no filter": ("{{ text | shout }}", "No filter named 'shout'"),
+    "an unknown name": ("{{ txt }}", "'txt' not among the columns"),
+    "a class": ("{{ text.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+    "a class by filter": ("{{ [text] | map(attribute='__class__') | first }}", "undefined|unsafe|no text"),
+    "a class by attr": ("{{ text | attr('__class__') }}", "No filter named 'attr'"),
+    "a class by format": ("{{ '{0.__class__}'.format(text) }}", "unsafe"),
+    "a class by format_map": ("{{ '{a.__class__}'.format_map({'a': text}) }}", "unsafe"),
+    "a function's globals": ("{{ range.__globals__ }}", "unsafe"),
+    "a function's self": ("{{ range.__self__._left }}", "unsafe"),
+    "the globals of a helper": ("{{ cycler.__init__.__globals__.os.popen('touch canary') }}", "'cycler' not among"),
+    "the template itself": ("{{ self.__init__ }}", "unsafe"),
+    "the template as text": ("{{ self }}", "is no text but TemplateReference"),
+    "a namespace's init": ("{{ namespace.__init__.__globals__ }}", "unsafe"),
+    "an import": ("{% import 'os' as os %}", "is not available"),
+    "a file": ("{% include '/etc/passwd' %}", "include is not available"),
+    "a base": ("{% extends 'x' %}", "extends is not available"),
+    "text times a billion": ("{{ text * 1000000000 }}", "works on numbers"),
+    "text padded": ("{{ '%1000000000d' % 1 }}", "not on text"),
+    "text padded by a method": ("{{ text.ljust(1000000000) }}", "unsafe"),
+    "a power": ("{{ 9 ** 999999999 }}", "powers to 64"),
+    "a huge range": ("{% for i in range(10 ** 9) %}{% endfor %}", "range"),
+    "many ranges": ("{% for i in range(999) %}{% for j in range(999) %}{% endfor %}{% endfor %}", "range"),
+    "loops over the text": (
+        "{% for a in text %}" * 9 + "{% endfor %}" * 9, "loops and calls take more"),
+    "a macro in a macro": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    "two macros in a macro": (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "loops and calls"),
+    "a loop in itself": ("{% for a in [1] recursive %}{{ loop([1]) }}{% endfor %}", "recursive loops are not"),
+    "doubling by concatenation": (
+        "{% set n = namespace(x=text) %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "joined text"),
+    "doubling by addition": (
+        "{% set n = namespace(x=text) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}", "joined text"),
+    "doubling by replacement": (
+        "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x.replace('a', 'aa') %}{% endfor %}",
+        "joined text"),
+    "doubling by join": (
+        "{% set n = namespace(x=text) %}{% for i in range(60) %}{% set n.x = n.x.join([n.x, n.x]) %}{% endfor %}",
+        "joined text"),
+    "doubling of lists": (
+        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}", "joined text"),
+    "a list of itself as JSON": (f"{NESTED}{{{{ n.x | tojson }}}}", "joined text"),
+    "a list of itself as text": (f"{NESTED}{{{{ n.x | string }}}}", "joined text"),
+    "a megabyte printed twice": ("{% for i in range(90000) %}{{ text }}{{ text }}{% endfor %}", "more than 1,048,576"),
+    "a list printed": ("{{ [text] }}", "a printed value is a list"),
+    "a function printed": ("{{ range }}", "is no text but"),
+    "a blank completion": ("x", "completion is blank"),
+    "brackets without end": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply|line 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text, words", TEMPLATES.values(), ids=TEMPLATES.keys())
+@pytest.mark.timeout(60)
+def test_a_bad_template_is_told_in_words_and_not_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_bytes(GOOD)
+    template = {"prompt": text, "completion": "{{ '  ' }}" if "blank" in words else "{{ label }}"}
+    with pytest.raises(FineTuneError, match=words) as caught:
+        load(tmp_path / "rows.jsonl", template)
+    assert str(caught.value).startswith("spec.data.tasks[0].templates")
+    assert len(str(caught.value)) < 1000
+    assert not (tmp_path / "canary").exists()
+
+
+# --- what would fill the memory
+
+PEAK_ABOVE_START = 400 << 20
+
+MEASURED = """
+    import json, resource, sys
+    from tests.integration.test_bad_data import load
+    from finetune_trainer.errors import FineTuneError
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = peak()
+    try:
+        load(sys.argv[1])
+        message = ""
+    except FineTuneError as error:
+        message = str(error)
+    print(json.dumps({"message": message, "bytes": peak() - before}))
+"""
+
+
+def zeros_of(compress: Callable[[Any], Any], size: int, path: Path) -> Path:
+    with path.open("wb") as file, compress(file) as stream:
+        for _ in range(size >> 20):
+            stream.write(b"\0" * (1 << 20))
+    return path
+
+
+def gzip_bomb(folder: Path) -> Path:
+    return zeros_of(lambda file: gzip.GzipFile(fileobj=file, mode="wb"), 256 << 20, folder / "rows.jsonl.gz")
+
+
+def gzip_bomb_of_lines(folder: Path) -> Path:
+    path = folder / "rows.jsonl.gz"
+    with gzip.open(path, "wb") as stream:
+        for _ in range(32):
+            stream.write(b"\n" * (1 << 20))
+    return path
+
+
+def zstd_bomb(folder: Path) -> Path:
+    return zeros_of(lambda file: pa.CompressedOutputStream(file, "zstd"), 1 << 30, folder / "rows.csv.zst")
+
+
+def json_bomb(folder: Path) -> Path:
+    return zeros_of(lambda file: gzip.GzipFile(fileobj=file, mode="wb"), 320 << 20, folder / "rows.json.gz")
+
+
+def parquet_bomb(folder: Path) -> Path:
+    """One text of 9 MB, written once and meant by 200,000 rows."""
+    table = pa.table({"text": pa.DictionaryArray.from_arrays(pa.array([0] * 200_000, pa.int32()), ["x" * (9 << 20)])})
+    pq.write_table(table, folder / "rows.parquet", dictionary_pagesize_limit=64 << 20)
+    return folder / "rows.parquet"
+
+
+def sparse_file(folder: Path) -> Path:
+    with (folder / "rows.jsonl").open("wb") as file:
+        file.truncate(20 << 30)
+    return folder / "rows.jsonl"
+
+
+BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "zeros in gzip": (gzip_bomb, "more than 8,388,608 bytes|more than 200 times"),
+    "line ends in gzip": (gzip_bomb_of_lines, "unpacks to more than 200 times its size"),
+    "zeros in zstd": (zstd_bomb, "more than 8,388,608 bytes|more than 200 times"),
+    "JSON in gzip": (json_bomb, "more than 200 times|more than 268,435,456"),
+    "2 terabytes of text in a Parquet dictionary": (parquet_bomb, r"a text of 9,437,184 bytes in column 'text'"),
+    "a file of 20 gigabytes without a line": (sparse_file, "line 1 has more than 8,388,608"),
+}
+
+
+@pytest.mark.parametrize("make, words", BOMBS.values(), ids=BOMBS.keys())
+def test_what_unpacks_to_more_than_memory_holds_is_told_in_words(
+    tmp_path: Path, make: Callable[[Path], Path], words: str
+):
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(MEASURED), str(make(tmp_path))],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert re.search(words, found["message"]), found["message"]
+    assert found["bytes"] < PEAK_ABOVE_START

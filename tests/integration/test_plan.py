@@ -1,0 +1,161 @@
+"""Memory planned without weights, against the peak that torch's profiler measures of real ones.
+
+Inputs: random models of two architectures, made-up rows. Measured: equal but for the order in which blocks are freed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
+
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.compute import DeepspeedSpec
+from finetune_cli.__main__ import run_command
+from finetune_trainer import attention
+from finetune_trainer.example import Encoded
+from finetune_trainer.layout import Layout, build_batch, forward, token_losses
+from finetune_trainer.methods import prepare_model
+from finetune_trainer.plan import Workload, plan_run, whole_rows, with_gpu_memory
+from finetune_trainer.precision import PrecisionChoice
+
+from ..unit.operator.objects import make_resolved
+from .jobs import tiny_document
+
+TOLERANCE = 0.15
+LLAMA = LlamaConfig(
+    vocab_size=2000,
+    hidden_size=128,
+    intermediate_size=352,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    architectures=["LlamaForCausalLM"],
+)
+GPT2 = GPT2Config(vocab_size=2000, n_embd=128, n_layer=4, n_head=4, n_positions=512, architectures=["GPT2LMHeadModel"])
+FULL_PRECISION = PrecisionChoice(torch.float32, autocast=False, reason="")
+ROWS = [Encoded(tuple([row, *range(1, 150)]), 90) for row in range(8)]
+
+
+def make_spec(method: str, **given: Any) -> FineTuneJobSpec:
+    training = {"spec.training.globalBatchSize": 8, "spec.training.microBatchSize": 4}
+    return make_resolved({"spec.method": {"type": method}} | training | given).spec
+
+
+def measured_peak(config: PretrainedConfig, spec: FineTuneJobSpec, folder: Path, precision: PrecisionChoice) -> int:
+    """Return the bytes that are alive when most are, in one step of real training."""
+    packs = spec.data.packing
+    base = AutoModelForCausalLM.from_config(config, dtype=precision.weights)
+    if packs:
+        base.set_attn_implementation(attention.register())
+    model = prepare_model(base, spec.method, str(folder)).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, fused=True)
+    size = spec.training.micro_batch_size
+    layout = Layout.PACKED if packs else Layout.PADDED
+    batches = [build_batch(ROWS[start : start + size], layout) for start in range(0, len(ROWS), size)]
+
+    def step() -> None:
+        for batch in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision.autocast):
+                logits = forward(model, batch)
+            token_losses(logits, batch["labels"]).sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    step()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    live = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    states = [
+        value for state in optimiser.state.values() for value in state.values() if isinstance(value, torch.Tensor)
+    ]
+    return peak + sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *states))
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("method", ["full", "lora", "promptTuning"])
+def test_planned_memory_is_what_training_takes(config: PretrainedConfig, packing: bool, method: str, tmp_path: Path):
+    spec = make_spec(method, **{"spec.data.packing": packing})
+    precision = FULL_PRECISION if method == "full" else PrecisionChoice(torch.bfloat16, autocast=False, reason="")
+    plan = plan_run(spec, config, Workload(100, ROWS), precision, tokenizer_path=str(tmp_path), gpus=0)
+    assert plan.memory_bytes_per_gpu == pytest.approx(measured_peak(config, spec, tmp_path, precision), rel=TOLERANCE)
+    assert plan.micro_batch_size == 4
+
+
+def test_products_in_another_format_are_planned_too(tmp_path: Path):
+    spec, precision = make_spec("full"), PrecisionChoice(torch.float32, autocast=True, reason="")
+    plan = plan_run(spec, LLAMA, Workload(100, ROWS), precision, tokenizer_path=str(tmp_path), gpus=0)
+    assert plan.memory_bytes_per_gpu == pytest.approx(measured_peak(LLAMA, spec, tmp_path, precision), rel=TOLERANCE)
+
+
+def plan_of(method: str = "full", tokens: int = 64, **given: Any) -> Any:
+    spec = make_spec(method, **given)
+    return plan_run(spec, LLAMA, whole_rows(tokens, 100), FULL_PRECISION, tokenizer_path="", gpus=0)
+
+
+def test_a_model_is_counted_and_what_is_trained_of_it():
+    plan = plan_of("lora")
+    real = prepare_model(AutoModelForCausalLM.from_config(LLAMA), make_spec("lora").method, "")
+    assert isinstance(real, PeftModel)
+    assert (plan.trainable_parameters, plan.parameters) == real.get_nb_trainable_parameters()
+
+
+def test_seven_billion_parameters_are_planned_without_their_memory(tmp_path: Path):
+    config = LlamaConfig(architectures=["LlamaForCausalLM"])  # its defaults are those of 7B
+    spec = make_spec("lora", **{"spec.training.microBatchSize": 1})
+    bfloat16 = PrecisionChoice(torch.bfloat16, autocast=False, reason="")
+    plan = plan_run(spec, config, whole_rows(512, 100), bfloat16, tokenizer_path=str(tmp_path), gpus=1)
+    assert plan.memory is not None and plan.parameters is not None and plan.trainable_parameters is not None
+    assert plan.parameters - plan.trainable_parameters == 6_738_415_616
+    assert plan.memory.weights == 2 * 6_738_415_616 + 4 * plan.trainable_parameters
+
+
+def test_computing_activations_twice_keeps_less_of_them():
+    kept, twice = plan_of().memory, plan_of(**{"spec.training.gradientCheckpointing": "always"}).memory
+    assert twice.activations < kept.activations / 2
+    assert twice.weights == kept.weights
+
+
+@pytest.mark.parametrize(("stage", "shared"), [(0, ""), (1, "o"), (2, "og"), (3, "ogw")])
+def test_workers_share_what_their_stage_spreads(stage: int, shared: str):
+    alone = plan_of(**{"spec.compute": {"workers": 1}}).memory
+    both = plan_of(**{"spec.compute": {"workers": 2, "deepspeed": {"stage": stage}}}).memory
+    divisor = {name: 2 if name[0] in shared else 1 for name in ("weights", "gradients", "optimiser")}
+    for name, by in divisor.items():
+        assert getattr(both, name) == getattr(alone, name) // by, name
+
+
+def test_what_does_not_fit_is_told_with_what_would():
+    plan = plan_of(tokens=16)
+    assert with_gpu_memory(plan, None, 10**9) == plan
+    [warning] = with_gpu_memory(plan, None, plan.memory_bytes_per_gpu * 2 // 3).warnings
+    assert "2 such GPUs do with spec.compute.deepspeed.stage: 3" in warning
+    [hopeless] = with_gpu_memory(plan, DeepspeedSpec(stage=3), plan.memory.activations).warnings
+    assert "lower spec.training.microBatchSize" in hopeless
+
+
+def test_a_pod_that_is_too_small_is_told():
+    [warning] = plan_of(**{"spec.compute": {"gpusPerWorker": 0, "resources": {"memory": "1Gi"}}}).warnings
+    assert "spec.compute.resources.memory is 1Gi" in warning
+
+
+def test_command_prints_terms_that_add_up(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps(tiny_document(tiny_model_dir, tmp_path)))
+    assert run_command(["plan", str(job), "--output", "json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert sum(plan["memory"].values()) == plan["memoryBytesPerGpu"]
+    assert run_command(["plan", str(job)]) == 0
+    said = capsys.readouterr().out
+    assert "optimiser" in said and f"{plan['parameters']:,} parameters" in said

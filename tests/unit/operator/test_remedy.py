@@ -1,0 +1,89 @@
+"""What an attempt changes after memory was short or the loss no number any more."""
+
+from typing import Any
+
+import pytest
+
+from finetune_api.report import Stage
+from finetune_api.status import Attempt, PlanStatus, Reason
+from finetune_operator.remedy import Remedy, find_remedy, needs_remedy, smaller_micro_batch
+
+from .objects import make_resolved
+
+SHARDED = {"spec.compute": {"workers": 2, "deepspeed": {"stage": 2}}, "spec.method": {"type": "full"}}
+
+
+def ended(reason: Reason = Reason.OUT_OF_MEMORY, **changes: Any) -> Attempt:
+    return Attempt(stage=Stage.TRAIN, number=1, child="c", reason=reason).model_copy(update=changes)
+
+
+def remedies(attempt: Attempt, given: dict[str, Any], plan: PlanStatus | None = None) -> list[Remedy]:
+    """Every remedy in turn, until there is none."""
+    found = []
+    while (remedy := find_remedy(attempt, make_resolved(given), plan)) is not None:
+        found.append(remedy)
+        attempt = attempt.model_copy(update=remedy.fields)
+    return found
+
+
+def words(found: list[Remedy]) -> list[str]:
+    return ["; ".join(remedy.changes) for remedy in found]
+
+
+@pytest.mark.parametrize(
+    ("size", "global_batch", "smaller"), [(8, 16, 4), (6, 12, 3), (5, 15, 1), (7, 14, 2), (1, 16, None)]
+)
+def test_a_smaller_micro_batch_still_divides_the_global_one(size: int, global_batch: int, smaller: int | None):
+    assert smaller_micro_batch(size, global_batch) == smaller
+
+
+def test_memory_is_saved_step_by_step_until_nothing_is_left():
+    assert words(remedies(ended(), SHARDED | {"spec.training.microBatchSize": 4})) == [
+        "microBatchSize 4 -> 2; gradientCheckpointing auto -> always",
+        "microBatchSize 2 -> 1",
+        "deepspeed.stage 2 -> 3",
+    ]
+
+
+def test_an_adapter_has_nothing_to_spread():
+    given = {"spec.compute": {"workers": 2}, "spec.training.microBatchSize": 1}
+    assert words(remedies(ended(), given)) == ["gradientCheckpointing auto -> always"]
+
+
+def test_one_worker_has_nobody_to_spread_to():
+    given = {"spec.method": {"type": "full"}, "spec.training.microBatchSize": 1}
+    assert words(remedies(ended(), given)) == ["gradientCheckpointing auto -> always"]
+
+
+def test_without_deepspeed_the_first_stage_follows():
+    given = {"spec.compute": {"workers": 2}, "spec.method": {"type": "full"}, "spec.training.microBatchSize": 1}
+    assert words(remedies(ended(), given))[1:] == [f"deepspeed.stage {stage} -> {stage + 1}" for stage in range(3)]
+
+
+def test_what_the_user_forbids_is_not_tried():
+    given = {"spec.training.gradientCheckpointing": "never", "spec.training.microBatchSize": 2}
+    assert words(remedies(ended(), given)) == ["microBatchSize 2 -> 1"]
+
+
+def test_the_plan_knows_the_micro_batch_that_the_spec_leaves_open():
+    assert words(remedies(ended(), {}, PlanStatus(micro_batch_size=2)))[0].startswith("microBatchSize 2 -> 1")
+    assert words(remedies(ended(), {})) == ["gradientCheckpointing auto -> always"]
+
+
+def test_the_learning_rate_is_lowered_once():
+    [remedy] = remedies(ended(Reason.DIVERGED), {"spec.training.learningRate": 0.002})
+    assert remedy.fields == {"learning_rate_scale": 0.5}
+    assert remedy.changes == ("learningRate 0.002 -> 0.001", "from a checkpoint earlier")
+
+
+@pytest.mark.parametrize(
+    ("stage", "reason", "needed"),
+    [
+        (Stage.TRAIN, Reason.OUT_OF_MEMORY, True),
+        (Stage.TRAIN, Reason.DIVERGED, True),
+        (Stage.TRAIN, Reason.PREEMPTED, False),
+        (Stage.EVALUATE, Reason.OUT_OF_MEMORY, False),
+    ],
+)
+def test_only_training_has_remedies(stage: Stage, reason: Reason, needed: bool):
+    assert needs_remedy(ended(reason, stage=stage)) is needed

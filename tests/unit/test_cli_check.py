@@ -1,0 +1,88 @@
+"""`finetune check` with a check that is a stand-in: what is printed, and the exit code."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune_api.job import FineTuneJob, load_job
+from finetune_api.report import (
+    DataReport,
+    ExitCode,
+    LengthCount,
+    PersonalData,
+    Progress,
+    SplitRows,
+    Stage,
+    TaskData,
+    TextPiece,
+)
+from finetune_cli.check import check
+from finetune_trainer.progress import Sink
+
+from .builders import make_manifest
+
+REPORT = DataReport(
+    rows=SplitRows(train=2400, validation=300, test=300),
+    tokens=120_000,
+    completion_tokens=9000,
+    longest_tokens=210,
+    max_length=1024,
+    truncated_percent=1.25,
+    duplicates=49,
+    exact_duplicates=12,
+    personal_data=PersonalData(emails=2, phones=1),
+    hash="a" * 64,
+    format="chat",
+    tasks=(
+        TaskData(
+            task="sentiment",
+            rows=SplitRows(train=2400, validation=300, test=300),
+            lengths=(LengthCount(up_to=64, rows=2000), LengthCount(up_to=128, rows=1000)),
+            labels={"negative": 1199, "positive": 1201},
+            sample=(TextPiece(text="Good\x1b[2J?\nSentiment:", learnt=False), TextPiece(text=" positive", learnt=True)),
+        ),
+    ),
+    warnings=("2 rows hold an e-mail address.",),
+)
+
+
+def run(folder: Path, report: DataReport, output: str = "text", preflight: str = "enforce") -> ExitCode:
+    def stand_in(job: FineTuneJob, workspace: Path, sink: Sink) -> DataReport:
+        assert workspace == folder / "workspace"
+        assert job.spec.training.learning_rate is not None
+        sink.report(Progress(stage=Stage.CHECK, message="reading"))
+        return report
+
+    manifest = make_manifest({"spec.runPolicy.preflight": preflight})
+    return check(load_job(json.dumps(manifest), "job.yaml"), folder / "workspace", output, stand_in)
+
+
+def test_what_was_found_is_printed_for_people(tmp_path, capsys):
+    assert run(tmp_path, REPORT) is ExitCode.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "rows        2,400 training, 300 validation, 300 test"
+    for line in (
+        "duplicates  49 rows nearly equal another one, 12 exactly",
+        "leakage     0",
+        "personal    2 e-mail, 1 telephone, 0 secret keys",
+        f"  up to     64 tokens      2,000  {'#' * 40}",
+        f"  up to    128 tokens      1,000  {'#' * 20}",
+        "  label positive: 1,201 training rows",
+        "  | Good [2J?",
+        "  | Sentiment:>> positive<<",
+        "note: 2 rows hold an e-mail address.",
+    ):
+        assert line in lines
+
+
+def test_programs_get_one_object_on_standard_output(tmp_path, capsys):
+    assert run(tmp_path, REPORT, output="json") is ExitCode.OK
+    data = json.loads(capsys.readouterr().out)["data"]
+    assert DataReport.model_validate(data) == REPORT
+
+
+@pytest.mark.parametrize("preflight, code", [("enforce", ExitCode.BAD_DATA), ("warn", ExitCode.OK)])
+def test_leakage_is_told_by_the_exit_code(tmp_path, capsys, preflight, code):
+    assert run(tmp_path, REPORT.model_copy(update={"leakage": 3}), preflight=preflight) is code
+    assert "leakage     3" in capsys.readouterr().out

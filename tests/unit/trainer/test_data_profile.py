@@ -1,0 +1,107 @@
+"""What the check says of the rows: counts that can be counted by hand, and sentences where something is odd."""
+
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from finetune_api.report import DataReport, LengthCount, PersonalData, SplitRows, TaskData, TextPiece
+from finetune_trainer.data_profile import describe_task, find_personal_data, find_warnings, mask_pieces
+from finetune_trainer.example import Encoded, Example
+from finetune_trainer.split import Split
+
+
+def row(prompt: str, completion: str = "x", **more: Any) -> Example:
+    return Example(task="t", row=0, prompt=prompt, completion=completion, template=0, key="", values={}, **more)
+
+
+def decode(ids: Sequence[int]) -> str:
+    return "".join(chr(id) for id in ids)
+
+
+def encode(prompt: str, completion: str, **more: Any) -> Encoded:
+    return Encoded(tuple(map(ord, prompt + completion)), len(prompt), **more)
+
+
+def test_a_task_is_counted():
+    examples = {Split.TRAIN: [row("a", " yes"), row("b", " no"), row("c", " yes")], Split.TEST: [row("d")]}
+    examples[Split.VALIDATION] = []
+    lengths = {Split.TRAIN: [10, 16, 17], Split.VALIDATION: [], Split.TEST: [100]}
+    encoded = {
+        split: [encode("p" * (length - 1), "c", truncated=length > 50) for length in found]
+        for split, found in lengths.items()
+    }
+    found = describe_task("t", ["yes", "no", "maybe"], examples, encoded, decode)
+    assert found.rows == SplitRows(train=3, validation=0, test=1)
+    assert [(bar.up_to, bar.rows) for bar in found.lengths] == [(16, 2), (32, 1), (64, 0), (128, 1)]
+    assert found.truncated == 1
+    assert found.labels == {"yes": 2, "no": 1, "maybe": 0}
+    assert found.sample == (TextPiece(text="p" * 9, learnt=False), TextPiece(text="c", learnt=True))
+
+
+def test_the_mask_shows_every_answer_of_a_chat():
+    item = Encoded(tuple(map(ord, "Hi?Yes.And?No.")), 11, answers=((3, 7),))
+    pieces = [(piece.text, piece.learnt) for piece in mask_pieces(item, decode)]
+    assert pieces == [("Hi?", False), ("Yes.", True), ("And?", False), ("No.", True)]
+
+
+PERSONAL = {
+    "an address": ("write to jane.doe+x@mail.example.org.", PersonalData(emails=1)),
+    "no address": ("a@b, @home, 5 @ 3.20 and user@localhost", PersonalData()),
+    "a number of the world": ("call +49 30 1234 5678 now", PersonalData(phones=1)),
+    "a number of the states": ("call (555) 123-4567 now", PersonalData(phones=1)),
+    "no number": ("from 1914-1918, 3.14159 and 1,000,000 or 2024-01-15", PersonalData()),
+    "an access key": ("AKIAIOSFODNN7EXAMPLE", PersonalData(keys=1)),
+    "a token": ("token=hf_abcdefghijklmnopqrstuvwxyz", PersonalData(keys=1)),
+    "a private key": ("-----BEGIN RSA PRIVATE KEY-----", PersonalData(keys=1)),
+    "no key": ("sk-short, hf_datasets, ghp_ and AKIA", PersonalData()),
+}
+
+
+@pytest.mark.parametrize("text, found", PERSONAL.values(), ids=PERSONAL.keys())
+def test_what_looks_personal_is_counted(text: str, found: PersonalData):
+    assert find_personal_data([row(text)]) == find_personal_data([row("x", text)]) == found
+    assert find_personal_data([row("x", earlier=(("user", text),))]) == found
+
+
+@pytest.mark.parametrize("letter", ["a", "1", "+1", "a.", "(1", "-", "a@", "1 ", "hf_"])
+def test_a_long_text_is_searched_in_no_time(letter: str):
+    started = time.monotonic()
+    find_personal_data([row(letter * 500_000)])
+    assert time.monotonic() - started < 5
+
+
+def report(**changes: Any) -> DataReport:
+    fields: dict[str, Any] = {"rows": SplitRows(train=80, validation=10, test=10), "hash": "", "format": "raw"}
+    return DataReport.model_validate(fields | changes)
+
+
+WARNINGS = {
+    "leakage": ({"leakage": 3, "first_leak": "row 5"}, "3 rows of validationSource or testSource .* first row 5"),
+    "cut rows": ({"truncated_percent": 12.5, "max_length": 64}, r"12\.5 % of the rows are shortened to 64"),
+    "copies": ({"duplicates": 40, "exact_duplicates": 7}, r"40 of 100 rows nearly equal another one \(7 exactly\)"),
+    "keys": ({"personal_data": PersonalData(keys=2)}, "2 rows hold what looks like a secret key"),
+    "addresses": ({"personal_data": PersonalData(emails=4)}, "4 rows hold an e-mail address and 0 a telephone"),
+    "one label": (
+        {"tasks": [TaskData(task="t", rows=SplitRows(train=1, validation=1, test=1), labels={"a": 95, "b": 10})]},
+        "90% of the training rows of task t are labelled 'a'",
+    ),
+    "a rare label": (
+        {"tasks": [TaskData(task="t", rows=SplitRows(train=1, validation=1, test=1), labels={"a": 50, "b": 0})]},
+        r"few training rows are labelled 'b' \(0\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("changes, words", WARNINGS.values(), ids=WARNINGS.keys())
+def test_what_is_odd_is_said_in_a_sentence(changes: dict[str, Any], words: str):
+    warnings = list(find_warnings(report(**changes)))
+    assert any(re.search(words, warning) for warning in warnings), warnings
+
+
+def test_nothing_is_said_of_rows_that_are_as_they_should_be():
+    tasks = [TaskData(task="t", rows=SplitRows(train=80, validation=10, test=10), labels={"a": 40, "b": 40})]
+    lengths = (LengthCount(up_to=16, rows=100),)
+    assert not list(find_warnings(report(duplicates=5, tasks=[tasks[0].model_copy(update={"lengths": lengths})])))

@@ -1,0 +1,50 @@
+"""From the spec to what the libraries are told: the global batch holds, ZeRO's stages are as asked for."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.spec import DeepspeedSpec, Offload, TrainingSpec
+from finetune_trainer.settings_map import Steps, deepspeed_config, plan_steps
+
+STEPS = Steps(micro_batch=2, accumulation=4, total=10, per_epoch=5)
+
+
+@given(workers=st.integers(1, 64), share=st.integers(1, 64), longest=st.integers(1, 5000))
+def test_the_global_batch_holds_whatever_the_number_of_workers(workers: int, share: int, longest: int):
+    training = TrainingSpec(global_batch_size=workers * share)
+    steps = plan_steps(training, rows=100_000, longest_tokens=longest, workers=workers)
+    assert steps.micro_batch * steps.accumulation * workers == workers * share
+
+
+def test_fewer_rows_than_workers_are_trained_on():
+    assert plan_steps(TrainingSpec(global_batch_size=8), rows=3, longest_tokens=10, workers=4).micro_batch == 1
+
+
+def test_deepspeed_is_told_the_same_batch_as_the_trainer():
+    told = deepspeed_config(DeepspeedSpec(stage=1), TrainingSpec(), STEPS, processes=3, autocast=True)
+    assert told["train_batch_size"] == 2 * 4 * 3
+    assert told["bf16"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(
+    "stage, offload, spread",
+    [
+        (0, Offload.NONE, {"stage": 0}),
+        (2, Offload.CPU, {"stage": 2, "offload_optimizer": {"device": "cpu"}}),
+        (3, Offload.NONE, {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}),
+        (
+            3,
+            Offload.CPU,
+            {
+                "stage": 3,
+                "offload_optimizer": {"device": "cpu"},
+                "offload_param": {"device": "cpu"},
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
+        ),
+    ],
+)
+def test_what_deepspeed_spreads(stage: int, offload: Offload, spread: dict[str, object]):
+    asked = DeepspeedSpec(stage=stage, offload=offload)
+    assert deepspeed_config(asked, TrainingSpec(), STEPS, 2, autocast=False)["zero_optimization"] == spread

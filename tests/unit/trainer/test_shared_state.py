@@ -1,0 +1,86 @@
+"""Checkpoints in the output store: whole when every node has stored its part, dropped when they are of no use."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune_trainer.adjustment import Adjustment
+from finetune_trainer.checkpoint import newest_complete, seal
+from finetune_trainer.file_store import FileStore
+from finetune_trainer.manifest import verify_manifest
+from finetune_trainer.shared_state import SharedState
+from finetune_trainer.workspace import Workspace
+
+
+def node(folder: Path, name: str) -> SharedState:
+    return SharedState(FileStore(folder / "store"), "team/job", Workspace(folder / name))
+
+
+def part(state: SharedState, step: int, **files: str) -> Path:
+    folder = state.workspace.checkpoints / f"checkpoint-{step}"
+    for name, content in files.items():
+        (folder / "global_step").mkdir(parents=True, exist_ok=True)
+        (folder / "global_step" / name).write_text(content)
+    return seal(state.workspace.checkpoints, step)
+
+
+def store_from_two_nodes(folder: Path, step: int) -> None:
+    for number in (0, 1):
+        state = node(folder, f"node-{number}")
+        state.push_part(part(state, step, **{f"rank_{number}": f"shard {number}"}), step, number)
+
+
+def test_what_two_nodes_stored_is_one_checkpoint_on_every_node(tmp_path: Path):
+    store_from_two_nodes(tmp_path, 4)
+    later = node(tmp_path, "later")
+    later.complete_parts(4, 2, keep=1)
+    later.pull_checkpoint()
+    found = newest_complete(later.workspace.checkpoints)
+    assert found is not None
+    verify_manifest(found)
+    assert {path.name: path.read_text() for path in (found / "global_step").iterdir()} == {
+        "rank_0": "shard 0",
+        "rank_1": "shard 1",
+    }
+
+
+def test_parts_without_a_marker_are_no_checkpoint(tmp_path: Path):
+    store_from_two_nodes(tmp_path, 4)
+    assert node(tmp_path, "later").complete_steps() == []
+
+
+def test_a_checkpoint_that_lacks_a_part_is_passed_over(tmp_path: Path):
+    store_from_two_nodes(tmp_path, 4)
+    later = node(tmp_path, "later")
+    later.complete_parts(4, 3, keep=1)
+    assert not later.pull_checkpoint_of(4)
+    assert newest_complete(later.workspace.checkpoints) is None
+
+
+def test_old_checkpoints_go_when_a_newer_one_is_complete(tmp_path: Path):
+    state = node(tmp_path, "program")
+    for step in (1, 2, 3):
+        store_from_two_nodes(tmp_path, step)
+        state.complete_parts(step, 2, keep=2)
+    assert state.complete_steps() == [3, 2]
+
+
+@pytest.mark.parametrize(
+    "adjustment, left",
+    [
+        (Adjustment(micro_batch_size=1), [3, 2]),
+        (Adjustment(learning_rate_scale=0.5), [2]),
+        (Adjustment(zero_stage=3), []),
+    ],
+    ids=["less memory", "smaller steps", "another ZeRO stage"],
+)
+def test_an_adjusted_attempt_drops_what_is_useless_once(tmp_path: Path, adjustment: Adjustment, left: list[int]):
+    state = node(tmp_path, "program")
+    for step in (2, 3):
+        store_from_two_nodes(tmp_path, step)
+        state.complete_parts(step, 2, keep=2)
+    state.drop_useless_checkpoints(adjustment)
+    assert state.complete_steps() == left
+    # The attempt is stopped and made again.
+    state.drop_useless_checkpoints(adjustment)
+    assert state.complete_steps() == left

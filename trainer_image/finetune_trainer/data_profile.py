@@ -1,0 +1,130 @@
+"""Say what the rows of a job look like, and what about them may not be what was meant. Pure; counts only.
+
+What could identify somebody is counted and never repeated. The patterns find what looks like an address, a number or
+a key; that is a reason to look, not a proof.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+
+from finetune_api.report import DataReport, LengthCount, PersonalData, SplitRows, TaskData, TextPiece
+from finetune_trainer.example import Encoded, Example
+from finetune_trainer.split import Split
+
+_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){0,4}\.[a-zA-Z]{2,24}(?![\w-])")
+_PHONE = re.compile(
+    r"(?<![\w+])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}|\(?\d{3}\)?)(?:[ .-]\d{2,4}){2,3}(?!\w)"
+)
+_KEY = re.compile(
+    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
+    r"|\b(?:ghp|gho|ghs|hf|glpat)[_-][A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bxox[abp]-[A-Za-z0-9-]{10,}"
+)
+
+_MANY_TRUNCATED_PERCENT = 5.0
+_MANY_DUPLICATES = 0.2
+_ONE_SIDED = 0.9
+_RARE = 10
+
+
+def describe_task(
+    name: str,
+    labels: Sequence[str],
+    examples: Mapping[Split, Sequence[Example]],
+    encoded: Mapping[Split, Sequence[Encoded]],
+    decode: Callable[[Sequence[int]], str],
+) -> TaskData:
+    """Return what one task's rows look like.
+
+    Args:
+        name: of the task.
+        labels: its closed set; empty when it is open.
+        examples: its rows by split.
+        encoded: the same as tokens; those of training with all that is learnt.
+        decode: the tokenizer's, special tokens included.
+    """
+    lengths = [len(item.ids) for items in encoded.values() for item in items]
+    answers = Counter(example.completion.strip() for example in examples[Split.TRAIN])
+    first = next(iter(encoded[Split.TRAIN]), None)
+    return TaskData(
+        task=name,
+        rows=SplitRows(**{split.value: len(rows) for split, rows in examples.items()}),
+        lengths=tuple(_histogram(lengths)),
+        truncated=sum(item.truncated for items in encoded.values() for item in items),
+        labels={label: answers[label] for label in labels},
+        sample=() if first is None else tuple(mask_pieces(first, decode)),
+    )
+
+
+def mask_pieces(item: Encoded, decode: Callable[[Sequence[int]], str]) -> Iterator[TextPiece]:
+    """Yield the text of a row in pieces: what is learnt, and what is only read."""
+    learnt = set(item.learnt)
+    for is_learnt, places in groupby(range(len(item.ids)), key=learnt.__contains__):
+        yield TextPiece(text=decode([item.ids[place] for place in places]), learnt=is_learnt)
+
+
+def _histogram(lengths: Sequence[int]) -> Iterator[LengthCount]:
+    """Yield how many rows have up to 16, 32, 64, … tokens, from the shortest row's bar to the longest's."""
+    bars = Counter(max(4, (length - 1).bit_length()) for length in lengths)
+    for power in range(min(bars, default=0), max(bars, default=-1) + 1):
+        yield LengthCount(up_to=1 << power, rows=bars[power])
+
+
+def find_personal_data(examples: Sequence[Example]) -> PersonalData:
+    """Count the rows with something in them that looks like an e-mail address, a telephone number or a secret key."""
+    found: Counter[str] = Counter()
+    for example in examples:
+        text = "\n".join([*(turn for _, turn in example.earlier), example.prompt, example.completion])
+        found.update(name for name, pattern in _PATTERNS.items() if pattern.search(text))
+    return PersonalData(emails=found["emails"], phones=found["phones"], keys=found["keys"])
+
+
+_PATTERNS = {"emails": _EMAIL, "phones": _PHONE, "keys": _KEY}
+
+
+def find_warnings(report: DataReport) -> Iterator[str]:
+    """Yield in sentences what may not be what was meant."""
+    rows = report.rows.train + report.rows.validation + report.rows.test
+    if report.leakage:
+        yield (
+            f"{report.leakage} rows of validationSource or testSource are nearly equal to a training row, first "
+            f"{report.first_leak}: the numbers will flatter the model. Drop them from either side."
+        )
+    if report.truncated_percent > _MANY_TRUNCATED_PERCENT:
+        yield (
+            f"{report.truncated_percent:.1f} % of the rows are shortened to {report.max_length} tokens; raise "
+            f"spec.data.maxLength, or shorten the rows where it hurts least."
+        )
+    if report.duplicates > _MANY_DUPLICATES * rows:
+        yield (
+            f"{report.duplicates} of {rows} rows nearly equal another one ({report.exact_duplicates} exactly): the "
+            f"model sees them more often than others. Drop the copies."
+        )
+    if report.personal_data.keys:
+        yield f"{report.personal_data.keys} rows hold what looks like a secret key; the model may learn and repeat it."
+    if report.personal_data.emails or report.personal_data.phones:
+        yield (
+            f"{report.personal_data.emails} rows hold an e-mail address and {report.personal_data.phones} a telephone "
+            f"number; the model may learn and repeat them. Replace them where nobody agreed to that."
+        )
+    for task in report.tasks:
+        yield from _label_warnings(task)
+
+
+def _label_warnings(task: TaskData) -> Iterator[str]:
+    total = sum(task.labels.values())
+    if not total:
+        return
+    commonest = max(task.labels, key=lambda label: task.labels[label])
+    if task.labels[commonest] > _ONE_SIDED * total:
+        yield (
+            f"{task.labels[commonest] / total:.0%} of the training rows of task {task.task} are labelled "
+            f"{commonest!r}; look at macro_f1 besides accuracy."
+        )
+    rare = [f"{label!r} ({count})" for label, count in task.labels.items() if count < _RARE]
+    if rare:
+        yield (
+            f"of task {task.task} few training rows are labelled {', '.join(rare[:5])}"
+            f"{f' and {len(rare) - 5} more' if len(rare) > 5 else ''}; what is rare is hardly learnt."
+        )

@@ -1,0 +1,181 @@
+"""Fetch files of a model or a data set from the hub; say what it answers in words of the spec.
+
+No token is taken from anywhere but the job's Secret or HF_TOKEN. Nothing that comes from there is run.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import httpx2
+from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from finetune_trainer.durable import disk_errors
+from finetune_trainer.errors import FineTuneError, SpecError, StorageError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_RETRY_SECONDS = (1.0, 3.0, 9.0)
+"""Waits between the attempts to reach the hub; after the last one the stage ends with a retryable exit code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is fetched, in the words of its setting."""
+
+    kind: Literal["model", "dataset"]
+    field: str
+    """``spec.model.source`` or that of a task's rows."""
+    source: str
+    """As written in the spec."""
+    repository: str
+    revision: str
+    secret_field: str
+
+    @property
+    def noun(self) -> str:
+        """What it is called in messages."""
+        return "model" if self.kind == "model" else "data set"
+
+    @property
+    def where(self) -> str:
+        """Source and revision."""
+        return f"{self.source} at revision {self.revision!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """The hub as this process reaches it."""
+
+    endpoint: str
+    token: str | None
+    cache: Path
+
+    @classmethod
+    def from_environment(cls, token: str | None, cache: Path, environment: Mapping[str, str] = os.environ) -> "Hub":
+        """Return the hub that HF_ENDPOINT names, or the public one."""
+        return cls(environment.get("HF_ENDPOINT") or constants.ENDPOINT, token, cache)
+
+    def fetch(
+        self, wanted: Wanted, patterns: Collection[str], ignored: Collection[str] = (), revision: str | None = None
+    ) -> Path:
+        """Bring the files that match ``patterns`` to the cache and return their folder, which is named by the commit.
+
+        Args:
+            wanted: the repository.
+            patterns: as of a shell.
+            ignored: matching files are left out.
+            revision: the commit, where it is known already.
+        """
+        with _HubErrors(self, wanted):
+            return Path(
+                snapshot_download(
+                    wanted.repository,
+                    repo_type=wanted.kind,
+                    revision=revision or wanted.revision,
+                    cache_dir=self.cache,
+                    endpoint=self.endpoint,
+                    token=self.token or False,  # None would search the user's home for one
+                    allow_patterns=list(patterns),
+                    ignore_patterns=list(ignored),
+                )
+            )
+
+    def names(self, wanted: Wanted, folder: Path) -> set[str]:
+        """Return the names of all files of the commit that `fetch` found, fetched or not."""
+        with _HubErrors(self, wanted):
+            tree = get_cached_repo_tree(
+                wanted.repository, repo_type=wanted.kind, revision=folder.name, cache_dir=self.cache
+            )
+        return {file.path for file in tree}
+
+
+def retry(fetch: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
+    """Return what ``fetch`` gives, also when the hub answers only after a while."""
+    for seconds in _RETRY_SECONDS:
+        try:
+            return fetch()
+        except StorageError as error:
+            logger.warning("hub did not answer, trying again in_seconds=%s reason=%s", seconds, error)
+            sleep(seconds)
+    return fetch()
+
+
+@dataclass(frozen=True, slots=True)
+class _HubErrors:
+    """Turns what the hub client raises into our errors."""
+
+    hub: Hub
+    wanted: Wanted
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (OSError, httpx2.HTTPError, HFValidationError)):
+            raise self._translate(error) from error
+
+    def _translate(self, error: OSError | httpx2.HTTPError | HFValidationError) -> FineTuneError:
+        noun, field, where = self.wanted.noun, self.wanted.field, self.wanted.where
+        match error:
+            case GatedRepoError():
+                return SpecError(f"{where} is gated. Accept its terms on {self.hub.endpoint}, then {self._login}.")
+            case RepositoryNotFoundError():
+                return SpecError(
+                    f"{where}: {self.hub.endpoint} knows no such {noun}, or it is private. "
+                    f"Check {field}; for a private {noun} {self._login}."
+                )
+            case RevisionNotFoundError():
+                return SpecError(
+                    f"{where}: the {noun} has no such branch, tag or commit. Correct spec.model.revision."
+                    if self.wanted.kind == "model"
+                    else f"{field}: {where}: the data set has no such branch."
+                )
+            case HfHubHTTPError() if error.response.status_code in (401, 403):
+                return SpecError(
+                    f"{where}: {self.hub.endpoint} refuses access (HTTP {error.response.status_code}). "
+                    f"Check that the token is valid and may read this {noun}: {self._login}."
+                )
+            case HfHubHTTPError() if 400 <= error.response.status_code < 500 and error.response.status_code != 429:
+                return SpecError(
+                    f"{where}: {self.hub.endpoint} answers HTTP {error.response.status_code}. Check {field}."
+                )
+            case HFValidationError():
+                form = "hf://organisation/name" if self.wanted.kind == "model" else "hf://datasets/organisation/name"
+                return SpecError(f"{field}: {where} is no name of a hub {noun}. Write {form}.")
+            case OSError(errno=int()) if not isinstance(error, LocalEntryNotFoundError):
+                return _as_disk_error(error, noun, self.hub.cache)
+            case _:
+                first_line = (str(error) or type(error).__name__).splitlines()[0]
+                return StorageError(
+                    f"cannot read {where} from {self.hub.endpoint}: {first_line}. "
+                    "Check the network, the proxy settings and HF_ENDPOINT, then try again; "
+                    "what was downloaded is kept."
+                )
+
+    @property
+    def _login(self) -> str:
+        if self.hub.token is None:
+            return f"put a token into the environment variable HF_TOKEN (in a cluster: {self.wanted.secret_field})"
+        return f"use a token of an account that has access (HF_TOKEN; in a cluster: {self.wanted.secret_field})"
+
+
+def _as_disk_error(error: OSError, noun: str, cache: Path) -> StorageError:
+    try:
+        with disk_errors(f"write the downloaded {noun} to", cache):
+            raise error
+    except StorageError as translated:
+        return translated

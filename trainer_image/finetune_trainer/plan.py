@@ -1,0 +1,327 @@
+"""What a training run will need, worked out from the model's config alone: no weights are read, nothing is computed.
+
+One micro-batch is run forward and backward on tensors without contents (torch's FakeTensorMode), so the numbers come
+from the same model code, layout and method as training's own, whatever the architecture.
+"""
+
+import math
+import os
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from finetune_api.job import FineTuneJob
+from finetune_api.spec import DType, FineTuneJobSpec, GradientCheckpointing, Precision
+from finetune_api.spec.compute import DeepspeedSpec, Offload
+from finetune_api.spec.field import amount
+from finetune_api.status import MemoryStatus, PlanStatus, figure
+from finetune_trainer import attention
+from finetune_trainer.example import Encoded
+from finetune_trainer.fit import row_length
+from finetune_trainer.layout import Batch, Layout, build_batch, forward
+from finetune_trainer.location import Mounts
+from finetune_trainer.methods import count_parameters, prepare_model, why_padded
+from finetune_trainer.model import fetch_small_files, position_limit, read_config_in
+from finetune_trainer.precision import PrecisionChoice, choose_precision, decide_precision
+from finetune_trainer.settings_map import Steps, plan_steps
+from finetune_trainer.storage import Storage
+
+ADAMW_BYTES = 8
+"""Two moments in float32 for every trained parameter."""
+RUNTIME_BYTES = 1_200_000_000
+"""What Python, torch and ray take of a process's memory before anything is loaded: measured 0.9 to 1.1 GB."""
+USABLE = 0.92
+"""Share of a GPU's memory that tensors may fill: its context, and holes between blocks, take the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What the rows are like."""
+
+    rows: int
+    """To train on."""
+    longest: Sequence[Encoded]
+    """The longest of them, longest first: as many as a micro-batch may hold, or all."""
+
+
+def whole_rows(tokens: int, rows: int) -> Workload:
+    """Return a workload whose every row has ``tokens`` tokens, all of them learnt: the most that a job may meet."""
+    # No two begin alike: packed rows would share what they have in common.
+    return Workload(rows, [Encoded(tuple([number, *range(1, tokens)]), 0) for number in range(min(rows, 64))])
+
+
+def plan_run(
+    spec: FineTuneJobSpec,
+    config: PretrainedConfig,
+    workload: Workload,
+    precision: PrecisionChoice,
+    *,
+    tokenizer_path: str,
+    gpus: int,
+) -> PlanStatus:
+    """Return parameters, memory of one worker by term, and what may not be what was meant.
+
+    Args:
+        spec: the resolved spec.
+        config: the base model's.
+        workload: the rows, or what they may be.
+        precision: what the workers will compute in.
+        tokenizer_path: folder of the base model's tokenizer, which the first text of a soft prompt needs.
+        gpus: over all workers; 0 trains on the CPU.
+    """
+    processes = max(spec.compute.workers, gpus)
+    steps = plan_steps(spec.training, workload.rows, len(workload.longest[0].ids), processes)
+    rows = workload.longest[: steps.micro_batch]
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config, dtype=precision.weights)
+        layout = Layout.PACKED if not why_padded(spec) and attention.is_taken_by(base) else Layout.PADDED
+        if layout is Layout.PACKED:
+            base.set_attn_implementation(attention.register())
+    model = prepare_model(base, spec.method, tokenizer_path)
+    parameters, trainable = count_parameters(model)
+    memory = _memory(model, rows, layout, precision, spec, steps, processes)
+    plan = PlanStatus(
+        parameters=parameters,
+        trainable_parameters=trainable,
+        trainable_percent=figure(100 * trainable / parameters),
+        memory_bytes_per_gpu=_total(memory),
+        memory=memory,
+        gpus=gpus,
+        micro_batch_size=steps.micro_batch,
+    )
+    return plan.model_copy(update={"warnings": _warnings(spec, plan)})
+
+
+def _warnings(spec: FineTuneJobSpec, plan: PlanStatus) -> tuple[str, ...]:
+    asked = spec.compute.resources.memory if spec.compute.resources else None
+    needed = (plan.memory_bytes_per_gpu or 0) + RUNTIME_BYTES
+    if plan.gpus or asked is None or needed <= amount(asked):
+        return ()
+    return (
+        f"training needs about {_gib(needed)} of memory and spec.compute.resources.memory is {asked}: raise it, or "
+        "lower spec.training.microBatchSize or spec.data.maxLength.",
+    )
+
+
+def with_gpu_memory(plan: PlanStatus, deepspeed: DeepspeedSpec | None, gpu_bytes: int) -> PlanStatus:
+    """Return ``plan`` with a warning where a worker's share does not fit a GPU of ``gpu_bytes``.
+
+    The warning names how many such GPUs would do with DeepSpeed's stage 3, which spreads all but what rows need.
+    """
+    memory, room = plan.memory, int(USABLE * gpu_bytes)
+    if memory is None or (plan.memory_bytes_per_gpu or 0) <= room:
+        return plan
+    of_rows = memory.activations + memory.logits
+    have = max(1, plan.gpus or 1)
+    if of_rows >= room:
+        remedy = "lower spec.training.microBatchSize or spec.data.maxLength, or set gradientCheckpointing: always"
+    else:
+        now = _shared(deepspeed, have)
+        spread = memory.weights * now.weights + memory.gradients * now.gradients + memory.optimiser * now.optimiser
+        remedy = f"{math.ceil(spread / (room - of_rows))} such GPUs do with spec.compute.deepspeed.stage: 3"
+    said = f"{_gib(plan.memory_bytes_per_gpu or 0)} do not fit a GPU of {_gib(gpu_bytes)}: {remedy}."
+    return plan.model_copy(update={"warnings": (*plan.warnings, said)})
+
+
+def _gib(size: int) -> str:
+    return f"{size / 1024**3:.1f} GiB"
+
+
+def plan_from_config(job: FineTuneJob, cache: Path) -> PlanStatus:
+    """Return the plan of the resolved ``job`` for rows as long as it allows, all of their tokens learnt.
+
+    Only the model's small files are read, into ``cache`` where they are not on this machine.
+
+    Raises:
+        FineTuneError: the model is not there or is not one that can be tuned, or the spec does not fit it.
+    """
+    spec = job.spec
+    folder = fetch_small_files(spec.model, cache, Storage(spec.output, Mounts.from_environment(os.environ)))
+    config = read_config_in(folder)
+    length = row_length(spec, position_limit(config))
+    gpus = expected_gpus(spec, is_local=spec.output.uri.startswith("file://"))
+    precision = expected_precision(spec, on_gpu=gpus > 0)
+    workload = whole_rows(length.tokens, spec.training.global_batch_size)
+    return plan_run(spec, config, workload, precision, tokenizer_path=str(folder), gpus=gpus)
+
+
+def expected_gpus(spec: FineTuneJobSpec, is_local: bool) -> int:
+    """Return the GPUs over all workers: one for each in a cluster where the spec says nothing, this machine's else."""
+    each = spec.compute.gpus_per_worker
+    if each is None:
+        each = int(torch.cuda.is_available()) if is_local else 1
+    return spec.compute.workers * each
+
+
+def expected_precision(spec: FineTuneJobSpec, on_gpu: bool) -> PrecisionChoice:
+    """Return what training will choose: for a CPU by this machine's; for a GPU bfloat16, which all in use do fast."""
+    method, training, dtype = spec.method.type, spec.training.precision, spec.model.dtype
+    if not on_gpu or training is not Precision.AUTO or dtype is not DType.AUTO:
+        return choose_precision(method, training, dtype)
+    return decide_precision(method, Precision.BF16, dtype)
+
+
+# --- memory
+
+
+def _memory(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    layout: Layout,
+    precision: PrecisionChoice,
+    spec: FineTuneJobSpec,
+    steps: Steps,
+    processes: int,
+) -> MemoryStatus:
+    if spec.training.gradient_checkpointing is GradientCheckpointing.ALWAYS:
+        _root(model).activation_checkpointing_enable({"use_reentrant": False})
+    weights = {id(parameter): parameter.numel() * parameter.element_size() for parameter in model.parameters()}
+    _, trainable = count_parameters(model)
+    # Several workers exchange gradients in buckets that are always there, as those of an earlier pass are.
+    times = 2 if processes > 1 or steps.accumulation > 1 else 1
+    passes = _measure(model.train(), rows, layout, precision, times)
+    shared = _shared(spec.compute.deepspeed, processes)
+    return MemoryStatus(
+        weights=sum(weights.values()) // shared.weights,
+        gradients=passes.gradients // shared.gradients,
+        optimiser=0 if shared.is_offloaded else ADAMW_BYTES * trainable // shared.optimiser,
+        activations=passes.activations,
+        logits=passes.logits,
+    )
+
+
+def _total(memory: MemoryStatus) -> int:
+    return sum(memory.model_dump().values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """Over how many workers DeepSpeed spreads what every one of them would hold (arXiv:1910.02054, section 5)."""
+
+    optimiser: int
+    gradients: int
+    weights: int
+    is_offloaded: bool
+
+
+def _shared(deepspeed: DeepspeedSpec | None, processes: int) -> _Shared:
+    stage = deepspeed.stage if deepspeed else 0
+    optimiser, gradients, weights = (processes if stage >= least else 1 for least in (1, 2, 3))
+    return _Shared(optimiser, gradients, weights, deepspeed is not None and deepspeed.offload is not Offload.NONE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """Bytes that are alive when most are, besides the weights."""
+
+    gradients: int
+    activations: int
+    logits: int
+
+
+def _measure(
+    model: nn.Module, rows: Sequence[Encoded], layout: Layout, precision: PrecisionChoice, times: int
+) -> _Passes:
+    """Run ``times`` micro-batches forward and backward without computing anything."""
+    inputs = build_batch(rows, layout)
+    # PEFT keeps the numbers of virtual tokens in a plain attribute, as real ones.
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        _give_form(model)
+        batch: Batch = {name: fake.from_tensor(value) for name, value in inputs.items()}
+        with _Footprint() as footprint:
+            for _ in range(times):
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision.autocast):
+                    logits = forward(model, batch)
+                before_loss = footprint.live - logits.untyped_storage().nbytes()
+                loss = _loss(logits, batch["labels"])
+                del logits
+                loss.backward()  # type: ignore[no-untyped-call]
+                del loss
+    gradients = footprint.bytes_at_peak(
+        parameter.grad for parameter in model.parameters() if parameter.grad is not None
+    )
+    rest = footprint.peak - gradients
+    earlier = gradients if times > 1 else 0
+    of_logits = max(0, min(rest, rest - (before_loss - earlier)))
+    return _Passes(gradients, rest - of_logits, of_logits)
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return `token_losses` summed; that one looks at values to leave padding out, and here there are none."""
+    chosen = logits.flatten(0, 1).clone()
+    return functional.cross_entropy(chosen.float(), labels[:, 1:].flatten(), reduction="none").sum()
+
+
+def _give_form(model: nn.Module) -> None:
+    """Replace what lies on the meta device, where a forward pass cannot begin, by tensors of the same form."""
+    known: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in known:
+                formed = torch.empty(parameter.shape, dtype=parameter.dtype)
+                known[id(parameter)] = nn.Parameter(formed, parameter.requires_grad)
+            module.register_parameter(name, known[id(parameter)])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+
+
+def _root(model: nn.Module) -> PreTrainedModel:
+    root = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(root, PreTrainedModel)
+    return root
+
+
+class _Footprint(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows how many bytes are alive of what operations make under it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = 0
+        self.peak = 0
+        self._made: dict[int, int] = {}
+        """Number of the operation that made a storage which is alive."""
+        self._operation = 0
+        self._peak_operation = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._operation += 1
+        taken = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in taken:
+                self._note(leaf)
+        if self.live > self.peak:
+            self.peak, self._peak_operation = self.live, self._operation
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._made:
+            return
+        self._made[key] = self._operation
+        self.live += size
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        if self._made.pop(key, None) is not None:
+            self.live -= size
+
+    def bytes_at_peak(self, tensors: Iterable[Tensor]) -> int:
+        """Return the bytes of those of ``tensors`` that were there when most was."""
+        storages = [tensor.untyped_storage() for tensor in tensors]
+        return sum(one.nbytes() for one in storages if self._made.get(one._cdata, math.inf) <= self._peak_operation)

@@ -1,0 +1,172 @@
+"""One of several processes that train: brings what it needs to its node, trains, stores what its node wrote.
+
+A node may be the machine of the program that asked for workers, whose disk they then share, or a pod with an empty one.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from finetune_api.job import FineTuneJob
+from finetune_api.report import Progress, Stage, TrainingReport
+from finetune_trainer.checkpoint import folder_of
+from finetune_trainer.checkpoint_upload import CheckpointUpload
+from finetune_trainer.desk import DeskSink, Stored
+from finetune_trainer.durable import disk_errors
+from finetune_trainer.errors import DataError, FineTuneError, Preempted
+from finetune_trainer.example import Encoded
+from finetune_trainer.location import Mounts
+from finetune_trainer.mixture import Mixture
+from finetune_trainer.model import ModelFiles, fetch_model
+from finetune_trainer.process_group import ProcessGroup
+from finetune_trainer.progress import Reporter, Sink
+from finetune_trainer.shared_state import SharedState
+from finetune_trainer.storage import Storage
+from finetune_trainer.train import TrainingInput, train_here
+from finetune_trainer.trust import add_private_authorities
+from finetune_trainer.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Everything that all workers are given alike; it travels to their nodes."""
+
+    job: FineTuneJob
+    revision: str
+    """Of the base model, as the check saw it."""
+    train: Sequence[Encoded]
+    mixture: Mixture
+    validation: Mapping[str, Sequence[Encoded]]
+    workspace: Workspace
+    mounts: Mounts
+    prefix: str | None
+    """The job's folder in the output store, when every node has a disk of its own; absent on a laptop."""
+    threads: int | None
+    """For one worker; absent: as its environment says."""
+
+
+def work(parcel: dict[str, Any]) -> None:
+    """Do one worker's part; Ray runs this in a process of its own on every place that it has found.
+
+    Raises:
+        FineTuneError: told to the desk before, for Ray wraps what is raised here and ends the other workers.
+    """
+    desk = parcel["desk"]
+    try:
+        report = take_part(ray.get(parcel["assignment"]), desk)
+    except Preempted as stopped:
+        # All stop at the same step, and each has stored its part: nobody must be ended.
+        ray.get(desk.end.remote(stopped))
+    except FineTuneError as error:
+        ray.get(desk.end.remote(error))
+        raise
+    else:
+        if report is not None:
+            ray.get(desk.end.remote(report))
+
+
+def take_part(assignment: Assignment, desk: Any) -> TrainingReport | None:
+    """Return how training went, from the first worker."""
+    add_private_authorities()
+    if assignment.threads is not None:
+        torch.set_num_threads(assignment.threads)
+    group = ProcessGroup.joined()
+    shared = _state_of_node(assignment, group)
+    workspace = assignment.workspace if shared is None else shared.workspace
+    files = group.from_first_of_node(_fetch_base(assignment, workspace) if group.is_first_of_node else None)
+    assert files is not None, "the first of the node fetches"
+    if shared is not None:
+        _fetch_checkpoint(shared, group)
+    sink: Sink = DeskSink(desk) if group.is_first else _Silence()
+    given = TrainingInput(
+        assignment.job,
+        files,
+        assignment.train,
+        assignment.mixture,
+        assignment.validation,
+        workspace,
+        sink,
+        _AgreedStop(group, desk),
+        group=group,
+    )
+    report = _train(given, shared, desk)
+    if not group.is_first:
+        return None
+    if shared is not None:
+        Reporter(sink, Stage.TRAIN).say("storing the tuned weights")
+        shared.push_tuned()
+    return report
+
+
+def _state_of_node(assignment: Assignment, group: ProcessGroup) -> SharedState | None:
+    """Return the run's state in the store, with a workspace that the processes of this node share and no others."""
+    if assignment.prefix is None:
+        return None
+    # Several nodes may be on one machine.
+    workspace = Workspace(assignment.workspace.root / f"node-{group.node}", assignment.workspace.cache)
+    with disk_errors("create", workspace.root):
+        workspace.root.mkdir(parents=True, exist_ok=True)
+    store = Storage(assignment.job.spec.output, assignment.mounts).open_output()
+    return SharedState(store, assignment.prefix, workspace)
+
+
+def _fetch_base(assignment: Assignment, workspace: Workspace) -> ModelFiles:
+    model = assignment.job.spec.model
+    if model.source.startswith("hf://"):
+        model = model.model_copy(update={"revision": assignment.revision})
+    files = fetch_model(model, workspace.models, storage=Storage(assignment.job.spec.output, assignment.mounts))
+    if files.revision != assignment.revision:
+        raise DataError(
+            f"spec.model.source: the files of {model.source} changed while the job began: {files.revision[:12]}, not "
+            f"{assignment.revision[:12]}. Put them back, or apply the job under another name."
+        )
+    return files
+
+
+def _fetch_checkpoint(shared: SharedState, group: ProcessGroup) -> None:
+    """Bring the newest checkpoint that every node can read to all of them."""
+    for step in group.from_first(shared.complete_steps()):
+        failed = group.is_first_of_node and not shared.pull_checkpoint_of(step)
+        if not group.any(failed):
+            return
+        if group.is_first_of_node:
+            shutil.rmtree(folder_of(shared.workspace.checkpoints, step), ignore_errors=True)
+
+
+def _train(given: TrainingInput, shared: SharedState | None, desk: Any) -> TrainingReport:
+    group = given.group
+    if shared is None or not group.is_first_of_node:
+        return train_here(given)
+
+    def push(folder: Path, step: int) -> None:
+        shared.push_part(folder, step, group.node)
+        # Waited for: who ends behind this must have said it.
+        ray.get(desk.leave.remote(Stored(step, group.node, group.nodes)))
+
+    with CheckpointUpload(given.workspace.uploads, push) as upload:
+        return train_here(dataclasses.replace(given, on_checkpoint=upload.submit))
+
+
+class _AgreedStop:
+    """A stop request that all workers see behind the same step."""
+
+    def __init__(self, group: ProcessGroup, desk: Any) -> None:
+        self._group = group
+        self._desk = desk
+
+    def is_set(self) -> bool:
+        asked = self._group.is_first and ray.get(self._desk.is_stop_asked.remote())
+        return self._group.any(asked)
+
+
+class _Silence:
+    """One worker speaks for all."""
+
+    def report(self, progress: Progress) -> None:
+        """Say nothing."""
