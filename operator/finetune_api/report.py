@@ -202,6 +202,24 @@ class TrainingReport(ApiModel):
     """Step whose weights were kept, where ``spec.training.earlyStopping`` watched; absent: the last one's."""
 
 
+class NearToken(ApiModel):
+    """A token of the vocabulary, and how far its embedding is."""
+
+    id: int
+    token: str
+    """Its text."""
+    distance: float
+
+
+class VirtualToken(ApiModel):
+    """What one vector of a soft prompt is near to, nearest first: a hint at what it says, not a translation."""
+
+    cosine: tuple[NearToken, ...]
+    """By direction: 1 - cosine similarity, 0 to 2."""
+    l2: tuple[NearToken, ...]
+    """By Euclidean distance."""
+
+
 class FewShotComparison(ApiModel):
     """One metric of the base model with examples in its prompt, and what the tuned model without any has over it."""
 
@@ -372,6 +390,8 @@ class Report(ApiModel):
     """Commit of a hub model, or sha256 over the files of a local one."""
     data: DataReport
     training: TrainingReport
+    soft_prompt: tuple[VirtualToken, ...] = ()
+    """The virtual tokens of prompt tuning, in their order."""
     evaluation: EvaluationReport | None = None
     artifacts: tuple[Artifact, ...] = ()
     published: bool = False

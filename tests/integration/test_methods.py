@@ -300,6 +300,22 @@ def test_training_ends_when_validation_gets_no_better_and_the_best_weights_are_p
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 
 
+def test_a_soft_prompt_that_has_learnt_nothing_is_near_the_words_it_began_with(tiny_model_dir: Path, tmp_path: Path):
+    method = {"type": "promptTuning", "promptTuning": {"virtualTokens": 4, "init": "text", "initText": "positive soup"}}
+    settings = {"maxSteps": 1, "globalBatchSize": 8, "learningRate": 1e-9}
+    job = tiny_job(tiny_model_dir, tmp_path, method=method, training=settings)
+    report = stages.run(job, tmp_path / "workspace", Silence())
+    # Words that are too few are said again.
+    words = (make_tokenizer(None)("positive soup")["input_ids"] * 4)[:4]
+    for virtual, word in zip(report.soft_prompt, words, strict=True):
+        for nearest in (virtual.cosine[0], virtual.l2[0]):
+            assert nearest.id == word
+            assert nearest.distance == pytest.approx(0, abs=1e-5)
+    published = tmp_path / "output" / stages.output_prefix(job) / "report"
+    assert "What the soft prompt is near to" in (published / "report.html").read_text()
+    assert Report.model_validate_json((published / "report.json").read_text()).soft_prompt == report.soft_prompt
+
+
 REFUSED = {
     "bias terms of a model without any": (
         {"type": "selective"},

@@ -709,6 +709,25 @@ BAD_SPECS = [
         PASSES,
     ),
     BadSpec(
+        "the best weights are whole",
+        {"spec.training.earlyStopping": {"patience": 2}, "spec.compute": {"workers": 2, "deepspeed": {"stage": 3}}},
+        "spec.training.earlyStopping",
+        "validation_loss",
+        ("deepspeed stage 3 spreads", "stage to 2"),
+        PASSES,
+    ),
+    BadSpec(
+        "a pull knows whole weights",
+        {
+            "spec.method": {"type": "full", "regularization": {"type": "l2sp"}},
+            "spec.compute": {"workers": 2, "deepspeed": {"stage": 3}},
+        },
+        "spec.method.regularization.type",
+        "l2sp",
+        ("deepspeed stage 3 spreads", "stage to 2"),
+        PASSES,
+    ),
+    BadSpec(
         "IA3 has one worker",
         {"spec.method.type": "ia3", "spec.compute.workers": 4},
         "spec.compute.workers",

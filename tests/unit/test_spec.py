@@ -117,7 +117,7 @@ EVERYTHING = {
         "gpusPerWorker": 4,
         "gpuResource": "nvidia.com/gpu",
         "resources": {"cpu": "4", "memory": "32Gi", "ephemeralStorage": "1Ti"},
-        "deepspeed": {"stage": 3, "offload": "cpu"},
+        "deepspeed": {"stage": 2, "offload": "cpu"},
         "sharedMemory": "8Gi",
         "cacheVolume": {"claimName": "model-cache"},
         "pod": {

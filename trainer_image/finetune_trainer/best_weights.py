@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from finetune_api.spec import Schedule, TrainingSpec
 from finetune_trainer.checkpoint import folder_of
+from finetune_trainer.process_group import ProcessGroup
 
 BEST = "best.safetensors"
 """Name of the file in a checkpoint."""
@@ -54,9 +55,10 @@ def schedule_note(training: TrainingSpec) -> str:
 class BestWeights(TrainerCallback):
     """Watches the validation losses in the trainer's history; to be called behind whoever writes them there."""
 
-    def __init__(self, model: nn.Module, patience: int) -> None:
+    def __init__(self, model: nn.Module, patience: int, group: ProcessGroup) -> None:
         self._trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
         self._patience = patience
+        self._group = group
         self._kept: dict[str, Tensor] = {}
         self.step: int | None = None
         """Whose weights are kept."""
@@ -78,12 +80,13 @@ class BestWeights(TrainerCallback):
         if standing.best_step == state.global_step:
             self.step = state.global_step
             self._kept = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self._trained.items()}
-        if standing.without_gain >= self._patience:
+        # Their losses may differ in the last bit; one that goes on alone would wait for the others for ever.
+        if self._group.any(standing.without_gain >= self._patience):
             self.has_ended = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Put the best weights into the checkpoint, before it is sealed."""
-        if self._kept:
+        if self._kept and self._group.is_first_of_node:
             save_file(self._kept, folder_of(Path(str(args.output_dir)), state.global_step) / BEST)
 
     @torch.no_grad()

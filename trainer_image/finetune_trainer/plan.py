@@ -31,7 +31,7 @@ from finetune_trainer.example import Encoded
 from finetune_trainer.fit import row_length
 from finetune_trainer.layout import Batch, Layout, build_batch, forward
 from finetune_trainer.location import Mounts
-from finetune_trainer.methods import count_parameters, prepare_model
+from finetune_trainer.methods import count_parameters, prepare_model, why_padded
 from finetune_trainer.model import fetch_small_files, position_limit, read_config_in
 from finetune_trainer.precision import PrecisionChoice, choose_precision, decide_precision
 from finetune_trainer.settings_map import Steps, plan_steps
@@ -85,7 +85,7 @@ def plan_run(
     rows = workload.longest[: steps.micro_batch]
     with torch.device("meta"):
         base = AutoModelForCausalLM.from_config(config, dtype=precision.weights)
-        layout = Layout.PACKED if spec.data.packing and attention.is_taken_by(base) else Layout.PADDED
+        layout = Layout.PACKED if not why_padded(spec) and attention.is_taken_by(base) else Layout.PADDED
         if layout is Layout.PACKED:
             base.set_attn_implementation(attention.register())
     model = prepare_model(base, spec.method, tokenizer_path)

@@ -31,8 +31,9 @@ from finetune_api.report import (
     SplitRows,
     Stage,
     TrainingReport,
+    VirtualToken,
 )
-from finetune_api.spec import LossOn, Preflight
+from finetune_api.spec import LossOn, MethodType, Preflight
 from finetune_api.spec.compute import is_distributed, processes
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
@@ -55,6 +56,7 @@ from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
+from finetune_trainer.methods import SoftPromptModel
 from finetune_trainer.mixture import Mixture, TaskRows, plan_mixture
 from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer, read_config
 from finetune_trainer.pair import ModelPair, open_pair
@@ -65,6 +67,7 @@ from finetune_trainer.renderer import Renderer, encode_all
 from finetune_trainer.report_page import render_page
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.shared_state import SharedState
+from finetune_trainer.soft_prompt import describe_soft_prompt
 from finetune_trainer.split import Split
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
 from finetune_trainer.storage import Storage
@@ -491,7 +494,16 @@ def evaluate_stage(run: Run) -> Report:
             shared.push_predictions()
         run.remember("evaluation", evaluation)
     report = _assemble(job, files, workspace, evaluation)
+    report = report.model_copy(update={"soft_prompt": _soft_prompt(job, pair, tokenizer)})
     return _publish(run, report, pair, tokenizer, renderer, find_licence(files))
+
+
+def _soft_prompt(job: FineTuneJob, pair: ModelPair, tokenizer: PreTrainedTokenizerBase) -> tuple[VirtualToken, ...]:
+    if job.spec.method.type is not MethodType.PROMPT_TUNING:
+        return ()
+    with pair.tuned() as model:
+        assert isinstance(model, SoftPromptModel)
+        return describe_soft_prompt(model, tokenizer)
 
 
 def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluation: EvaluationReport) -> Report:

@@ -174,7 +174,7 @@ def train_here(given: TrainingInput) -> TrainingReport:
         if twice:
             reporter.say("activations are computed twice, which needs less memory")
         stopping = spec.training.early_stopping
-        best = BestWeights(model, stopping.patience) if stopping is not None else None
+        best = BestWeights(model, stopping.patience, group) if stopping is not None else None
         trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice, best)
     resume = newest_complete(given.workspace.checkpoints)
     reporter.say(f"resuming at step {step_of(resume)}" if resume else "training")

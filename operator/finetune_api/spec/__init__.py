@@ -183,6 +183,27 @@ def _prefixes_keep_activations(method: MethodSpec, training: TrainingSpec) -> It
         )
 
 
+def _spread_weights_are_left_alone(
+    method: MethodSpec, training: TrainingSpec, compute: ComputeSpec
+) -> Iterator[Problem]:
+    if compute.deepspeed is None or compute.deepspeed.stage < 3:
+        return
+    remedy = "Leave it out, or lower spec.compute.deepspeed.stage to 2."
+    if training.early_stopping is not None:
+        asked = training.early_stopping.model_dump(mode="json", by_alias=True)
+        yield Problem(
+            ("training", "earlyStopping"), asked, "keeps whole weights, which deepspeed stage 3 spreads", remedy
+        )
+    pull = method.regularization
+    if pull is not None and pull.type is not RegularizationType.NONE:
+        yield Problem(
+            ("method", "regularization", "type"),
+            pull.type.value,
+            "compares whole weights, which deepspeed stage 3 spreads",
+            remedy,
+        )
+
+
 def _products_are_no_finer_than_weights(model: ModelSpec, training: TrainingSpec) -> Iterator[Problem]:
     if model.dtype is DType.BFLOAT16 and training.precision is Precision.FP32:
         yield Problem(
@@ -293,6 +314,7 @@ class FineTuneJobSpec(Block):
         _quantization_needs_a_gpu,
         _batch_is_shared_evenly,
         _prefixes_keep_activations,
+        _spread_weights_are_left_alone,
         _products_are_no_finer_than_weights,
         _only_low_rank_merges,
         _only_low_rank_scales,

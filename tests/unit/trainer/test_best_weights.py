@@ -10,6 +10,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.spec import TrainingSpec
 from finetune_trainer.best_weights import BestWeights, Standing, find_standing, schedule_note
+from finetune_trainer.process_group import ProcessGroup
 
 
 def history(*losses: float) -> list[dict[str, float]]:
@@ -37,7 +38,7 @@ def test_the_best_step_has_the_lowest_loss_and_is_the_first_of_equals(losses: An
 
 def test_the_best_weights_come_back_and_training_ends_in_time(tmp_path: Path):
     model = nn.Linear(1, 1, bias=False)
-    best = BestWeights(model, patience=2)
+    best = BestWeights(model, 2, ProcessGroup())
     state, control, args = TrainerState(), TrainerControl(), TrainingArguments(output_dir=str(tmp_path))
     for step, loss in enumerate((3.0, 1.0, 2.0, 1.5), 1):
         assert not control.should_training_stop
@@ -51,7 +52,7 @@ def test_the_best_weights_come_back_and_training_ends_in_time(tmp_path: Path):
     best.on_save(args, state, control)
 
     again = nn.Linear(1, 1, bias=False)
-    resumed = BestWeights(again, patience=2)
+    resumed = BestWeights(again, 2, ProcessGroup())
     resumed.on_train_begin(args, state, control)
     resumed.restore()
     assert (again.weight.item(), resumed.step) == (2.0, 2)

@@ -15,6 +15,7 @@ from finetune_api.report import (
     ForgettingReport,
     LossPoint,
     MetricComparison,
+    NearToken,
     PromptChoice,
     Report,
     Retention,
@@ -23,6 +24,7 @@ from finetune_api.report import (
     SplitRows,
     TaskShare,
     TrainingReport,
+    VirtualToken,
 )
 from finetune_trainer.loss_chart import lay_out_loss
 from finetune_trainer.report_page import ABSENT, mark_differences, render_page, visible
@@ -377,3 +379,11 @@ def test_a_long_curve_is_thinned():
     chart = lay_out_loss([LossPoint(step=step, loss=1 / (step + 1)) for step in range(100_000)])
     assert chart is not None
     assert len(chart.training.split()) <= 400
+
+
+def test_a_soft_prompts_nearest_tokens_are_shown_and_escaped():
+    near = NearToken(id=1, token=HOSTILE, distance=0.25)
+    page = render_page(make_report(soft_prompt=(VirtualToken(cosine=(near,), l2=(near,)),)))
+    assert "0.250" in page
+    assert "<img" not in page
+    assert "near to" not in render_page(make_report())
