@@ -12,6 +12,7 @@ from peft import PeftConfig, PeftModel, PeftType
 from transformers import PreTrainedModel
 
 from finetune_api.job import FineTuneJob
+from finetune_api.report import ArtifactKind
 from finetune_api.spec import MethodType
 from finetune_trainer.layout import Layout, load_for_rows
 from finetune_trainer.methods import SoftPromptModel
@@ -40,6 +41,17 @@ def open_pair(job: FineTuneJob, files: ModelFiles, tuned: Path) -> ModelPair:
         return _TwoLoads(files, ModelFiles(tuned, files.revision), dtype, spec.data.packing)
     base, choice = load_for_rows(files, dtype, spec.data.packing)
     return _OneLoad(load_adapter(base, tuned), choice.layout)
+
+
+def load_published(job: FineTuneJob, files: ModelFiles, folder: Path, kind: ArtifactKind) -> PreTrainedModel:
+    """Load a published folder as the tuned model of `open_pair` was loaded, nothing shared with it."""
+    spec = job.spec
+    dtype = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype).weights
+    if kind is not ArtifactKind.ADAPTER:
+        model, _ = load_for_rows(ModelFiles(folder, files.revision), dtype, spec.data.packing)
+        return model
+    base, _ = load_for_rows(files, dtype, spec.data.packing)
+    return cast(PreTrainedModel, load_adapter(base, folder))
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

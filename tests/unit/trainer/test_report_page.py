@@ -1,5 +1,6 @@
 """The report page: what it says, that it loads nothing and that no text can break out of it."""
 
+import html
 import math
 import re
 from html.parser import HTMLParser
@@ -358,3 +359,10 @@ def test_a_long_curve_is_thinned():
     chart = lay_out_loss([LossPoint(step=step, loss=1 / (step + 1)) for step in range(100_000)])
     assert chart is not None
     assert len(chart.training.split()) <= 400
+
+
+def test_chance_and_rows_needed_are_shown_beside_the_interval():
+    found = make_accuracy(p_value=0.0004, adjusted_p_value=0.0213, rows_needed=1200)
+    page = render_page(make_report(evaluation=EvaluationReport(metrics=(found,))))
+    assert "p < 0.001 · corrected 0.021 · 1,200 rows needed" in html.unescape(page)
+    assert "rows needed" not in render_page(make_report(evaluation=EvaluationReport(metrics=(make_accuracy(),))))
