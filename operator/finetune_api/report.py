@@ -246,7 +246,14 @@ class MetricComparison(ApiModel):
     low: float | None = None
     """Lower bound of the 95 % confidence interval of ``delta`` (paired bootstrap over rows)."""
     high: float | None = None
+    p_value: float | None = None
+    """Two-sided, of no difference, from the same draws; absent where there is no difference to speak of."""
+    adjusted_p_value: float | None = None
+    """``p_value`` after Holm's correction over all of ``metrics``: of many figures, some look better by luck."""
     rows: int
+    rows_needed: int | None = None
+    """Test rows that would show, nine times in ten, that a true difference as large as ``delta`` is none of chance
+    (the interval excludes zero); absent where ``delta`` is zero or unknown."""
     higher_is_better: bool = True
     note: str = ""
     few_shot: FewShotComparison | None = None
@@ -344,6 +351,16 @@ class ForgettingReport(ApiModel):
     """Accuracy on each general task, and bits per byte of general prose."""
 
 
+class ProbeReport(ApiModel):
+    """How base and tuned model answer the same few test rows: proof that the tuned one is not the base."""
+
+    rows: int
+    effect: float
+    """Largest difference between a tuned model's logit and the base's; a job without any fails."""
+    largest: float
+    """Largest logit of the tuned model, for scale."""
+
+
 class EvaluationReport(ApiModel):
     """The untouched test split, scored."""
 
@@ -351,6 +368,8 @@ class EvaluationReport(ApiModel):
     gates: tuple[GateResult, ...] = ()
     """One for each of ``spec.evaluation.gates``, in their order; then ``forgetting``, where it was measured."""
     forgetting: ForgettingReport | None = None
+    probe: ProbeReport | None = None
+    """Absent in reports of versions that did not probe."""
     few_shot: int | None = None
     """Training rows that the base was shown for ``metrics[].few_shot``; of the tasks the largest number."""
     harness: tuple[HarnessAccuracy, ...] = ()
@@ -378,6 +397,16 @@ class Artifact(ApiModel):
     bytes: int
 
 
+class ParityReport(ApiModel):
+    """Proof that one artifact, loaded afresh before it was published, is the model that was evaluated."""
+
+    kind: ArtifactKind
+    difference: float
+    """Largest difference between a logit of the evaluated model and the artifact's, for the same test rows."""
+    allowed: float
+    """What rounding explains; a job whose artifact is farther off fails, and publishes nothing."""
+
+
 class Report(ApiModel):
     """The whole outcome of a job; written as report.json beside report.html."""
 
@@ -394,6 +423,8 @@ class Report(ApiModel):
     """The virtual tokens of prompt tuning, in their order."""
     evaluation: EvaluationReport | None = None
     artifacts: tuple[Artifact, ...] = ()
+    parity: tuple[ParityReport, ...] = ()
+    """One for each published model."""
     published: bool = False
     why_not_published: str = ""
     """Why the model was kept back, in a sentence."""

@@ -1,11 +1,12 @@
 """Put one figure of the base beside the same figure of the tuned model, with how sure the difference is. Pure."""
 
+import math
 from collections.abc import Sequence
 
 from finetune_api.report import FewShotComparison, MetricComparison
 from finetune_trainer.figure import Figure
 from finetune_trainer.gate import Measurement
-from finetune_trainer.statistics import paired_difference
+from finetune_trainer.statistics import FEW_ROWS, Difference, adjusted_p_values, paired_difference, rows_needed
 
 
 def measure(base: Figure, tuned: Figure, seed: int, groups: Sequence[object] | None = None) -> Measurement:
@@ -22,6 +23,7 @@ def measure(base: Figure, tuned: Figure, seed: int, groups: Sequence[object] | N
 def describe(task: str, metric: str, found: Measurement, note: str = "") -> MetricComparison:
     """Return ``found`` as the report has it."""
     interval = found.difference.interval()
+    p_value = found.difference.p_value
     return MetricComparison(
         task=task,
         metric=metric,
@@ -30,10 +32,29 @@ def describe(task: str, metric: str, found: Measurement, note: str = "") -> Metr
         delta=found.difference.measured,
         low=interval.low,
         high=interval.high,
+        p_value=None if math.isnan(p_value) else p_value,
         rows=found.rows,
+        rows_needed=_rows_needed(found),
         higher_is_better=found.higher_is_better,
         note=note,
     )
+
+
+def adjust_for_many(comparisons: Sequence[MetricComparison]) -> tuple[MetricComparison, ...]:
+    """Return the comparisons with their p-values corrected for how many there are."""
+    known = [index for index, one in enumerate(comparisons) if one.p_value is not None]
+    adjusted = dict(zip(known, adjusted_p_values([comparisons[index].p_value or 0.0 for index in known]), strict=True))
+    return tuple(
+        one.model_copy(update={"adjusted_p_value": adjusted.get(index)}) for index, one in enumerate(comparisons)
+    )
+
+
+def _rows_needed(found: Measurement) -> int | None:
+    """Return how many rows would let a 95 % interval exclude zero, were the measured difference the true one."""
+    sign = 1 if found.difference.measured > 0 else -1
+    away_from_zero = Difference(sign * found.difference.measured, sign * found.difference.drawn)
+    needed = rows_needed(away_from_zero, found.rows, margin=0.0, confidence=0.975)
+    return None if needed is None else max(needed, FEW_ROWS)
 
 
 def few_shot_comparison(found: Measurement) -> FewShotComparison:

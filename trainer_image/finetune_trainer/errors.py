@@ -50,6 +50,10 @@ class WorkerLostError(FineTuneError):
     exit_code = ExitCode.WORKER_LOST
 
 
+class ParityError(FineTuneError):
+    """What would be published is not the model that was evaluated: a defect here, or of a disk; worth trying again."""
+
+
 class Preempted(FineTuneError):  # noqa: N818 - not a fault: the checkpoint is written, the next run resumes
     """Training was asked to stop, saved a checkpoint and stopped."""
 

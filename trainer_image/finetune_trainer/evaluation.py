@@ -30,7 +30,7 @@ from finetune_api.report import (
     SideBySide,
     Stage,
 )
-from finetune_trainer.comparison import describe, few_shot_comparison, measure
+from finetune_trainer.comparison import adjust_for_many, describe, few_shot_comparison, measure
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError, TrainingDivergedError
 from finetune_trainer.example import Encoded, Example
@@ -63,6 +63,7 @@ from finetune_trainer.labels import (
 from finetune_trainer.memory import memory_errors
 from finetune_trainer.metrics import ROUGE_NAMES, exact_match, perplexity, rouge, rouge_reads
 from finetune_trainer.model import position_limit
+from finetune_trainer.parity import choose_probes, compare_probes, encode_probes, probe_logits
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.split import Split
 from finetune_trainer.statistics import FEW_ROWS
@@ -179,8 +180,12 @@ def evaluate(
         lent.eval()
         return _Examiner(lent, name, scorer_factory(lent), tokenizer, renderer, dataset, max_new_tokens, meter, shows)
 
+    probes = encode_probes(
+        tokenizer, choose_probes((row.prompt, row.completion) for paper in papers for row in paper.test)
+    )
     few_shot: dict[str, _Asked] = {}
     with model.base() as base:
+        base_logits = probe_logits(base, probes)
         own = examiner(base, "base", renderer)
         raw = examiner(base, "base", Renderer(tokenizer, "raw", None, renderer.max_length))
         zero_shot = {paper.task: _ask_base(own, raw, paper) for paper in papers}
@@ -191,6 +196,7 @@ def evaluate(
             few_shot = {paper.task: _ask_base(own_shown, raw_shown, paper) for paper in papers}
         base_abilities = suite and raw.answer_suite(suite)
     with model.tuned() as tuned:
+        probe = compare_probes(base_logits, probe_logits(tuned, probes))
         tuned_examiner = examiner(tuned, "tuned", renderer)
         tuned_answers = {paper.task: tuned_examiner.answer(paper, None) for paper in papers}
         tuned_raw = examiner(tuned, "tuned", Renderer(tokenizer, "raw", None, renderer.max_length))
@@ -225,9 +231,10 @@ def evaluate(
         forgetting = compare_abilities(suite, base_abilities, tuned_abilities, budget, seed)
         gates = (*gates, forgetting_gate(forgetting))
     report = EvaluationReport(
-        metrics=tuple(metrics),
+        metrics=adjust_for_many(metrics),
         gates=gates,
         forgetting=forgetting,
+        probe=probe,
         few_shot=max((len(paper.shown) for paper in papers), default=0) or None,
         harness=tuple(
             found

@@ -12,6 +12,7 @@ from peft import PeftConfig, PeftModel, PeftType
 from transformers import PreTrainedModel
 
 from finetune_api.job import FineTuneJob
+from finetune_api.report import ArtifactKind
 from finetune_api.spec import OWN_WEIGHTS
 from finetune_trainer.layout import Layout, load_for_rows
 from finetune_trainer.methods import SoftPromptModel, why_padded
@@ -41,6 +42,17 @@ def open_pair(job: FineTuneJob, files: ModelFiles, tuned: Path) -> ModelPair:
         return _TwoLoads(files, ModelFiles(tuned, files.revision), dtype, padded_because)
     base, choice = load_for_rows(files, dtype, padded_because)
     return _OneLoad(load_adapter(base, tuned), choice.layout)
+
+
+def load_published(job: FineTuneJob, files: ModelFiles, folder: Path, kind: ArtifactKind) -> PreTrainedModel:
+    """Load a published folder as the tuned model of `open_pair` was loaded, nothing shared with it."""
+    spec = job.spec
+    dtype = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype).weights
+    if kind is not ArtifactKind.ADAPTER:
+        model, _ = load_for_rows(ModelFiles(folder, files.revision), dtype, why_padded(spec))
+        return model
+    base, _ = load_for_rows(files, dtype, why_padded(spec))
+    return cast(PreTrainedModel, load_adapter(base, folder))
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

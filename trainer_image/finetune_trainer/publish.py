@@ -32,6 +32,7 @@ from finetune_trainer.errors import SpecError, StorageError
 from finetune_trainer.location import local_path
 from finetune_trainer.manifest import COMPLETE_NAME, MANIFEST_NAME, Manifest, verify_manifest, write_manifest
 from finetune_trainer.model_card import BaseReference, CardFacts, MergeCheck, render_card
+from finetune_trainer.parity import MERGED_FILES
 from finetune_trainer.prompt_file import RendererInfo, make_prompt_file
 from finetune_trainer.store import Store
 
@@ -41,10 +42,6 @@ PROMPT_FILE = "prompt.json"
 CARD_FILE = "README.md"
 
 _PROBE_TOKENS = 128
-_MERGE_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
-"""Largest allowed logit difference between merged and unmerged, as a share of the largest logit. Merging rounds each
-weight to the base's type once more: 2^-24 (float32), 2^-11 (float16), 2^-8 (bfloat16), summed over all layers; 0.023
-was measured on a model of 30 layers in bfloat16."""
 
 
 def export_model(
@@ -211,7 +208,7 @@ def _merged(model: PeftModel, probe: Sequence[int]) -> tuple[PreTrainedModel, Me
 
 
 def _judge_merge(check: MergeCheck, dtype: torch.dtype) -> None:
-    if not check.difference <= _MERGE_TOLERANCES[dtype] * check.largest:
+    if not check.difference <= MERGED_FILES[dtype] * check.largest:
         raise SpecError(
             f"spec.output.merge: the merged weights in {dtype} move logits by {check.difference:.3g} (the largest is "
             f"{check.largest:.3g}), more than rounding explains. Set spec.model.dtype: float32, or leave merge out: "

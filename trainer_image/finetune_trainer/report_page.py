@@ -68,6 +68,8 @@ class MetricRow:
     tuned: str
     delta: str
     interval: str
+    chance: str
+    """How likely the difference is by chance, and how many rows would tell; empty where that is not known."""
     rows: str
     note: str
     outcome: Outcome
@@ -196,6 +198,7 @@ def _metric_row(comparison: MetricComparison) -> MetricRow:
         tuned=format_value(comparison, comparison.tuned),
         delta=ABSENT if comparison.delta is None else _signed(comparison.delta),
         interval=interval,
+        chance=_chance(comparison),
         rows=f"{comparison.rows:,}",
         note=visible(comparison.note),
         outcome=outcome_of(comparison),
@@ -203,6 +206,21 @@ def _metric_row(comparison: MetricComparison) -> MetricRow:
         delta_percent=places[1],
         high_percent=places[2],
     )
+
+
+def _chance(comparison: MetricComparison) -> str:
+    parts = []
+    if comparison.p_value is not None:
+        parts.append(f"p {_p_value(comparison.p_value)}")
+    if comparison.adjusted_p_value is not None:
+        parts.append(f"corrected {_p_value(comparison.adjusted_p_value)}")
+    if comparison.rows_needed is not None:
+        parts.append(f"{comparison.rows_needed:,} rows needed")
+    return " · ".join(parts)
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _example_groups(examples: Sequence[SideBySide]) -> list[ExampleGroup]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_api import __version__
 from finetune_api.job import FineTuneJob, spec_hash
@@ -26,6 +26,7 @@ from finetune_api.report import (
     ArtifactKind,
     DataReport,
     EvaluationReport,
+    ParityReport,
     Progress,
     Report,
     SplitRows,
@@ -59,7 +60,15 @@ from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
 from finetune_trainer.methods import SoftPromptModel
 from finetune_trainer.mixture import Mixture, TaskRows, plan_mixture
 from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer, read_config
-from finetune_trainer.pair import ModelPair, open_pair
+from finetune_trainer.pair import ModelPair, load_published, open_pair
+from finetune_trainer.parity import (
+    Evaluated,
+    check_parity,
+    choose_probes,
+    encode_probes,
+    probe_logits,
+    require_effect,
+)
 from finetune_trainer.plan import Workload, expected_gpus, expected_precision, plan_run
 from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.publish import export_model, publish
@@ -474,6 +483,7 @@ def evaluate_stage(run: Run) -> Report:
     files = _fetch_model(run)
     tokenizer = load_tokenizer(files)
     pair = open_pair(job, files, workspace.tuned)
+    layout = pair.layout
     renderer = _renderer(job, files, tokenizer)
     evaluation = workspace.recall("evaluation", EvaluationReport)
     if evaluation is None:
@@ -485,7 +495,7 @@ def evaluate_stage(run: Run) -> Report:
             renderer,
             dataset,
             job,
-            lambda model: Scorer(model, pair.layout),
+            lambda model: Scorer(model, layout),
             reporter.tell,
             _load_suite(run),
         )
@@ -493,9 +503,20 @@ def evaluate_stage(run: Run) -> Report:
         if shared is not None:
             shared.push_predictions()
         run.remember("evaluation", evaluation)
+    if evaluation.probe is not None:
+        require_effect(evaluation.probe)
     report = _assemble(job, files, workspace, evaluation)
     report = report.model_copy(update={"soft_prompt": _soft_prompt(job, pair, tokenizer)})
-    return _publish(run, report, pair, tokenizer, renderer, find_licence(files))
+    why_not = why_kept_back(job.spec.output.publish_on, evaluation.gates)
+    if why_not:
+        Reporter(run.sink, Stage.PUBLISH).say(f"the model is not published: {why_not}")
+        return _publish(run, report.model_copy(update={"why_not_published": why_not}), ())
+    exports, evaluated = _export(run, report, pair, tokenizer, renderer, find_licence(files))
+    # What was evaluated makes room for what is loaded to be held against it.
+    del pair
+    gc.collect()
+    parity = tuple(_check_export(run, files, folder, evaluated) for folder in exports)
+    return _publish(run, report.model_copy(update={"parity": parity}), exports)
 
 
 def _soft_prompt(job: FineTuneJob, pair: ModelPair, tokenizer: PreTrainedTokenizerBase) -> tuple[VirtualToken, ...]:
@@ -527,36 +548,51 @@ def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluat
     )
 
 
-def _publish(
+def _export(
     run: Run,
     report: Report,
     pair: ModelPair,
     tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
     licence: str | None,
-) -> Report:
-    """Export and publish the model if job and gates let it; then the report, which names what was published."""
+) -> tuple[list[Path], Evaluated]:
+    """Write what will be published; return the folders, and what the evaluated model says to the probes."""
+    job, folder = run.job, run.workspace.export
+    reporter = Reporter(run.sink, Stage.PUBLISH)
+    folders = [folder / name for name in (("model", "merged") if job.spec.output.merge else ("model",))]
+    rows = pq.read_table(run.workspace.predictions, columns=["prompt", "reference"]).to_pylist()
+    texts = choose_probes((row["prompt"], row["reference"]) for row in rows)
+    ids = encode_probes(tokenizer, texts)
+    with pair.tuned() as model:
+        logits = probe_logits(model, ids)
+        folder.mkdir(exist_ok=True)
+        for one in folders:
+            reporter.say(f"writing {one.name}")
+            merge = one.name == "merged"
+            export_model(model, tokenizer, renderer, job, report, one, merge=merge, licence=licence)
+        probe = report.evaluation and report.evaluation.probe
+        return folders, Evaluated(texts, ids, logits, model.dtype, probe.effect if probe else None)
+
+
+def _check_export(run: Run, files: ModelFiles, folder: Path, evaluated: Evaluated) -> ParityReport:
+    Reporter(run.sink, Stage.PUBLISH).say(f"holding {folder.name}, loaded afresh, against the evaluated model")
+    kind = ArtifactKind(read_manifest(folder).about["kind"])
+    model = load_published(run.job, files, folder, kind)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return check_parity(evaluated, model, tokenizer, kind)
+
+
+def _publish(run: Run, report: Report, exports: Sequence[Path]) -> Report:
+    """Publish the exported folders, none where the model is kept back; then the report, which names them."""
     job, workspace = run.job, run.workspace
     reporter = Reporter(run.sink, Stage.PUBLISH)
     store = run.storage.open_output()
     prefix = output_prefix(job)
     artifacts: list[Artifact] = []
-    gates = report.evaluation.gates if report.evaluation is not None else ()
-    why_not = why_kept_back(job.spec.output.publish_on, gates)
-    if why_not:
-        reporter.say(f"the model is not published: {why_not}")
-    else:
-        with pair.tuned() as model:
-            for merge in (False, True) if job.spec.output.merge else (False,):
-                name = "merged" if merge else "model"
-                reporter.say(f"publishing {name} to {store.uri}/{prefix}/{name}")
-                folder = workspace.export / name
-                workspace.export.mkdir(exist_ok=True)
-                export_model(model, tokenizer, renderer, job, report, folder, merge=merge, licence=licence)
-                artifacts.append(publish(folder, store, f"{prefix}/{name}"))
-    report = report.model_copy(
-        update={"artifacts": tuple(artifacts), "published": bool(artifacts), "why_not_published": why_not}
-    )
+    for folder in exports:
+        reporter.say(f"publishing {folder.name} to {store.uri}/{prefix}/{folder.name}")
+        artifacts.append(publish(folder, store, f"{prefix}/{folder.name}"))
+    report = report.model_copy(update={"artifacts": tuple(artifacts), "published": bool(artifacts)})
     reporter.say(f"publishing report to {store.uri}/{prefix}/report")
     _write_report(report, workspace.report)
     publish(workspace.report, store, f"{prefix}/report")

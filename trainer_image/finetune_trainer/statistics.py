@@ -47,7 +47,12 @@ class Difference:
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of no difference: how often a draw is on the other side of zero; never 0, samples being finite."""
+        """Two-sided, of no difference: how often a draw is on the other side of zero; never 0, samples being finite.
+
+        NaN when the difference is unknown.
+        """
+        if np.isnan(self.drawn).any():
+            return math.nan
         tail = min(np.count_nonzero(self.drawn <= 0), np.count_nonzero(self.drawn >= 0))
         return min(1.0, 2 * (int(tail) + 1) / (len(self.drawn) + 1))
 

@@ -143,4 +143,11 @@ def _sentence(outcome: Outcome, comparison: MetricComparison) -> str:
             return f"The tuned model is not better: {reason}"
         case Outcome.CANNOT_TELL:
             few = f" Fewer than {FEW_ROWS} rows decide nothing." if comparison.rows < FEW_ROWS else ""
-            return f"Whether the tuned model is better cannot be told: {reason}{few}"
+            return f"Whether the tuned model is better cannot be told: {reason}{few}{_advice(comparison)}"
+
+
+def _advice(comparison: MetricComparison) -> str:
+    needed = comparison.rows_needed
+    if needed is None or needed <= comparison.rows:
+        return ""
+    return f" If the difference is real, about {needed:,} test rows would show it."

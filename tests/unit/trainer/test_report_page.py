@@ -1,5 +1,6 @@
 """The report page: what it says, that it loads nothing and that no text can break out of it."""
 
+import html
 import math
 import re
 from html.parser import HTMLParser
@@ -387,3 +388,10 @@ def test_a_soft_prompts_nearest_tokens_are_shown_and_escaped():
     assert "0.250" in page
     assert "<img" not in page
     assert "near to" not in render_page(make_report())
+
+
+def test_chance_and_rows_needed_are_shown_beside_the_interval():
+    found = make_accuracy(p_value=0.0004, adjusted_p_value=0.0213, rows_needed=1200)
+    page = render_page(make_report(evaluation=EvaluationReport(metrics=(found,))))
+    assert "p < 0.001 · corrected 0.021 · 1,200 rows needed" in html.unescape(page)
+    assert "rows needed" not in render_page(make_report(evaluation=EvaluationReport(metrics=(make_accuracy(),))))

@@ -131,6 +131,10 @@ def test_p_value_of_no_difference_is_spread_evenly():
     assert np.mean(np.array(p_values) < 0.5) == pytest.approx(0.5, abs=0.1)
 
 
+def test_p_value_of_an_unknown_difference_is_unknown():
+    assert np.isnan(Difference(np.nan, np.array([np.nan])).p_value)
+
+
 def test_holm_adjustment_by_hand():
     assert adjusted_p_values([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert adjusted_p_values([0.6, 0.9]) == [1.0, 1.0]

@@ -26,6 +26,20 @@ def judged(*comparisons: MetricComparison) -> tuple[Outcome, str]:
 
 
 @pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        pytest.param({"rows_needed": 1234}, "about 1,234 test rows would show it.", id="more rows"),
+        pytest.param({"rows_needed": 250}, "300 test rows).", id="rows enough already"),
+        pytest.param({}, "300 test rows).", id="no difference to look for"),
+    ],
+)
+def test_a_verdict_that_cannot_be_given_says_how_many_rows_could(changes: dict[str, object], advice: str):
+    outcome, sentence = judged(make_comparison(low=-0.01, **changes))
+    assert outcome is Outcome.CANNOT_TELL
+    assert sentence.endswith(advice)
+
+
+@pytest.mark.parametrize(
     ("changes", "outcome"),
     [
         pytest.param({}, Outcome.BETTER, id="an interval above zero is better"),
