@@ -31,9 +31,6 @@ ONLY: dict[str, tuple[object, ...]] = {
 }
 """Fields of which some values work."""
 
-ONE_PROCESS = ("training.earlyStopping", "method.regularization")
-"""Fields that work where a single process trains, and not yet on several."""
-
 SCHEMES: dict[str, tuple[str, ...]] = {
     "model.source": ("file", "hf", "s3", "pvc"),
     "data.tasks[].source": ("file", "hf", "s3", "pvc", "configMap"),
@@ -59,7 +56,6 @@ Refusal = tuple[Path, object, str, str]
 
 def unsupported_fields(spec: object) -> Iterator[Refusal]:
     """Yield everything in ``spec``, a manifest's spec as plain and perhaps faulty values, that does not work yet."""
-    on_several = _asks_for_several(spec)
     for path, name, value in _walk(spec):
         place = ("spec", *path)
         if value in (None, [], {}):
@@ -68,21 +64,11 @@ def unsupported_fields(spec: object) -> Iterator[Refusal]:
             yield place, value, "is not supported yet.", NOT_YET[name]
         elif name in ONLY and value not in ONLY[name]:
             yield place, value, "is not supported yet.", f"Use {_listed(ONLY[name])}."
-        elif name in ONE_PROCESS and on_several and value != {"type": "none"}:
-            yield place, value, "is not supported yet on several workers.", "Leave it out, or train on one GPU."
         elif name in SCHEMES:
             scheme, separator, _ = str(value).partition("://")
             if separator and scheme not in SCHEMES[name]:
                 problem = f"is not supported yet: nothing here reads {scheme}://."
                 yield place, value, problem, f"Use {' or '.join(f'{one}://' for one in SCHEMES[name])}."
-
-
-def _asks_for_several(spec: object) -> bool:
-    compute = spec.get("compute") if isinstance(spec, dict) else None
-    if not isinstance(compute, dict):
-        return False
-    numbers = [compute.get(name) for name in ("workers", "gpusPerWorker")]
-    return compute.get("engine") == "ray" or any(isinstance(number, int) and number > 1 for number in numbers)
 
 
 def working_values(path: Path, values: Iterable[str]) -> list[str]:

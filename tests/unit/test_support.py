@@ -157,11 +157,6 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
             "spec.training.earlyStopping.metric",
             "Use validation_loss",
         ),
-        (
-            {"spec.compute": {"workers": 2}, "spec.training.earlyStopping": {"patience": 2}},
-            "spec.training.earlyStopping",
-            "train on one GPU",
-        ),
         ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),
         (
             {"spec.compute": {"workers": 2, "deepspeed": {"stage": 3, "offload": "nvme"}}},
