@@ -5,6 +5,7 @@ what is compared here, one training after the other. Everything is float32 on th
 """
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from ray.cluster_utils import Cluster
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from finetune_api.job import FineTuneJob
@@ -221,12 +222,15 @@ def test_two_workers_train_as_one_does(
 def test_an_interrupted_run_goes_on_to_the_same_end(on_two_workers: dict[str, Trained], name: str):
     straight, resumed = on_two_workers[name], on_two_workers[f"{name}, resumed"]
     assert (straight.resumed_from, resumed.resumed_from) == (None, 5)
-    # Order, optimiser and schedule all go on: the very same numbers.
-    assert resumed.losses == straight.losses
-    assert all(torch.equal(tensor, resumed.weights[key]) for key, tensor in straight.weights.items())
+    # Order, optimiser and schedule all go on. A process's first training differs by 1e-6 from its later ones, from the
+    # first steps on: not the very same numbers.
+    assert resumed.losses == pytest.approx(straight.losses, abs=SAME_LOSS)
+    for key, tensor in straight.weights.items():
+        torch.testing.assert_close(resumed.weights[key], tensor, atol=SAME_WEIGHT, rtol=0)
 
 
-# --- in pods: a node for each worker, nothing shared but the output store
+# --- as in pods: every attempt begins with an empty disk, and the output store is all that they share. Ray tells nodes
+# apart by address, so that both workers here store one part; of several parts test_shared_state.py tells.
 
 
 class Listener:
@@ -281,7 +285,12 @@ def test_attempts_on_other_nodes_go_on_from_what_lost_and_stopped_ones_have_stor
 
 
 def test_an_error_of_a_worker_is_the_programs_own(cluster: None, tiny_model_dir: Path, tmp_path: Path):
-    job = on_two(tiny_model_dir, tmp_path, **{**FULL, "training__learningRate": 1e30}, training__maxSteps=STEPS)
-    failed = attempt(job, tmp_path / "attempt")
+    overflowing = tmp_path / "overflowing"
+    shutil.copytree(tiny_model_dir, overflowing)
+    weights = load_file(overflowing / "model.safetensors")
+    save_file(
+        {name: tensor * 1e30 for name, tensor in weights.items()}, overflowing / "model.safetensors", {"format": "pt"}
+    )
+    failed = attempt(on_two(overflowing, tmp_path, **FULL), tmp_path / "attempt")
     assert failed.exit_code is ExitCode.DIVERGED, failed.message
-    assert "spec.training.learningRate" in failed.message
+    assert "spec.model.dtype: float32" in failed.message

@@ -95,8 +95,8 @@ def _outcome(said: TrainingReport | FineTuneError | None, error: BaseException |
 
 def _named(error: BaseException) -> BaseException:
     """Return a lost worker's error by its name; a defect as it is."""
-    failures = error.worker_failures.values() if isinstance(error, ray.train.WorkerGroupError) else ()
-    if failures and all(map(_is_about_a_lost_worker, failures)):
+    failures = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else []
+    if any(map(_tells_of_a_dead_worker, failures)) or (failures and all(map(_tells_of_a_lost_peer, failures))):
         return WorkerLostError(
             "a worker is gone: its process or its node died, or was killed for using more memory than its limit. "
             "Running again goes on from the last complete checkpoint; raise spec.compute.resources.memory if it "
@@ -105,10 +105,14 @@ def _named(error: BaseException) -> BaseException:
     return error
 
 
-def _is_about_a_lost_worker(error: BaseException) -> bool:
-    said = f"{type(error).__name__} {error}"
-    # Gloo tells of a lost peer in the text of a RuntimeError alone.
-    return isinstance(error, RayActorError | distributed.DistError) or "RayActorError" in said or "gloo" in said
+def _tells_of_a_dead_worker(failure: BaseException) -> bool:
+    # What Ray's look after a worker came upon is wrapped once more.
+    return isinstance(getattr(failure, "health_check_failure", failure), RayActorError)
+
+
+def _tells_of_a_lost_peer(failure: BaseException) -> bool:
+    # Gloo tells of it in the text of a RuntimeError alone.
+    return isinstance(failure, distributed.DistError) or "gloo/transport" in str(failure)
 
 
 @contextlib.contextmanager
