@@ -112,7 +112,6 @@ def test_an_interrupted_job_ends_as_a_straight_one_and_publishes_what_it_trained
     straight = train(tiny_model_dir, tmp_path, method=method)
     assert report.training.resumed_from_step == 5
     assert losses(report.training) == pytest.approx(losses(straight), abs=SAME_LOSS)
-    assert losses(straight)[-1] < losses(straight)[0]
     if method["type"] != "full":
         assert 0 < straight.trainable_parameters < straight.parameters
     assert not [path for path in published.iterdir() if path.suffix in (".bin", ".pt")]

@@ -712,7 +712,7 @@ BAD_SPECS = [
         "the best weights are whole",
         {"spec.training.earlyStopping": {"patience": 2}, "spec.compute": {"workers": 2, "deepspeed": {"stage": 3}}},
         "spec.training.earlyStopping",
-        "validation_loss",
+        "patience",
         ("deepspeed stage 3 spreads", "stage to 2"),
         PASSES,
     ),
