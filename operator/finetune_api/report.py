@@ -232,13 +232,20 @@ class FewShotComparison(ApiModel):
     high: float
 
 
+class BaseAndTuned(ApiModel):
+    """A number of each model."""
+
+    base: float
+    tuned: float
+
+
 class MetricComparison(ApiModel):
     """One metric of one task on the test split: the base model against the tuned one."""
 
     task: str
     metric: str
-    """``accuracy``, ``macro_f1``, ``rouge1``, ``rouge2``, ``rougeL``, ``exact_match``, ``token_f1``, ``bleu``,
-    ``chrf``, ``perplexity``."""
+    """``accuracy``, ``macro_f1``, ``ece``, ``rouge1``, ``rouge2``, ``rougeL``, ``exact_match``, ``token_f1``, ``bleu``,
+    ``chrf``, ``perplexity``, ``bits_per_byte``."""
     base: float | None = None
     tuned: float
     delta: float | None = None
@@ -258,6 +265,10 @@ class MetricComparison(ApiModel):
     note: str = ""
     few_shot: FewShotComparison | None = None
     """Absent unless ``spec.evaluation.baselines.fewShot`` asks for it."""
+    precision: BaseAndTuned | None = None
+    """Mean share of the words written that the reference has too; of ROUGE, whose F1 is the metric itself."""
+    recall: BaseAndTuned | None = None
+    """Mean share of the reference's words that were written."""
     majority: float | None = None
     """What always saying the commonest label of the training rows reaches; of tasks with labels."""
 
@@ -292,6 +303,16 @@ class SideBySide(ApiModel):
     base_score: float | None = None
     """The base model's ``metric`` on this row alone, 0 to 1."""
     tuned_score: float | None = None
+
+
+class Confusion(ApiModel):
+    """Which labels both models take for which, on one task's test rows."""
+
+    task: str
+    labels: tuple[str, ...]
+    base: tuple[tuple[int, ...], ...]
+    """Rows by expected label, within them by predicted label, both in the order of ``labels``."""
+    tuned: tuple[tuple[int, ...], ...]
 
 
 class HarnessAccuracy(ApiModel):
@@ -372,6 +393,8 @@ class EvaluationReport(ApiModel):
     """Absent in reports of versions that did not probe."""
     few_shot: int | None = None
     """Training rows that the base was shown for ``metrics[].few_shot``; of the tasks the largest number."""
+    confusions: tuple[Confusion, ...] = ()
+    """One for each task whose labels are predicted."""
     harness: tuple[HarnessAccuracy, ...] = ()
     prompt_choices: tuple[PromptChoice, ...] = ()
     examples: tuple[SideBySide, ...] = ()

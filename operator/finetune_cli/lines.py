@@ -10,7 +10,7 @@ from typing import Self, TextIO
 from finetune_api.plain_text import one_line
 from finetune_api.report import Progress, Report, Stage
 from finetune_cli.outcome import describe_outcome
-from finetune_cli.wording import COLUMNS, aligned, comparison_rows, numbers, subject
+from finetune_cli.wording import aligned, comparison_table, numbers, subject
 
 SECONDS_BETWEEN_LINES = 5.0
 """An hour of training is 720 lines of log."""
@@ -66,7 +66,7 @@ class LineDisplay:
     def finish(self, report: Report, workspace: Path) -> None:
         """Write the table of base against tuned, the verdict, and where everything is."""
         if report.evaluation is not None and report.evaluation.metrics:
-            for line in ["", *aligned([COLUMNS, *comparison_rows(report.evaluation)]), ""]:
+            for line in ["", *aligned(comparison_table(report.evaluation)), ""]:
                 self._stream.write_line(line)
         for sentence in describe_outcome(report, workspace):
             self._stream.write_line(sentence)

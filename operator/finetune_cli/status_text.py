@@ -19,7 +19,7 @@ from finetune_api.status import (
     TaskResult,
 )
 from finetune_cli.cluster_job import ClusterJob
-from finetune_cli.wording import COLUMNS, aligned, comparison_rows, duration, numbers, subject
+from finetune_cli.wording import aligned, comparison_table, duration, numbers, subject
 
 _BAR = 20
 _ABSENT = "-"
@@ -201,7 +201,7 @@ def _evaluation(evaluation: EvaluationStatus | None) -> list[str]:
         return []
     results = (*evaluation.tasks, *evaluation.forgetting, *evaluation.benchmarks)
     compared = EvaluationReport(metrics=tuple(_comparison(result) for result in results))
-    table = aligned([COLUMNS, *comparison_rows(compared)]) if results else []
+    table = aligned(comparison_table(compared)) if results else []
     gates = [
         f"gate {one_line(gate.metric)}: {'passed' if gate.passed else 'NOT passed'}"
         f"{f', {one_line(gate.why)}' if gate.why else ''}"

@@ -16,7 +16,7 @@ from rich.text import Text
 from finetune_api.plain_text import one_line
 from finetune_api.report import EvaluationReport, Progress, Report, Stage
 from finetune_cli.outcome import describe_outcome
-from finetune_cli.wording import COLUMNS, comparison_rows, duration, numbers, subject
+from finetune_cli.wording import comparison_table, duration, numbers, subject
 from finetune_trainer.verdict import Outcome, outcome_of
 
 _STYLES = {Outcome.BETTER: "green", Outcome.NOT_BETTER: "red", Outcome.CANNOT_TELL: ""}
@@ -151,9 +151,10 @@ def _details(line: _StageLine, seconds: float) -> str:
 
 def _comparison_table(evaluation: EvaluationReport) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for index, column in enumerate(COLUMNS):
+    columns, *rows = comparison_table(evaluation)
+    for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < 2 else "right", no_wrap=index > 1)
-    for metric, row in zip(evaluation.metrics, comparison_rows(evaluation), strict=True):
+    for metric, row in zip(evaluation.metrics, rows, strict=True):
         cells = [Text(cell) for cell in row]
         cells[4].stylize(_STYLES[outcome_of(metric)])
         table.add_row(*cells)

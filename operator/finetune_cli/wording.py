@@ -6,7 +6,6 @@ from finetune_api.plain_text import one_line
 from finetune_api.report import EvaluationReport, MetricComparison, Progress
 from finetune_trainer.verdict import format_value
 
-COLUMNS = ("task", "metric", "base", "tuned", "delta", "95 % interval")
 _ABSENT = "-"
 
 
@@ -38,19 +37,21 @@ def numbers(progress: Progress) -> list[str]:
     return known
 
 
-def comparison_rows(evaluation: EvaluationReport) -> list[tuple[str, ...]]:
-    """Return one row of text per metric, for `COLUMNS`."""
-    return [
-        (
-            one_line(metric.task),
-            metric.metric,
-            _value(metric, metric.base),
-            _value(metric, metric.tuned),
-            _difference(metric, metric.delta),
-            _interval(metric),
-        )
-        for metric in evaluation.metrics
+def comparison_table(evaluation: EvaluationReport) -> list[tuple[str, ...]]:
+    """Return the names of the columns and one row of text per metric; what no metric knows has no column."""
+    columns = [
+        ("task", [one_line(metric.task) for metric in evaluation.metrics]),
+        ("metric", [metric.metric for metric in evaluation.metrics]),
+        ("base", [_value(metric, metric.base) for metric in evaluation.metrics]),
+        ("tuned", [_value(metric, metric.tuned) for metric in evaluation.metrics]),
+        ("delta", [_difference(metric, metric.delta) for metric in evaluation.metrics]),
+        ("95 % interval", [_interval(metric) for metric in evaluation.metrics]),
     ]
+    if any(metric.adjusted_p_value is not None for metric in evaluation.metrics):
+        columns.append(("p", [_chance(metric.adjusted_p_value) for metric in evaluation.metrics]))
+    if any(metric.rows_needed is not None for metric in evaluation.metrics):
+        columns.append(("rows needed", [_count(metric.rows_needed) for metric in evaluation.metrics]))
+    return list(zip(*([name, *cells] for name, cells in columns), strict=True))
 
 
 def aligned(rows: Sequence[tuple[str, ...]], texts: int = 2) -> list[str]:
@@ -63,6 +64,14 @@ def aligned(rows: Sequence[tuple[str, ...]], texts: int = 2) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def _chance(p_value: float | None) -> str:
+    return _ABSENT if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def _count(number: int | None) -> str:
+    return _ABSENT if number is None else f"{number:,}"
 
 
 def _value(metric: MetricComparison, value: float | None) -> str:

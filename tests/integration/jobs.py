@@ -8,6 +8,9 @@ from typing import Any
 from finetune_api.job import FineTuneJob, load_job
 from finetune_api.resolve import resolve
 
+FIGURES = {"accuracy", "macro_f1", "ece", "perplexity", "bits_per_byte"}
+"""What is measured on a task with labels when nothing is asked for."""
+
 GOOD = ("wonderful", "great", "clear", "fresh", "friendly", "best")
 BAD = ("dull", "worse", "waste", "cold", "sorry", "broke")
 THINGS = ("film", "phone", "food", "service", "plot", "battery", "sound", "soup", "product", "acting")

@@ -12,7 +12,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
-from sklearn.metrics import f1_score
+from sklearn.metrics import confusion_matrix, f1_score
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -25,6 +25,7 @@ from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.errors import DataError, OutOfMemoryError, TrainingDivergedError
 from finetune_trainer.evaluation import LogprobScorer, answer_bound, choose_rows, evaluate
 from finetune_trainer.example import Encoded, Example
+from finetune_trainer.figure import calibration_figure
 from finetune_trainer.layout import Layout
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.scoring import Scorer
@@ -261,6 +262,7 @@ def test_rouge_and_exact_match_are_means_over_what_was_generated(models: TwoMode
         "rougeL",
         "exact_match",
         "perplexity",
+        "bits_per_byte",
     }
     scorer = RougeScorer(["rougeL"])
     for side in ("base", "tuned"):
@@ -342,6 +344,52 @@ def test_a_task_with_labels_has_a_macro_f1(models: TwoModels, tokenizer, tmp_pat
         said = [row[f"{side}_label"] for row in run.predictions]
         expected = f1_score(wanted, said, labels=LABELS, average="macro", zero_division=0)
         assert getattr(run.metric("macro_f1"), side) == pytest.approx(expected)
+
+
+def test_labels_that_are_confused_are_counted(models: TwoModels, tokenizer, tmp_path: Path):
+    run = run_evaluation(models, tokenizer, make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES}))
+    (found,) = run.report.confusions
+    assert (found.task, found.labels) == ("sentiment", LABELS)
+    wanted = [row["reference"] for row in run.predictions]
+    for side in ("base", "tuned"):
+        expected = confusion_matrix(wanted, [row[f"{side}_label"] for row in run.predictions], labels=LABELS)
+        assert np.array_equal(getattr(found, side), expected)
+
+
+def test_calibration_is_that_of_a_direct_computation(models: TwoModels, tokenizer, tmp_path: Path):
+    run = run_evaluation(models, tokenizer, make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES[:1]}))
+    sure, right = [], []
+    for row in run.predictions:
+        ends = [f" {label}{tokenizer.eos_token}" for label in LABELS]
+        sums = np.array([likelihood(models.tuned_model, tokenizer, row["prompt"], end).sum() for end in ends])
+        chances = np.exp(sums) / np.exp(sums).sum()
+        sure.append(chances.max())
+        right.append(LABELS[int(chances.argmax())] == row["reference"])
+    assert run.metric("ece").tuned == pytest.approx(calibration_figure(sure, right).value, abs=1e-4)
+    assert not run.metric("ece").higher_is_better
+
+
+def test_bits_per_byte_are_those_of_the_log_probabilities_in_the_predictions(
+    models: TwoModels, tokenizer, tmp_path: Path
+):
+    run = run_evaluation(models, tokenizer, make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES}))
+    letters = sum(len(row["reference"].encode()) for row in run.predictions)
+    for side in ("base", "tuned"):
+        bits = -sum(row[f"{side}_logprob"] for row in run.predictions) / np.log(2)
+        assert getattr(run.metric("bits_per_byte"), side) == pytest.approx(bits / letters)
+
+
+def test_rouge_has_the_precision_and_recall_behind_it(models: TwoModels, tokenizer, tmp_path: Path):
+    job = make_job(tmp_path, {"templates": OPEN_TEMPLATES}, evaluation={"generation": {"maxNewTokens": 6}})
+    run = run_evaluation(models, tokenizer, job)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False)
+    for side in ("base", "tuned"):
+        scores = [scorer.score(row["reference"], row[side]) for row in run.predictions]
+        for name in ("rouge1", "rouge2", "rougeL"):
+            for part in ("precision", "recall"):
+                found = getattr(getattr(run.metric(name), part), side)
+                assert found == pytest.approx(np.mean([getattr(score[name], part) for score in scores]))
+    assert run.metric("exact_match").precision is None
 
 
 def test_gates_are_judged_by_the_figures_of_their_tasks(models: TwoModels, tokenizer, tmp_path: Path):

@@ -20,7 +20,7 @@ from finetune_trainer.errors import DataError
 from finetune_trainer.manifest import verify_manifest
 from finetune_trainer.stages import PodOptions
 
-from .jobs import tiny_document, write_reviews
+from .jobs import FIGURES, tiny_document, write_reviews
 from .s3_server import S3Server, serve_s3
 
 UID = "0b9ae2f4-5b8d-4b46-9d57-d0b4a7c2c9b1"
@@ -130,7 +130,7 @@ def test_stages_hand_over_through_the_bucket_also_when_training_is_interrupted(
     assert {artifact.kind.value for artifact in evaluated.artifacts} == {"adapter", "report"}
     assert evaluated.report_sha256 == evaluated.artifacts[-1].sha256
     assert evaluated.evaluation is not None
-    assert {task.metric for task in evaluated.evaluation.tasks} == {"accuracy", "macro_f1", "perplexity"}
+    assert {task.metric for task in evaluated.evaluation.tasks} == FIGURES
     assert {"model/COMPLETE", "report/COMPLETE", "state/predictions.parquet"} <= keys(server, document)
 
     scored = Listener()

@@ -22,7 +22,7 @@ from finetune_trainer.errors import FineTuneError, SpecError, StorageError
 from finetune_trainer.manifest import is_complete
 from finetune_trainer.workspace import Workspace
 
-from .jobs import tiny_document, write_reviews
+from .jobs import FIGURES, tiny_document, write_reviews
 
 # Resuming restores order, optimiser, schedule and random state; with the same kernels nothing is left to differ.
 SAME_LOSS = 1e-6
@@ -82,7 +82,7 @@ def test_every_method_is_tuned_evaluated_and_published(tiny_chat_model_dir: Path
     for folder in ("model", "report"):
         assert is_complete(published / folder)
     assert not list(published.rglob("*.bin"))
-    assert {metric.metric for metric in report.evaluation.metrics} == {"accuracy", "macro_f1", "perplexity"}
+    assert {metric.metric for metric in report.evaluation.metrics} == FIGURES
     html = (published / "report" / "report.html").read_text()
     assert "<svg" in html
     again = stages.run(job, tmp_path / "workspace", Silence())

@@ -10,7 +10,7 @@ from finetune_api.report import EvaluationReport, MetricComparison, Progress, St
 from finetune_cli.display import open_display
 from finetune_cli.lines import JsonDisplay, LineDisplay
 from finetune_cli.terminal import LiveDisplay, _comparison_table
-from finetune_cli.wording import aligned, comparison_rows, duration, numbers
+from finetune_cli.wording import aligned, comparison_table, duration, numbers
 
 
 class Clock:
@@ -204,7 +204,19 @@ def test_a_loss_that_is_no_number_is_shown_as_such():
 
 def test_what_was_not_measured_is_a_dash():
     metric = MetricComparison(task="t", metric="perplexity", tuned=2345.6, rows=3, higher_is_better=False)
-    assert comparison_rows(EvaluationReport(metrics=(metric,))) == [("t", "perplexity", "-", "2,346", "-", "-")]
+    _, row = comparison_table(EvaluationReport(metrics=(metric,)))
+    assert row == ("t", "perplexity", "-", "2,346", "-", "-")
+
+
+def test_chance_and_the_rows_that_would_tell_have_columns_where_they_are_known():
+    plain = MetricComparison(task="t", metric="accuracy", tuned=0.5, rows=300)
+    known = plain.model_copy(update={"p_value": 0.0001, "adjusted_p_value": 0.0004, "rows_needed": 1234})
+    assert [row[6:] for row in comparison_table(EvaluationReport(metrics=(plain, known)))] == [
+        ("p", "rows needed"),
+        ("-", "-"),
+        ("<0.001", "1,234"),
+    ]
+    assert comparison_table(EvaluationReport(metrics=(plain,)))[0][-1] == "95 % interval"
 
 
 def test_columns_line_up():

@@ -22,6 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import (
+    BaseAndTuned,
+    Confusion,
     EvaluationReport,
     HarnessAccuracy,
     MetricComparison,
@@ -35,9 +37,13 @@ from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError, TrainingDivergedError
 from finetune_trainer.example import Encoded, Example
 from finetune_trainer.figure import (
+    CALIBRATION_BINS,
     Figure,
+    bits_per_byte_figure,
     bleu_figure,
+    calibration_figure,
     chrf_figure,
+    confusion_matrix,
     macro_f1_figure,
     mean_figure,
     perplexity_figure,
@@ -55,6 +61,7 @@ from finetune_trainer.labels import (
     PromptDecision,
     choose_prompt,
     collect_scores,
+    confidences,
     harness_accuracy,
     label_prior,
     predict,
@@ -74,7 +81,7 @@ Floats = NDArray[np.float64]
 CHOICE_ROWS = 200
 """Validation rows per task that the base's prompt is chosen on: enough to tell 0.60 from 0.75, cheap to score."""
 
-_BY_LABEL = ("accuracy", "macro_f1")
+_BY_LABEL = ("accuracy", "macro_f1", "ece")
 """Figures of the label that a model finds likeliest; the others are of what it writes, or of what it was to write."""
 
 LONGEST_ANSWER_TOKENS = 64
@@ -136,6 +143,8 @@ class _Answers:
     """Of the tokens of the expected completions, end token included."""
     labels: list[str] | None
     texts: list[str] | None
+    confidences: Floats | None = None
+    """Probability of each of ``labels`` among all labels."""
     harness: tuple[float, float] | None = None
     """acc and acc_norm as lm-evaluation-harness computes them, of a task with labels."""
 
@@ -204,6 +213,7 @@ def evaluate(
 
     metrics: list[MetricComparison] = []
     measured: dict[str, Measurement] = {}
+    confusions: list[Confusion] = []
     examples: list[SideBySide] = []
     predictions: list[dict[str, object]] = []
     for paper in papers:
@@ -212,6 +222,8 @@ def evaluate(
         figures = {
             base.name: (base, tuned) for base, tuned in zip(*(_figures(paper, one) for one in answers), strict=True)
         }
+        parts = _rouge_parts(paper, *answers)
+        confusions += _confusions(paper, *answers)
         with_examples = {} if shown is None else {figure.name: figure for figure in _figures(paper, shown.answers)}
         commonest = _commonest_figures(paper)
         for name, (base_figure, tuned_figure) in figures.items():
@@ -221,7 +233,7 @@ def evaluate(
             if name in with_examples:
                 against = measure(with_examples[name], tuned_figure, seed)
                 comparison = comparison.model_copy(update={"few_shot": few_shot_comparison(against)})
-            metrics.append(comparison.model_copy(update={"majority": commonest.get(name)}))
+            metrics.append(comparison.model_copy(update={"majority": commonest.get(name), **parts.get(name, {})}))
         examples += _pick_examples(paper, *answers, figures)
         predictions += _prediction_rows(paper, *answers, None if shown is None else shown.answers)
     gates = judge_gates(job.spec.evaluation.gates, measured)
@@ -236,6 +248,7 @@ def evaluate(
         forgetting=forgetting,
         probe=probe,
         few_shot=max((len(paper.shown) for paper in papers), default=0) or None,
+        confusions=tuple(confusions),
         harness=tuple(
             found
             for paper in papers
@@ -347,7 +360,8 @@ class _Examiner:
         right = _label_indices(paper.labels, examples)
         expected = [logprobs[row * len(paper.labels) + label] for row, label in enumerate(right)]
         harness = harness_accuracy(logprobs, paper.labels, right, self.renderer.end_length)
-        return _Answers(examples, expected, [paper.labels[label] for label in chosen], texts, harness)
+        sure = confidences(scores, normaliser, prior)
+        return _Answers(examples, expected, [paper.labels[label] for label in chosen], texts, sure, harness)
 
     def answer_suite(self, suite: GeneralSuite) -> GeneralAnswers:
         """Choose among the continuations of every general row by plain sums, the end token not counted."""
@@ -434,7 +448,8 @@ def _ask_base(own: _Examiner, raw: _Examiner, paper: _Paper) -> _Asked:
     # Likelihoods are compared in the job's own format all the same: they differ between formats.
     label_decision = _better(decision, raw.choose(paper))
     if label_decision.format:
-        answers = replace(answers, labels=raw.answer(replace(paper, metrics=("accuracy",)), label_decision).labels)
+        named = raw.answer(replace(paper, metrics=("accuracy",)), label_decision)
+        answers = replace(answers, labels=named.labels, confidences=named.confidences)
     else:
         raw.meter.skip(len(paper.test))
     return _Asked(decision, label_decision, answers)
@@ -518,6 +533,8 @@ def _figures(paper: _Paper, answers: _Answers) -> list[Figure]:
         said = answers.labels or []
         figures.append(_mean_of(operator.eq, "accuracy", said, expected))
         figures.append(macro_f1_figure(said, expected, paper.labels))
+        right = [one == reference for one, reference in zip(said, expected, strict=True)]
+        figures.append(calibration_figure([] if answers.confidences is None else answers.confidences, right))
     texts = answers.texts or []
     if "rouge" in paper.metrics:
         scores = [rouge(text, reference) for text, reference in zip(texts, expected, strict=True)]
@@ -530,7 +547,32 @@ def _figures(paper: _Paper, answers: _Answers) -> list[Figure]:
         figures.append(bleu_figure(texts, expected))
     if "chrf" in paper.metrics:
         figures.append(chrf_figure(texts, expected))
-    return [*figures, perplexity_figure(answers.logprobs)]
+    return [*figures, perplexity_figure(answers.logprobs), bits_per_byte_figure(answers.logprobs, expected)]
+
+
+def _rouge_parts(paper: _Paper, base: _Answers, tuned: _Answers) -> dict[str, dict[str, BaseAndTuned]]:
+    """Return the mean precision and recall behind each ROUGE figure."""
+    if "rouge" not in paper.metrics:
+        return {}
+    scores = [
+        [rouge(text, reference) for text, reference in zip(one.texts or [], one.references, strict=True)]
+        for one in (base, tuned)
+    ]
+
+    def means(name: str, part: str) -> BaseAndTuned:
+        of_base, of_tuned = (float(np.mean([getattr(score[name], part) for score in one])) for one in scores)
+        return BaseAndTuned(base=of_base, tuned=of_tuned)
+
+    return {name: {part: means(name, part) for part in ("precision", "recall")} for name in ROUGE_NAMES}
+
+
+def _confusions(paper: _Paper, base: _Answers, tuned: _Answers) -> Iterator[Confusion]:
+    if "accuracy" in paper.metrics:
+        of_base, of_tuned = (
+            tuple(map(tuple, confusion_matrix(one.labels or [], one.references, paper.labels).tolist()))
+            for one in (base, tuned)
+        )
+        yield Confusion(task=paper.task, labels=paper.labels, base=of_base, tuned=of_tuned)
 
 
 def _mean_of(score: Callable[[str, str], float], name: str, said: Sequence[str], expected: Sequence[str]) -> Figure:
@@ -552,6 +594,10 @@ def _notes(paper: _Paper, metric: str, tuned: _Answers, decision: PromptDecision
             notes.append("some references hold letters outside a-z, which ROUGE does not see")
     if metric == "macro_f1":
         notes.append(f"mean of the F1 of {len(paper.labels)} labels")
+    if metric == "ece":
+        notes.append(f"mean gap between probability of the label named and accuracy, {CALIBRATION_BINS} bins")
+    if metric == "bits_per_byte":
+        notes.append("over bytes of the expected answers; tokens as for perplexity")
     if metric == "token_f1":
         notes.append("shared words as SQuAD counts them: articles, case and punctuation aside")
     if metric in ("bleu", "chrf"):

@@ -81,16 +81,27 @@ def label_prior(scores: LabelScores) -> Floats:
 
 def predict(scores: LabelScores, normaliser: Normaliser, prior: Floats) -> NDArray[np.int64]:
     """Return ``[rows]``, the index of the label chosen in each row; the first of equally likely ones."""
+    return np.asarray(np.argmax(_comparable(scores, normaliser, prior), axis=1), dtype=np.int64)
+
+
+def confidences(scores: LabelScores, normaliser: Normaliser, prior: Floats) -> Floats:
+    """Return ``[rows]``, the probability of the label chosen by `predict` among all labels, 1 / labels to 1."""
+    comparable = _comparable(scores, normaliser, prior)
+    odds = np.exp(comparable - comparable.max(axis=1, keepdims=True))
+    # The likeliest label's odds are 1.
+    return np.asarray(1 / odds.sum(axis=1), dtype=np.float64)
+
+
+def _comparable(scores: LabelScores, normaliser: Normaliser, prior: Floats) -> Floats:
     match normaliser:
         case Normaliser.SUM:
-            comparable = scores.sums
+            return scores.sums
         case Normaliser.MEAN:
-            comparable = scores.sums / scores.tokens
+            return scores.sums / scores.tokens
         case Normaliser.CALIBRATED:
-            comparable = scores.sums - prior
+            return scores.sums - prior
         case _:
             assert_never(normaliser)
-    return np.asarray(np.argmax(comparable, axis=1), dtype=np.int64)
 
 
 def harness_accuracy(

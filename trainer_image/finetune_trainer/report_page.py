@@ -31,6 +31,7 @@ ABSENT = "\N{EN DASH}"
 METRIC_NAMES = {
     "accuracy": "Accuracy",
     "macro_f1": "Macro F1",
+    "ece": "Calibration error",
     "exact_match": "Exact match",
     "token_f1": "Token F1",
     "bleu": "BLEU",
@@ -72,6 +73,8 @@ class MetricRow:
     """How likely the difference is by chance, and how many rows would tell; empty where that is not known."""
     rows: str
     note: str
+    parts: str
+    """Precision and recall of both models; empty where the metric has none."""
     outcome: Outcome
     low_percent: float | None
     """Where the interval starts on a scale whose middle, 50, is no difference."""
@@ -201,11 +204,17 @@ def _metric_row(comparison: MetricComparison) -> MetricRow:
         chance=_chance(comparison),
         rows=f"{comparison.rows:,}",
         note=visible(comparison.note),
+        parts=_parts(comparison),
         outcome=outcome_of(comparison),
         low_percent=places[0],
         delta_percent=places[1],
         high_percent=places[2],
     )
+
+
+def _parts(comparison: MetricComparison) -> str:
+    named = {"precision": comparison.precision, "recall": comparison.recall}
+    return " · ".join(f"{name} {one.base:.3f} to {one.tuned:.3f}" for name, one in named.items() if one is not None)
 
 
 def _chance(comparison: MetricComparison) -> str:

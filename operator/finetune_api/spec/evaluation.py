@@ -27,9 +27,11 @@ class Metric(StrEnum):
         """Names of the figures that come of it; gates use these."""
         match self:
             case Metric.ACCURACY:
-                return ("accuracy", "macro_f1")
+                return ("accuracy", "macro_f1", "ece")
             case Metric.ROUGE:
                 return ("rouge1", "rouge2", "rougeL")
+            case Metric.PERPLEXITY:
+                return ("perplexity", "bits_per_byte")
             case _:
                 return (self.value,)
 
@@ -136,7 +138,8 @@ class EvaluationSpec(Block):
 
     metrics: Annotated[tuple[Metric, ...], Field(max_length=16)] = ()
     """Absent: accuracy for tasks with labels, rouge and exact_match for others. perplexity is always measured, and
-    macro_f1 with accuracy. All but accuracy and perplexity need generated text, which takes longest."""
+    bits_per_byte with it; macro_f1 and ece (the expected calibration error) with accuracy. All but accuracy and
+    perplexity need generated text, which takes longest."""
     baselines: BaselinesSpec = BaselinesSpec()
     """What the tuned model is compared with."""
     generation: GenerationSpec = GenerationSpec()

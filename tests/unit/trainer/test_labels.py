@@ -8,6 +8,7 @@ from finetune_trainer.labels import (
     Normaliser,
     choose_prompt,
     collect_scores,
+    confidences,
     harness_accuracy,
     label_prior,
     predict,
@@ -89,3 +90,14 @@ def test_the_harness_counts_neither_the_end_token_nor_in_tokens():
     acc, acc_norm = harness_accuracy(logprobs, ("no", "certainly not"), np.array([0, 1]), end_tokens=1)
     # Sums -2 > -4 and -2 > -14; per character -1 < -4 / 13 and -1 > -14 / 13.
     assert (acc, acc_norm) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize("normaliser", list(Normaliser))
+def test_confidence_is_the_share_of_the_label_that_is_chosen(normaliser: Normaliser):
+    sums = np.array([[-1.0, -2.0, -4.0], [-900.0, -901.0, -903.0]])
+    scores = LabelScores(sums, np.array([[1, 2, 2], [1, 2, 2]]))
+    prior = np.array([-1.0, -1.0, -3.0])
+    comparable = {"sum": sums, "mean": sums / scores.tokens, "calibrated": sums - prior}[normaliser]
+    for row, found in zip(comparable - comparable.max(), confidences(scores, normaliser, prior), strict=True):
+        shares = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+        assert found == pytest.approx(shares.max())

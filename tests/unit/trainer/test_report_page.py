@@ -10,6 +10,8 @@ import pytest
 from finetune_api.report import (
     Artifact,
     ArtifactKind,
+    BaseAndTuned,
+    Confusion,
     DataReport,
     EvaluationReport,
     FewShotComparison,
@@ -109,7 +111,13 @@ def make_report(**changes: object) -> Report:
         ),
         "evaluation": EvaluationReport(
             metrics=(
-                make_accuracy(few_shot=FewShotComparison(value=0.9, delta=0.05, low=0.01, high=0.09), majority=0.53),
+                make_accuracy(
+                    few_shot=FewShotComparison(value=0.9, delta=0.05, low=0.01, high=0.09),
+                    majority=0.53,
+                    p_value=0.001,
+                    adjusted_p_value=0.002,
+                    rows_needed=152,
+                ),
                 make_accuracy(
                     metric="perplexity",
                     base=18.4,
@@ -164,6 +172,14 @@ def make_report(**changes: object) -> Report:
             seconds=34.0,
             few_shot=4,
             forgetting=make_forgetting(),
+            confusions=(
+                Confusion(
+                    task="sentiment",
+                    labels=("negative", "positive"),
+                    base=((130, 18), (19, 130)),
+                    tuned=((141, 7), (8, 141)),
+                ),
+            ),
         ),
         "artifacts": (
             Artifact(
@@ -273,6 +289,7 @@ def hostile_report() -> Report:
             ),
             examples=(example,),
             forgetting=make_forgetting(HOSTILE),
+            confusions=(Confusion(task=HOSTILE, labels=(HOSTILE, "b"), base=((1, 2), (3, 4)), tuned=((1, 2), (3, 4))),),
         ),
         artifacts=(Artifact(kind=ArtifactKind.ADAPTER, uri=HOSTILE, sha256=HOSTILE, bytes=1),),
     )
@@ -395,3 +412,13 @@ def test_chance_and_rows_needed_are_shown_beside_the_interval():
     page = render_page(make_report(evaluation=EvaluationReport(metrics=(found,))))
     assert "p < 0.001 · corrected 0.021 · 1,200 rows needed" in html.unescape(page)
     assert "rows needed" not in render_page(make_report(evaluation=EvaluationReport(metrics=(make_accuracy(),))))
+
+
+def test_confused_labels_and_the_parts_of_rouge_are_shown():
+    confusion = Confusion(task="sentiment", labels=("bad", "good"), base=((3, 1001), (2, 5)), tuned=((9, 1), (0, 7)))
+    rouge = make_accuracy(metric="rouge1", precision=BaseAndTuned(base=0.25, tuned=0.5))
+    page = render_page(make_report(evaluation=EvaluationReport(metrics=(rouge,), confusions=(confusion,))))
+    assert "precision 0.250 to 0.500" in page
+    cells = re.findall(r'<td class="number">(?:<mark>)?([\d,]+)', page[page.index('id="confusions"') :])
+    assert cells == ["3", "1,001", "2", "5", "9", "1", "0", "7"]
+    assert re.findall(r"<mark>(\d)</mark>", page) == ["3", "5", "9", "7"]
