@@ -110,6 +110,7 @@ class Reason(StrEnum):
     IMAGE_PULL_FAILED = "ImagePullFailed"
     UNSCHEDULABLE = "Unschedulable"
     QUOTA_EXCEEDED = "QuotaExceeded"
+    WORKER_LOST = "WorkerLost"
     CHILD_LOST = "ChildLost"
     REFERENCE_MISSING = "ReferenceMissing"
     POD_NOT_STARTED = "PodNotStarted"

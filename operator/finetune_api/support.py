@@ -58,7 +58,8 @@ def unsupported_fields(spec: object) -> Iterator[Refusal]:
     """Yield everything in ``spec``, a manifest's spec as plain and perhaps faulty values, that does not work yet."""
     for path, name, value in _walk(spec):
         place = ("spec", *path)
-        if value in (None, [], {}):
+        # An empty block is not nothing: it asks for a feature with all its defaults.
+        if value in (None, []):
             continue
         if name in NOT_YET:
             yield place, value, "is not supported yet.", NOT_YET[name]

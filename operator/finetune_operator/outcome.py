@@ -22,7 +22,7 @@ EXIT_REASONS = {
     ExitCode.OK: Reason.STAGE_SUCCEEDED,
     ExitCode.BAD_SPEC: Reason.BAD_SPEC,
     ExitCode.BAD_DATA: Reason.BAD_DATA,
-    ExitCode.WORKER_LOST: Reason.CHILD_LOST,
+    ExitCode.WORKER_LOST: Reason.WORKER_LOST,
     ExitCode.STORAGE: Reason.STORAGE,
     ExitCode.INTERNAL: Reason.INTERNAL,
     ExitCode.OUT_OF_MEMORY: Reason.OUT_OF_MEMORY,

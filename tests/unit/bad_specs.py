@@ -451,6 +451,7 @@ BAD_SPECS = [
         f"{TASK}.columns.review body",
         "review body",
         ("not well formed", "as templates use it"),
+        PASSES,
     ),
     BadSpec(
         "no task is called as the replayed rows are",
