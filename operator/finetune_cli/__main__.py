@@ -111,6 +111,10 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
                 job = read_job(options.file)
                 options.workspace = options.workspace or default_workspace(job, options.file)
                 return check(job, options.workspace, options.output)
+        case "compare":
+            from finetune_cli.compare import compare
+
+            return compare(options.reports, as_json=options.output == "json")
         case "render":
             from finetune_cli.render import render
 
@@ -209,6 +213,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", type=Path, metavar="FILE", help=_JOB)
     check.add_argument("--workspace", type=Path, metavar="DIR", help="as of run")
     check.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
+
+    compare = commands.add_parser("compare", help="put the reports of several jobs side by side")
+    compare.add_argument(
+        "reports", nargs="+", type=Path, metavar="REPORT", help="a report.json, or the folder of a report or of a job"
+    )
+    compare.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
     add_cluster_commands(commands)
     return parser
 

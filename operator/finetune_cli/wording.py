@@ -48,7 +48,7 @@ def comparison_table(evaluation: EvaluationReport) -> list[tuple[str, ...]]:
         ("95 % interval", [_interval(metric) for metric in evaluation.metrics]),
     ]
     if any(metric.adjusted_p_value is not None for metric in evaluation.metrics):
-        columns.append(("p", [_chance(metric.adjusted_p_value) for metric in evaluation.metrics]))
+        columns.append(("p", [p_value(metric.adjusted_p_value) for metric in evaluation.metrics]))
     if any(metric.rows_needed is not None for metric in evaluation.metrics):
         columns.append(("rows needed", [_count(metric.rows_needed) for metric in evaluation.metrics]))
     return list(zip(*([name, *cells] for name, cells in columns), strict=True))
@@ -66,8 +66,9 @@ def aligned(rows: Sequence[tuple[str, ...]], texts: int = 2) -> list[str]:
     ]
 
 
-def _chance(p_value: float | None) -> str:
-    return _ABSENT if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+def p_value(value: float | None) -> str:
+    """Return a p-value with the digits that matter."""
+    return _ABSENT if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _count(number: int | None) -> str:

@@ -693,6 +693,8 @@ def _prediction_rows(
             "tuned": tuned.texts[index] if tuned.texts else None,
             "base_label": base.labels[index] if base.labels else None,
             "tuned_label": tuned.labels[index] if tuned.labels else None,
+            "base_confidence": _confidence(base, index),
+            "tuned_confidence": _confidence(tuned, index),
             "base_logprob": float(base.logprobs[index].sum()),
             "tuned_logprob": float(tuned.logprobs[index].sum()),
             "base_tokens": len(base.logprobs[index]),
@@ -701,6 +703,10 @@ def _prediction_rows(
         | _few_shot_columns(few_shot, index)
         for index, example in enumerate(tuned.examples)
     ]
+
+
+def _confidence(answers: _Answers, index: int) -> float | None:
+    return None if answers.confidences is None else float(answers.confidences[index])
 
 
 def _few_shot_columns(few_shot: _Answers | None, index: int) -> dict[str, object]:

@@ -1,0 +1,219 @@
+"""Put the tuned models of several finished jobs side by side, each against the first. Pure.
+
+Where two jobs have answered the same test rows their models are compared row by row; a difference of two means over
+different rows says little, so there is none then.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune_api.model import ApiModel
+from finetune_api.report import MetricComparison, Report
+from finetune_trainer.comparison import measure
+from finetune_trainer.figure import (
+    Figure,
+    Floats,
+    bits_per_byte_figure,
+    bleu_figure,
+    calibration_figure,
+    chrf_figure,
+    macro_f1_figure,
+    mean_figure,
+    perplexity_figure,
+    token_f1,
+)
+from finetune_trainer.metrics import exact_match, rouge
+from finetune_trainer.statistics import adjusted_p_values
+
+Predictions = Sequence[Mapping[str, object]]
+"""Rows of predictions.parquet."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """One job's report and what its models said to the test rows."""
+
+    report: Report
+    predictions: Predictions
+    """Empty where they are not known."""
+
+
+class PairedDifference(ApiModel):
+    """What a run's tuned model has over the first run's, on the same test rows."""
+
+    delta: float
+    """This run's figure minus the first's."""
+    low: float
+    """Lower bound of the 95 % confidence interval of ``delta`` (paired bootstrap over rows)."""
+    high: float
+    p_value: float
+    """Two-sided, of no difference, by the same bootstrap."""
+    adjusted_p_value: float
+    """``p_value`` corrected by Holm's method for all differences of the comparison."""
+
+
+class RunFigure(ApiModel):
+    """One figure of one run's tuned model."""
+
+    task: str
+    metric: str
+    run: int
+    """Index of the run in the order given."""
+    tuned: float
+    over_base: float | None = None
+    """tuned - base of that run."""
+    higher_is_better: bool
+    rows: int
+    against_first: PairedDifference | None = None
+    """Absent for the first run itself, and where ``why_not`` says why."""
+    why_not: str = ""
+    """Why there is no difference from the first run, for people."""
+
+
+def compare_runs(runs: Sequence[FinishedRun]) -> tuple[RunFigure, ...]:
+    """Return every figure of every run: tasks and metrics in the order they first appear, then runs as given."""
+    names = dict.fromkeys((one.task, one.metric) for run in runs for one in _metrics(run))
+    figures = [figure for task, metric in names for figure in _figures_of(task, metric, runs)]
+    tested = [figure for figure in figures if figure.against_first is not None]
+    adjusted = adjusted_p_values([figure.against_first.p_value for figure in tested if figure.against_first])
+    by_figure = {(one.task, one.metric, one.run): value for one, value in zip(tested, adjusted, strict=True)}
+    return tuple(_with_adjusted(one, by_figure.get((one.task, one.metric, one.run))) for one in figures)
+
+
+def tuned_figure(metric: str, predictions: Predictions, labels: Sequence[str]) -> Figure:
+    """Return a figure of the tuned model from what it said.
+
+    Args:
+        metric: as in `finetune_api.report.MetricComparison`.
+        predictions: of one task.
+        labels: of that task; macro F1 is a mean over them.
+    """
+    wanted = [str(row["reference"]) for row in predictions]
+    said = [str(row["tuned_label"]) for row in predictions]
+    texts = [str(row["tuned"]) for row in predictions]
+    match metric:
+        case "accuracy":
+            return _mean(metric, operator.eq, said, wanted)
+        case "macro_f1":
+            return macro_f1_figure(said, wanted, labels)
+        case "rouge1" | "rouge2" | "rougeL":
+            return _mean(metric, lambda text, reference: rouge(text, reference)[metric].f1, texts, wanted)
+        case "exact_match":
+            return _mean(metric, exact_match, texts, wanted)
+        case "token_f1":
+            return _mean(metric, token_f1, texts, wanted)
+        case "bleu":
+            return bleu_figure(texts, wanted)
+        case "chrf":
+            return chrf_figure(texts, wanted)
+        case "ece":
+            confidences = [_number(row["tuned_confidence"]) for row in predictions]
+            return calibration_figure(confidences, [one == other for one, other in zip(said, wanted, strict=True)])
+        case "perplexity":
+            return perplexity_figure(_logprobs(predictions))
+        case "bits_per_byte":
+            return bits_per_byte_figure(_logprobs(predictions), wanted)
+        case _:
+            raise ValueError(f"{metric!r} is no figure of evaluation")
+
+
+def _logprobs(predictions: Predictions) -> list[Floats]:
+    """Return the log-probabilities of every row's tokens; how its sum is spread over them makes no difference."""
+    sums = [(_number(row["tuned_logprob"]), int(_number(row["tuned_tokens"]))) for row in predictions]
+    return [np.full(tokens, logprob / tokens) for logprob, tokens in sums]
+
+
+def _figures_of(task: str, metric: str, runs: Sequence[FinishedRun]) -> Iterator[RunFigure]:
+    for index, run in enumerate(runs):
+        found = _find(run, task, metric)
+        if found is None:
+            continue
+        difference, why_not = (None, "") if index == 0 else _difference(task, metric, runs[0], run)
+        yield RunFigure(
+            task=task,
+            metric=metric,
+            run=index,
+            tuned=found.tuned,
+            over_base=found.delta,
+            higher_is_better=found.higher_is_better,
+            rows=found.rows,
+            against_first=difference,
+            why_not=why_not,
+        )
+
+
+def _difference(task: str, metric: str, first: FinishedRun, other: FinishedRun) -> tuple[PairedDifference | None, str]:
+    """Return the difference, or why there is none."""
+    if _find(first, task, metric) is None:
+        return None, "the first run has not measured it"
+    if not first.predictions or not other.predictions:
+        return None, "no predictions.parquet beside the report"
+    one, two = (_rows_by_key(run, task) for run in (first, other))
+    if not one or one.keys() != two.keys():
+        return None, "not the same test rows"
+    same_base = (first.report.base_model, first.report.base_revision) == (
+        other.report.base_model,
+        other.report.base_revision,
+    )
+    if metric == "perplexity" and not same_base:
+        return None, "perplexities of different base models count different tokens"
+    labels = sorted({*_labels(first, task), *_labels(other, task)})
+    before, after = (tuned_figure(metric, [rows[key] for key in one], labels) for rows in (one, two))
+    found = measure(before, after, first.report.seed).difference
+    interval = found.interval()
+    return (
+        PairedDifference(
+            delta=found.measured,
+            low=interval.low,
+            high=interval.high,
+            p_value=found.p_value,
+            adjusted_p_value=found.p_value,
+        ),
+        "",
+    )
+
+
+def _with_adjusted(figure: RunFigure, value: float | None) -> RunFigure:
+    if figure.against_first is None or value is None:
+        return figure
+    return figure.model_copy(
+        update={"against_first": figure.against_first.model_copy(update={"adjusted_p_value": value})}
+    )
+
+
+def _metrics(run: FinishedRun) -> tuple[MetricComparison, ...]:
+    return run.report.evaluation.metrics if run.report.evaluation else ()
+
+
+def _find(run: FinishedRun, task: str, metric: str) -> MetricComparison | None:
+    return next((one for one in _metrics(run) if (one.task, one.metric) == (task, metric)), None)
+
+
+def _rows_by_key(run: FinishedRun, task: str) -> dict[tuple[object, object], Mapping[str, object]]:
+    return {(row["row"], row["reference"]): row for row in run.predictions if row["task"] == task}
+
+
+def _labels(run: FinishedRun, task: str) -> set[str]:
+    """Return the task's labels: nobody else is ever expected or said."""
+    rows = [row for row in run.predictions if row["task"] == task and row["tuned_label"] is not None]
+    declared = _declared_labels(run.report, task)
+    return {*declared} or {str(row[column]) for row in rows for column in ("reference", "tuned_label")}
+
+
+def _declared_labels(report: Report, task: str) -> Sequence[str]:
+    data = report.resolved.get("data")
+    tasks = data.get("tasks", ()) if isinstance(data, dict) else ()
+    return next((one.get("labels") or () for one in tasks if one.get("name") == task), ())
+
+
+def _mean(metric: str, score: Callable[[str, str], float], said: Sequence[str], wanted: Sequence[str]) -> Figure:
+    return mean_figure(metric, [float(score(one, reference)) for one, reference in zip(said, wanted, strict=True)])
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
