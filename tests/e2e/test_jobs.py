@@ -54,6 +54,14 @@ def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: 
     assert content.published and content.spec_hash == job.status.resolved.spec_hash
 
 
+@pytest.mark.parametrize("of", ["01-sentiment-lora", "02-full-tiny", "03-prompt-tuning"])
+def test_the_examples_for_a_laptop_run_on_a_cluster_too(jobs: Jobs, s3: ObjectStore, of: str) -> None:
+    cpu = {"gpusPerWorker": 0, "resources": {"cpu": "1", "memory": "3Gi"}}
+    jobs.apply(example(s3, "laptop", of, training={"maxSteps": 10}, compute=cpu))
+    job = jobs.wait_phase("laptop", Phase.SUCCEEDED, seconds=250)
+    assert job.status.evaluation is not None and job.status.evaluation.tasks
+
+
 def test_pods_of_a_job_have_no_access_to_the_api(jobs: Jobs, s3: ObjectStore) -> None:
     jobs.apply(example(s3))
     job = jobs.wait("reviews-lora", "a pod", lambda job: bool(jobs.pods(job.uid)))
@@ -196,6 +204,42 @@ def await_until(holds: Callable[[], bool], what: str, seconds: float) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"not so within {seconds:.0f} s: {what}"
         time.sleep(0.5)  # the API server has no watch over several kinds of objects
+
+
+def waits_for(reason: Reason) -> Callable[[Job], bool]:
+    """Say whether the check stage waits, and for that."""
+
+    def reached(job: Job) -> bool:
+        checked = job.condition(ConditionType.CHECKED)
+        return checked is not None and checked.reason is reason
+
+    return reached
+
+
+def test_pod_that_fits_no_node_is_said_within_15_seconds(jobs: Jobs, s3: ObjectStore) -> None:
+    jobs.apply(example(s3, compute={"resources": {"cpu": "512", "memory": "3Gi"}}, runPolicy={"preflight": "skip"}))
+
+    def is_said(job: Job) -> bool:
+        trained = job.condition(ConditionType.TRAINED)
+        return trained is not None and trained.reason is Reason.UNSCHEDULABLE
+
+    job = jobs.wait("reviews-lora", "a pod", lambda job: bool(jobs.pods(job.uid)))
+    started = time.monotonic()
+    job = jobs.wait("reviews-lora", "the reason", is_said, seconds=15)
+    assert time.monotonic() - started < 15
+    trained = job.condition(ConditionType.TRAINED)
+    assert trained is not None and "Insufficient cpu" in trained.message
+
+
+def test_quota_is_said_within_15_seconds_and_waited_for(jobs: Jobs, s3: ObjectStore) -> None:
+    quota = client.V1ResourceQuota(metadata=client.V1ObjectMeta(name="none"), spec={"hard": {"pods": "0"}})
+    jobs.core.create_namespaced_resource_quota(jobs.namespace, quota)
+    jobs.apply(example(s3))
+    job = jobs.wait("reviews-lora", "the reason", waits_for(Reason.QUOTA_EXCEEDED), seconds=15)
+    checked = job.condition(ConditionType.CHECKED)
+    assert checked is not None and "exceeded quota" in checked.message
+    jobs.core.delete_namespaced_resource_quota("none", jobs.namespace)
+    jobs.wait("reviews-lora", "start of the check stage", has_started, seconds=150)
 
 
 def test_missing_image_is_said_within_15_seconds_and_ends_at_the_start_deadline(jobs: Jobs, s3: ObjectStore) -> None:
