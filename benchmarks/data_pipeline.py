@@ -49,8 +49,11 @@ def compare(options: argparse.Namespace) -> None:
             file = write_rows(Path(folder) / f"{count}.jsonl", count, options.words)
             results[str(count)] = {}
             for setting in SETTINGS:
-                command = [sys.executable, __file__, "--model", str(options.model), "--setting", setting]
+                # As a module: `datasets` hashes the functions it is given, and those of __main__ with all they can see.
+                program = "import data_pipeline; data_pipeline.main()"
+                command = [sys.executable, "-c", program, "--model", str(options.model), "--setting", setting]
                 environment = os.environ | {"HF_HOME": folder, "TMPDIR": folder, "TOKENIZERS_PARALLELISM": "true"}
+                environment["PYTHONPATH"] = str(Path(__file__).parent)
                 done = subprocess.run(
                     [*command, "--file", str(file)], env=environment, check=False, capture_output=True, text=True
                 )
