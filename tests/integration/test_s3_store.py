@@ -2,8 +2,10 @@
 
 import contextlib
 import itertools
+import json
 import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,53 @@ def test_file_of_many_parts_comes_back_whole(store: S3Store, tmp_path: Path):
     store.put_tree(tree, PREFIX)
     store.get_tree(PREFIX, tmp_path / "out")
     assert verify_manifest(tmp_path / "out") == verify_manifest(tree)
+
+
+@contextlib.contextmanager
+def identity_agent(keys: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """Serve credentials as a cloud's agent on the node does; yield its address and the tokens that it was shown."""
+    shown: list[str] = []
+
+    class Agent(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            shown.append(self.headers["Authorization"])
+            body = json.dumps(
+                {
+                    "AccessKeyId": keys["AWS_ACCESS_KEY_ID"],
+                    "SecretAccessKey": keys["AWS_SECRET_ACCESS_KEY"],
+                    "Token": "",
+                    "Expiration": "2100-01-01T00:00:00Z",
+                }
+            ).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Agent) as agent:
+        thread = threading.Thread(target=agent.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{agent.server_port}/credentials", shown
+        agent.shutdown()
+        thread.join()
+
+
+def test_without_a_secret_the_pods_own_identity_opens_the_bucket(
+    server: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    token = tmp_path / "token"
+    token.write_text("from-the-kubelet")
+    with identity_agent(server.keys) as (address, shown):
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", address)
+        monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        store = open_store(server, None, bucket)
+        store.put_bytes("answer", b"42")
+        assert store.get_bytes("answer") == b"42"
+    assert {*shown} == {"from-the-kubelet"}
 
 
 def wrong_key(server: S3Server, secret: Path, bucket: str) -> S3Store:
