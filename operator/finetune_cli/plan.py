@@ -50,16 +50,17 @@ def plan(file: Path, gpu_memory: str | None, output: str) -> ExitCode:
 
 def lines(job: FineTuneJob, found: PlanStatus) -> list[str]:
     """Return the plan in words."""
-    assert found.memory is not None and found.memory_bytes_per_gpu is not None
     where = f"{found.gpus} GPU{'s' if found.gpus != 1 else ''}, each" if found.gpus else "CPU, each worker"
-    terms = found.memory.model_dump()
-    table = [(name, meaning, _megabytes(terms[name])) for name, meaning in _TERMS.items()]
-    table.append(("in all", where, _megabytes(found.memory_bytes_per_gpu)))
+    table: list[tuple[str, ...]] = []
+    if found.memory is not None and found.memory_bytes_per_gpu is not None:
+        terms = found.memory.model_dump()
+        table = [(name, meaning, _megabytes(terms[name])) for name, meaning in _TERMS.items()]
+        table.append(("in all", where, _megabytes(found.memory_bytes_per_gpu)))
     return [
         f"{job.metadata.name}: {job.spec.method.type.value} trains {found.trainable_parameters:,} of "
         f"{found.parameters:,} parameters ({found.trainable_percent} %), {found.micro_batch_size} rows at a time",
         "",
-        *aligned(table),
+        *(aligned(table) if table else ()),
         "",
         *(f"warning: {warning}" for warning in found.warnings),
         "For the longest rows that the job allows, all their tokens learnt. The check stage plans with the real ones.",

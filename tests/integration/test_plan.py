@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PretrainedConfig
 
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec.compute import DeepspeedSpec
@@ -119,6 +119,31 @@ def test_seven_billion_parameters_are_planned_without_their_memory(tmp_path: Pat
     assert plan.memory is not None and plan.parameters is not None and plan.trainable_parameters is not None
     assert plan.parameters - plan.trainable_parameters == 6_738_415_616
     assert plan.memory.weights == 2 * 6_738_415_616 + 4 * plan.trainable_parameters
+
+
+def test_a_model_that_looks_at_values_is_counted_and_the_rest_said_to_be_unknown(monkeypatch: pytest.MonkeyPatch):
+    def forward(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model(**batch).logits if batch["input_ids"].max().item() else batch["input_ids"]
+
+    monkeypatch.setattr("finetune_trainer.plan.forward", forward)
+    plan = plan_of("lora")
+    assert plan.parameters and plan.memory is None
+    assert "cannot be followed without its weights" in plan.warnings[0]
+
+
+def test_a_model_that_refuses_packed_rows_is_planned_with_padded_ones():
+    config = Gemma2Config(
+        vocab_size=200,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        architectures=["Gemma2ForCausalLM"],
+    )
+    plan = plan_run(make_spec("lora"), config, whole_rows(16, 8), FULL_PRECISION, tokenizer_path="", gpus=0)
+    assert plan.memory is not None and not plan.warnings
 
 
 def test_computing_activations_twice_keeps_less_of_them():

@@ -130,7 +130,7 @@ def test_leakage_stops_a_job_unless_it_is_only_to_be_warned(tiny_model_dir: Path
     assert not (tmp_path / "workspace" / "training.json").exists()
 
     warned = tiny_job(
-        tiny_model_dir, tmp_path, data__tasks=[task], runPolicy__preflight="warn", training={"maxSteps": 1}
+        tiny_model_dir, tmp_path, data__tasks=[task], runPolicy__preflight="warn", training={"maxSteps": 3}
     )
     report = stages.run(warned, tmp_path / "warned", Silence())
     assert report.data.leakage == 3

@@ -82,25 +82,49 @@ def plan_run(
     """
     processes = max(spec.compute.workers, gpus)
     steps = plan_steps(spec.training, workload.rows, len(workload.longest[0].ids), processes)
-    rows = workload.longest[: steps.micro_batch]
-    with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config, dtype=precision.weights)
-        layout = Layout.PACKED if not why_padded(spec) and attention.is_taken_by(base) else Layout.PADDED
-        if layout is Layout.PACKED:
-            base.set_attn_implementation(attention.register())
-    model = prepare_model(base, spec.method, tokenizer_path)
-    parameters, trainable = count_parameters(model)
-    memory = _memory(model, rows, layout, precision, spec, steps, processes)
+    parameters, trainable = count_parameters(_built(spec, config, precision, tokenizer_path))
     plan = PlanStatus(
         parameters=parameters,
         trainable_parameters=trainable,
         trainable_percent=figure(100 * trainable / parameters),
-        memory_bytes_per_gpu=_total(memory),
-        memory=memory,
         gpus=gpus,
         micro_batch_size=steps.micro_batch,
     )
-    return plan.model_copy(update={"warnings": _warnings(spec, plan)})
+    reason = ""
+    for layout in (Layout.PADDED,) if why_padded(spec) else (Layout.PACKED, Layout.PADDED):
+        model = _built(spec, config, precision, tokenizer_path)
+        try:
+            _set_attention(_root(model), layout)
+            memory = _memory(model, workload.longest[: steps.micro_batch], layout, precision, spec, steps, processes)
+        except _CANNOT_FOLLOW as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            continue
+        plan = plan.model_copy(update={"memory": memory, "memory_bytes_per_gpu": _total(memory)})
+        return plan.model_copy(update={"warnings": _warnings(spec, plan)})
+    unknown = f"the memory is not planned: the model cannot be followed without its weights ({reason})."
+    return plan.model_copy(update={"warnings": (unknown,)})
+
+
+_CANNOT_FOLLOW = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
+"""What a model raises that refuses packed rows, or looks at values where there are none."""
+
+
+def _built(
+    spec: FineTuneJobSpec, config: PretrainedConfig, precision: PrecisionChoice, tokenizer_path: str
+) -> nn.Module:
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config, dtype=precision.weights)
+    return prepare_model(base, spec.method, tokenizer_path)
+
+
+def _set_attention(root: PreTrainedModel, layout: Layout) -> None:
+    """Let the model attend as `load_for_rows` has it for that layout."""
+    if layout is Layout.PADDED:
+        attention.give_back(root)
+    elif attention.is_taken_by(root):
+        root.set_attn_implementation(attention.register())
+    else:
+        raise TypeError(f"{type(root).__name__} does its attention by itself")
 
 
 def _warnings(spec: FineTuneJobSpec, plan: PlanStatus) -> tuple[str, ...]:
