@@ -188,10 +188,13 @@ def _refuse_empty(splits: list[Split], validation: float, test: float, seed: int
     if empty:
         sizes = ", ".join(f"{split.value} {rows[split]}" for split in Split)
         largest = max(together.values(), default=0)
+        remedy = "Add rows, raise the share or take another spec.data.splits.seed."
+        if 4 * largest > len(splits) > 8:
+            remedy = "Rows whose inputs are alike stay together: let the prompts name a column that tells them apart."
         raise DataError(
             f"spec.data.splits: no rows for {' and '.join(empty)} (of {len(splits)} rows: {sizes}; shares validation "
             f"{validation}, test {test}, seed {seed}; the largest set of rows that must stay together has {largest}). "
-            f"Add rows, raise the share or take another spec.data.splits.seed."
+            f"{remedy}"
         )
 
 

@@ -262,6 +262,11 @@ def test_too_few_rows_for_every_split_are_a_data_error(tmp_path):
         load(tmp_path, make_rows(2))
 
 
+def test_prompts_that_name_no_column_are_told(tmp_path):
+    with pytest.raises(DataError, match="let the prompts name a column"):
+        load(tmp_path, make_rows(50), templates=[{"prompt": "hello", "completion": "{{ label }}"}])
+
+
 def test_a_task_without_rows_in_a_split_is_named(tmp_path):
     tasks = make_task(tmp_path, make_rows(100), name="large"), make_task(tmp_path, make_rows(1, "other"), name="small")
     with pytest.raises(DataError, match=r"spec\.data\.tasks\[1\] \(small\): no rows for"):

@@ -19,8 +19,8 @@ from finetune_operator.observed import JobView, Observed, PodPhase
 from finetune_operator.planner import plan
 from finetune_operator.settings import Settings
 
-from .fake_cluster import FOREVER, FakeCluster, Life, Operator
-from .objects import gate, make_result, make_settings
+from ...unit.operator.fake_cluster import FOREVER, FakeCluster, Life, Operator
+from ...unit.operator.objects import gate, make_result, make_settings
 
 SETTINGS = make_settings()
 WORKERS = {"spec.compute": {"workers": 2, "gpusPerWorker": 0}}
