@@ -16,7 +16,7 @@ from finetune_operator.certificate import (
     to_data,
 )
 
-from .trainers import MemorySecret
+from ...unit.operator.trainers import MemorySecret
 
 NAME = "finetune-operator.finetune-system.svc"
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -24,7 +24,7 @@ from finetune_operator.observed import JobView, PodPhase, PodView
 from finetune_operator.progress_server import Limits, ProgressServer, host_of
 from finetune_operator.settings import ProgressSettings
 
-from .trainers import NOW, Jobs, MemorySecret, Tokens, make_job
+from ...unit.operator.trainers import NOW, Jobs, MemorySecret, Tokens, make_job
 
 TRAIN = (Stage.TRAIN, 1)
 PROGRESS = {"trainerStatus": {"progressPercentage": 42, "estimatedRemainingSeconds": 750}}
