@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from finetune_api.job import InvalidJobError
+from finetune_api.job import FineTuneJob, InvalidJobError
 from finetune_api.report import ExitCode
 from finetune_api.spec.field import QUANTITY
 from finetune_cli.cluster_options import add_cluster_commands
@@ -91,12 +91,10 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
 
             return show_templates(options.name, options.file)
         case "run":
-            from finetune_cli.manifest import read_job
-            from finetune_cli.run import default_workspace, run
+            from finetune_cli.run import run
 
             with stopped_at_once("stopped while no stage was at work; nothing is lost."):
-                job = read_job(options.file)
-                options.workspace = options.workspace or default_workspace(job, options.file)
+                job = _open(options)
                 return run(job, options.workspace, options.output, run_stages)
         case "plan":
             from finetune_cli.plan import plan
@@ -104,12 +102,9 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
             return plan(options.file, options.gpu_memory, options.output)
         case "check":
             from finetune_cli.check import check
-            from finetune_cli.manifest import read_job
-            from finetune_cli.run import default_workspace
 
             with stopped_at_once("stopped while nothing was at work."):
-                job = read_job(options.file)
-                options.workspace = options.workspace or default_workspace(job, options.file)
+                job = _open(options)
                 return check(job, options.workspace, options.output)
         case "compare":
             from finetune_cli.compare import compare
@@ -125,6 +120,16 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
             return run_on_cluster(options)
         case other:
             raise AssertionError(f"command {other!r} has a parser and no code")
+
+
+def _open(options: argparse.Namespace) -> FineTuneJob:
+    """Return the job of the command line, whose workspace is settled by it where none is named."""
+    from finetune_cli.manifest import read_job
+    from finetune_cli.run import default_workspace
+
+    job = read_job(options.file)
+    options.workspace = options.workspace or default_workspace(job, options.file)
+    return job
 
 
 def _accept_any_text() -> None:

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import DType, FineTuneJobSpec, GradientCheckpointing, Precision
-from finetune_api.spec.compute import DeepspeedSpec, Offload
+from finetune_api.spec.compute import DeepspeedSpec, Offload, processes
 from finetune_api.spec.field import amount
 from finetune_api.status import MemoryStatus, PlanStatus, figure
 from finetune_trainer import attention
@@ -80,9 +80,9 @@ def plan_run(
         tokenizer_path: folder of the base model's tokenizer, which the first text of a soft prompt needs.
         gpus: over all workers; 0 trains on the CPU.
     """
-    processes = max(spec.compute.workers, gpus)
-    steps = plan_steps(spec.training, workload.rows, len(workload.longest[0].ids), processes)
-    parameters, trainable = count_parameters(_built(spec, config, precision, tokenizer_path))
+    steps = plan_steps(spec.training, workload.rows, len(workload.longest[0].ids), processes(spec.compute))
+    model = _built(spec, config, precision, tokenizer_path)
+    parameters, trainable = count_parameters(model)
     plan = PlanStatus(
         parameters=parameters,
         trainable_parameters=trainable,
@@ -92,12 +92,13 @@ def plan_run(
     )
     reason = ""
     for layout in (Layout.PADDED,) if why_padded(spec) else (Layout.PACKED, Layout.PADDED):
-        model = _built(spec, config, precision, tokenizer_path)
         try:
             _set_attention(_root(model), layout)
-            memory = _memory(model, workload.longest[: steps.micro_batch], layout, precision, spec, steps, processes)
+            memory = _memory(model, workload.longest[: steps.micro_batch], layout, precision, spec, steps)
         except _CANNOT_FOLLOW as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            # It is no outline any more: its parameters have been given form.
+            model = _built(spec, config, precision, tokenizer_path)
             continue
         plan = plan.model_copy(update={"memory": memory, "memory_bytes_per_gpu": _total(memory)})
         return plan.model_copy(update={"warnings": _warnings(spec, plan)})
@@ -206,18 +207,17 @@ def _memory(
     precision: PrecisionChoice,
     spec: FineTuneJobSpec,
     steps: Steps,
-    processes: int,
 ) -> MemoryStatus:
     if spec.training.gradient_checkpointing is GradientCheckpointing.ALWAYS:
         _root(model).activation_checkpointing_enable({"use_reentrant": False})
-    weights = {id(parameter): parameter.numel() * parameter.element_size() for parameter in model.parameters()}
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     _, trainable = count_parameters(model)
     # Several workers exchange gradients in buckets that are always there, as those of an earlier pass are.
-    times = 2 if processes > 1 or steps.accumulation > 1 else 1
+    times = 2 if steps.workers > 1 or steps.accumulation > 1 else 1
     passes = _measure(model.train(), rows, layout, precision, times)
-    shared = _shared(spec.compute.deepspeed, processes)
+    shared = _shared(spec.compute.deepspeed, steps.workers)
     return MemoryStatus(
-        weights=sum(weights.values()) // shared.weights,
+        weights=weights // shared.weights,
         gradients=passes.gradients // shared.gradients,
         optimiser=0 if shared.is_offloaded else ADAMW_BYTES * trainable // shared.optimiser,
         activations=passes.activations,

@@ -31,6 +31,13 @@ class Steps:
     total: int
     """Optimiser steps of the whole run."""
     per_epoch: int
+    workers: int = 1
+    """Processes that each do so with rows of their own."""
+
+    @property
+    def rows(self) -> int:
+        """Rows behind one optimiser step, over all workers."""
+        return self.micro_batch * self.accumulation * self.workers
 
 
 def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: int = 1) -> Steps:
@@ -48,12 +55,10 @@ def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: 
     accumulation = max(1, share // micro)
     per_epoch = math.ceil(rows / (micro * accumulation * workers))
     total = training.max_steps or math.ceil(per_epoch * training.epochs)
-    return Steps(micro_batch=micro, accumulation=accumulation, total=total, per_epoch=per_epoch)
+    return Steps(micro_batch=micro, accumulation=accumulation, total=total, per_epoch=per_epoch, workers=workers)
 
 
-def deepspeed_config(
-    deepspeed: DeepspeedSpec, training: TrainingSpec, steps: Steps, processes: int, autocast: bool
-) -> dict[str, Any]:
+def deepspeed_config(deepspeed: DeepspeedSpec, training: TrainingSpec, steps: Steps, autocast: bool) -> dict[str, Any]:
     """Return DeepSpeed's configuration; the optimiser and its schedule stay those of `training_arguments`.
 
     With ``autocast`` DeepSpeed itself keeps float32 masters of weights in bfloat16. An optimiser that is kept off the
@@ -68,7 +73,7 @@ def deepspeed_config(
         # Also for float32: it is how whole weights are written.
         spread["stage3_gather_16bit_weights_on_model_save"] = True
     return {
-        "train_batch_size": steps.micro_batch * steps.accumulation * processes,
+        "train_batch_size": steps.rows,
         "train_micro_batch_size_per_gpu": steps.micro_batch,
         "gradient_accumulation_steps": steps.accumulation,
         "gradient_clipping": training.max_grad_norm,

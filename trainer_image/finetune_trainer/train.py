@@ -264,13 +264,11 @@ def _build_trainer(
         use_cpu=without_gpu,
         deepspeed=None
         if spec.compute.deepspeed is None
-        else deepspeed_config(spec.compute.deepspeed, spec.training, steps, given.group.size, precision.autocast),
+        else deepspeed_config(spec.compute.deepspeed, spec.training, steps, precision.autocast),
     )
     every = spec.training.eval_every_steps or max(1, steps.total // 5)
-    recorder = _Recorder(
-        given, Scorer(model, layout.layout), every, steps.micro_batch * steps.accumulation * given.group.size
-    )
     epoch_rows = EpochRows(given.train, given.mixture)
+    recorder = _Recorder(given, epoch_rows, Scorer(model, layout.layout), every, steps.rows)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**arguments),
@@ -380,7 +378,9 @@ def divergence(what: str, step: int, learning_rate: float, model: Path, broken: 
 class _Recorder(TrainerCallback):
     """Keeps the curve, measures speed, scores the validation rows and tells the sink."""
 
-    def __init__(self, given: TrainingInput, scorer: Scorer, every: int, rows_per_step: int) -> None:
+    def __init__(
+        self, given: TrainingInput, epoch: EpochRows[Encoded], scorer: Scorer, every: int, rows_per_step: int
+    ) -> None:
         self._reporter = Reporter(given.sink, Stage.TRAIN)
         self._scorer = scorer
         self._validation = {
@@ -388,7 +388,6 @@ class _Recorder(TrainerCallback):
         }
         self._every = every
         self._rows_per_step = rows_per_step
-        epoch = EpochRows(given.train, given.mixture)
         self._tokens_per_row = sum(len(epoch[index].ids) for index in range(len(epoch))) / len(epoch)
         self._curve: dict[int, LossPoint] = {}
         self._loss: float | None = None
@@ -518,7 +517,7 @@ def _summarise(
 def _describe_mixture(mixture: Mixture, done: int, steps: Steps) -> tuple[TaskShare, ...]:
     # The last step of an epoch takes what is left of it.
     epochs, rest = divmod(done, steps.per_epoch)
-    seen = epochs * mixture.epoch_length + rest * steps.micro_batch * steps.accumulation
+    seen = epochs * mixture.epoch_length + rest * steps.rows
     drawn = mixture.drawn(seen)
     return tuple(
         TaskShare(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from finetune_api.spec import DeepspeedSpec, Offload, TrainingSpec
 from finetune_trainer.settings_map import Steps, deepspeed_config, plan_steps
 
-STEPS = Steps(micro_batch=2, accumulation=4, total=10, per_epoch=5)
+STEPS = Steps(micro_batch=2, accumulation=4, total=10, per_epoch=5, workers=3)
 
 
 @given(workers=st.integers(1, 64), share=st.integers(1, 64), longest=st.integers(1, 5000))
@@ -15,6 +15,7 @@ def test_the_global_batch_holds_whatever_the_number_of_workers(workers: int, sha
     training = TrainingSpec(global_batch_size=workers * share)
     steps = plan_steps(training, rows=100_000, longest_tokens=longest, workers=workers)
     assert steps.micro_batch * steps.accumulation * workers == workers * share
+    assert steps.rows == workers * share
 
 
 def test_fewer_rows_than_workers_are_trained_on():
@@ -22,7 +23,7 @@ def test_fewer_rows_than_workers_are_trained_on():
 
 
 def test_deepspeed_is_told_the_same_batch_as_the_trainer():
-    told = deepspeed_config(DeepspeedSpec(stage=1), TrainingSpec(), STEPS, processes=3, autocast=True)
+    told = deepspeed_config(DeepspeedSpec(stage=1), TrainingSpec(), STEPS, autocast=True)
     assert told["train_batch_size"] == 2 * 4 * 3
     assert told["bf16"] == {"enabled": True}
 
@@ -47,4 +48,4 @@ def test_deepspeed_is_told_the_same_batch_as_the_trainer():
 )
 def test_what_deepspeed_spreads(stage: int, offload: Offload, spread: dict[str, object]):
     asked = DeepspeedSpec(stage=stage, offload=offload)
-    assert deepspeed_config(asked, TrainingSpec(), STEPS, 2, autocast=False)["zero_optimization"] == spread
+    assert deepspeed_config(asked, TrainingSpec(), STEPS, autocast=False)["zero_optimization"] == spread
