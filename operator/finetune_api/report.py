@@ -116,6 +116,16 @@ class PersonalData(ApiModel):
     """Access keys, tokens and private keys."""
 
 
+class Rehearsal(ApiModel):
+    """The whole pipeline, gone through on the CPU with a tiny random model of the same architecture."""
+
+    steps: int = 0
+    """Training steps; behind the first it was interrupted, and resumed from the checkpoint."""
+    seconds: float = 0.0
+    why_not: str = ""
+    """Why there was none; empty when it came to its end."""
+
+
 class DataReport(ApiModel):
     """What the data looked like once read, rendered and split."""
 
@@ -136,6 +146,8 @@ class DataReport(ApiModel):
     first_leak: str = ""
     """Where the first of them is, for people."""
     personal_data: PersonalData = PersonalData()
+    rehearsal: Rehearsal | None = None
+    """Absent where none was due: under ``preflight: skip``, or when the model itself is tiny."""
     tasks: tuple[TaskData, ...] = ()
     warnings: tuple[str, ...] = ()
     """What may not be what was meant, in sentences."""

@@ -66,10 +66,20 @@ def describe(report: DataReport) -> Iterator[str]:
     personal = report.personal_data
     yield f"personal    {personal.emails:,} e-mail, {personal.phones:,} telephone, {personal.keys:,} secret keys"
     yield f"format      {report.format}"
+    yield f"rehearsed   {_rehearsed(report)}"
     for task in report.tasks:
         yield from _describe_task(task)
     for warning in report.warnings:
         yield f"note: {warning}"
+
+
+def _rehearsed(report: DataReport) -> str:
+    rehearsal = report.rehearsal
+    if rehearsal is None:
+        return "no: the model is as small as one to rehearse with, or spec.runPolicy.preflight is skip"
+    if rehearsal.why_not:
+        return f"no: {one_line(rehearsal.why_not)}"
+    return f"yes: train, resume, evaluate and publish in small, in {rehearsal.seconds:.0f} s"
 
 
 def _describe_task(task: TaskData) -> Iterator[str]:

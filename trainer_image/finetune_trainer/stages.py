@@ -20,21 +20,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_api import __version__
 from finetune_api.job import FineTuneJob, spec_hash
-from finetune_api.model import ApiModel
 from finetune_api.report import (
     Artifact,
     ArtifactKind,
     DataReport,
     EvaluationReport,
     ParityReport,
-    Progress,
+    Rehearsal,
     Report,
     SplitRows,
     Stage,
     TrainingReport,
     VirtualToken,
 )
-from finetune_api.spec import LossOn, MethodType, Preflight
+from finetune_api.spec import FineTuneJobSpec, LossOn, MethodType, Preflight
 from finetune_api.spec.compute import is_distributed, processes
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
@@ -45,7 +44,7 @@ from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.data_profile import describe_task, find_personal_data, find_warnings
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.durable import disk_errors, write_file
-from finetune_trainer.errors import DataError, FineTuneError, Preempted, SpecError, StorageError
+from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
 from finetune_trainer.evaluation import LONGEST_ANSWER_TOKENS, evaluate
 from finetune_trainer.example import Encoded
 from finetune_trainer.fit import LONGEST_TEXT, check_fit, find_room, find_row_length
@@ -72,8 +71,10 @@ from finetune_trainer.parity import (
 from finetune_trainer.plan import Workload, expected_gpus, expected_precision, plan_run
 from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.publish import export_model, publish
+from finetune_trainer.rehearsal import rehearse
 from finetune_trainer.renderer import Renderer, encode_all
 from finetune_trainer.report_page import render_page
+from finetune_trainer.run import Run, interruptible, output_prefix
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.shared_state import SharedState
 from finetune_trainer.soft_prompt import describe_soft_prompt
@@ -85,6 +86,9 @@ from finetune_trainer.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
+REHEARSED_PARAMETERS = 20_000_000
+"""A model below this is tuned in about the time that its rehearsal would take."""
+
 _NUMBERS_DEPEND_ON = ("torch", "transformers", "peft", "ray", "tokenizers", "rouge-score", "sacrebleu")
 
 
@@ -94,33 +98,6 @@ class PodOptions:
 
     adjustment: Adjustment = field(default_factory=Adjustment)
     """See `Run`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One job on its way: what every stage is given."""
-
-    job: FineTuneJob
-    """Resolved."""
-    workspace: Workspace
-    sink: Sink
-    stop: StopFlag
-    mounts: Mounts = field(default_factory=Mounts)
-    shared: SharedState | None = None
-    """Where stages leave their results when each runs in a pod of its own; absent on a laptop."""
-    adjustment: Adjustment = field(default_factory=Adjustment)
-    """What training does otherwise than the spec says."""
-
-    @property
-    def storage(self) -> Storage:
-        """The job's stores."""
-        return Storage(self.job.spec.output, self.mounts)
-
-    def remember(self, name: str, result: ApiModel) -> None:
-        """Keep a stage's result where the next stage looks for it."""
-        self.workspace.remember(name, result)
-        if self.shared is not None:
-            self.shared.push_result(name)
 
 
 def run(job: FineTuneJob, folder: Path, sink: Sink) -> Report:
@@ -205,7 +182,7 @@ def check_stage(run: Run) -> tuple[DataReport, Inputs]:
         DataError: test rows are trained on as well, and ``spec.runPolicy.preflight`` is enforce.
     """
     report, inputs = _inspect(run)
-    reporter = _interruptible(run, Stage.CHECK)
+    reporter = interruptible(run, Stage.CHECK)
     for warning in report.warnings:
         reporter.say(f"note: {warning}")
     if (refusal := why_stopped(report)) and run.job.spec.run_policy.preflight is Preflight.ENFORCE:
@@ -239,7 +216,7 @@ def check(job: FineTuneJob, folder: Path, sink: Sink) -> DataReport:
 
 def _inspect(run: Run) -> tuple[DataReport, Inputs]:
     workspace = run.workspace
-    reporter = _interruptible(run, Stage.CHECK)
+    reporter = interruptible(run, Stage.CHECK)
     reporter.say("checking that the output can be written")
     run.storage.open_output().check_writable()
     if run.shared is not None:
@@ -278,8 +255,11 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
         roomy = Renderer(tokenizer, renderer.format, renderer.system, LONGEST_TEXT)
         check_room(dataset, roomy, count, job.spec.training.seed, find_room(job.spec, files) - answer)
     reporter.say("working out what training needs")
-    run.remember("plan", _plan(run, files, encoded[Split.TRAIN]))
+    plan = _plan(run, files, encoded[Split.TRAIN])
+    run.remember("plan", plan)
     report = _describe_data(job, dataset, renderer, encoded)
+    if is_rehearsed(job.spec, plan):
+        report = report.model_copy(update={"rehearsal": _rehearse(run, files, dataset, report)})
     run.remember("data", report)
     # Behind what belongs to them: whoever finds these finds the check's result.
     run.remember("inputs", Inputs(rows=dataset.hash, model=files.revision))
@@ -299,6 +279,18 @@ def _plan(run: Run, files: ModelFiles, rows: Sequence[Encoded]) -> PlanStatus:
         tokenizer_path=str(files.path),
         gpus=gpus,
     )
+
+
+def is_rehearsed(spec: FineTuneJobSpec, plan: PlanStatus) -> bool:
+    """Whether the job is worth a rehearsal: it is to be checked, and its model is not itself tuned in no time."""
+    return spec.run_policy.preflight is not Preflight.SKIP and (plan.parameters or 0) >= REHEARSED_PARAMETERS
+
+
+def _rehearse(run: Run, files: ModelFiles, dataset: Dataset, report: DataReport) -> Rehearsal:
+    rehearsal = rehearse(run, files, dataset, report, (train_stage, evaluate_stage))
+    if rehearsal.why_not:
+        interruptible(run, Stage.CHECK).say(f"note: not rehearsed: {rehearsal.why_not}")
+    return rehearsal
 
 
 def _check_suite(suite: GeneralSuite, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
@@ -382,7 +374,7 @@ def train_stage(run: Run) -> TrainingReport:
     done = workspace.recall("training", TrainingReport)
     if done is not None and (is_complete(workspace.tuned) if shared is None else shared.has_tuned()):
         return done
-    reporter = _interruptible(run, Stage.TRAIN)
+    reporter = interruptible(run, Stage.TRAIN)
     reporter.say("looking for a checkpoint to go on from")
     _find_checkpoint(run)
     reporter.say("reading the rows")
@@ -473,7 +465,7 @@ def _train_on_workers(
 def evaluate_stage(run: Run) -> Report:
     """Compare base and tuned model on the test split, then publish the report and, if the job says so, the model."""
     job, workspace, shared = run.job, run.workspace, run.shared
-    reporter = _interruptible(run, Stage.EVALUATE)
+    reporter = interruptible(run, Stage.EVALUATE)
     if shared is not None:
         reporter.say("fetching the tuned weights")
         shared.pull_results()
@@ -600,14 +592,6 @@ def _publish(run: Run, report: Report, exports: Sequence[Path]) -> Report:
     return report
 
 
-def output_prefix(job: FineTuneJob) -> str:
-    """Return where below ``spec.output.uri`` the job's results go: ``<namespace>/<name>-<first 8 of the uid>``.
-
-    Without a cluster there is no uid; the hash of the spec takes its place, so that the same YAML finds its results.
-    """
-    return f"{job.metadata.namespace}/{job.metadata.name}-{(job.metadata.uid or spec_hash(job.spec))[:8]}"
-
-
 def _write_report(report: Report, folder: Path) -> None:
     write_file(folder / "report.json", report.model_dump_json(by_alias=True, indent=1).encode())
     write_file(folder / "report.html", render_page(report).encode())
@@ -635,6 +619,8 @@ def _fetch_model(run: Run) -> ModelFiles:
 
 
 def _load_dataset(run: Run, splits: Collection[Split] = tuple(Split)) -> Dataset:
+    if run.dataset is not None:
+        return run.dataset
     folder = run.workspace.rows
     return load_dataset(
         run.job.spec.data,
@@ -693,19 +679,3 @@ def _mixture(job: FineTuneJob, dataset: Dataset) -> Mixture:
     return plan_mixture(
         tasks, data.mixing, job.spec.training.seed, replay, data.replay.fraction if data.replay else 0.0
     )
-
-
-def _interruptible(run: Run, stage: Stage) -> Reporter:
-    """Return a reporter for a stage that can be left at any report and run again."""
-    return Reporter(_StoppingSink(run.sink, run.stop), stage)
-
-
-@dataclass(frozen=True, slots=True)
-class _StoppingSink:
-    sink: Sink
-    stop: StopFlag
-
-    def report(self, progress: Progress) -> None:
-        if self.stop.event.is_set():
-            raise Preempted(f"stopped in the {progress.stage.value} stage, which starts again on the next run.")
-        self.sink.report(progress)
