@@ -92,6 +92,16 @@ class TextPiece(ApiModel):
     """Whether the loss is computed on it."""
 
 
+class ColumnData(ApiModel):
+    """What one column of a task's training rows holds."""
+
+    name: str
+    kinds: dict[str, int] = Field(default_factory=dict)
+    """Rows by what is in them: text, number, truth, list, object, or nothing (absent, null, blank)."""
+    distinct: int | None = None
+    """Different values; absent where there are more than a thousand, or where they are lists or objects."""
+
+
 class TaskData(ApiModel):
     """What one task's rows looked like."""
 
@@ -103,8 +113,22 @@ class TaskData(ApiModel):
     """Rows that were shortened."""
     labels: dict[str, int] = Field(default_factory=dict)
     """Training rows of each label; empty for an open task."""
+    columns: tuple[ColumnData, ...] = ()
+    languages: dict[str, float] = Field(default_factory=dict)
+    """Share of the training rows by language (ISO 639), commonest first: a guess from each row's longest text."""
     sample: tuple[TextPiece, ...] = ()
     """The first training row, with the loss mask."""
+
+
+class Overlap(ApiModel):
+    """Questions of a test whose words stand in a training row, one after the other, so that it may know the answer."""
+
+    source: str
+    """``general`` for the suite that ships with the image, else the name of the job's own."""
+    questions: int
+    overlapping: int
+    first: str = ""
+    """Words that both have, for people."""
 
 
 class PersonalData(ApiModel):
@@ -146,6 +170,8 @@ class DataReport(ApiModel):
     first_leak: str = ""
     """Where the first of them is, for people."""
     personal_data: PersonalData = PersonalData()
+    overlaps: tuple[Overlap, ...] = ()
+    """Of the tests that the job is measured on besides its own rows."""
     rehearsal: Rehearsal | None = None
     """Absent where none was due: under ``preflight: skip``, or when the model itself is tiny."""
     tasks: tuple[TaskData, ...] = ()

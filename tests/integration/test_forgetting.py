@@ -22,6 +22,7 @@ from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_row
 from finetune_trainer.layout import Layout
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.scoring import Scorer
+from finetune_trainer.split import Split
 from finetune_trainer.workspace import Workspace
 
 from .jobs import tiny_job
@@ -140,3 +141,16 @@ def test_own_rows_that_cannot_be_used_are_found_in_check(tiny_model_dir, tmp_pat
     result = stages.run_one(Stage.CHECK, job, tmp_path / "workspace", Silence())
     assert result.exit_code == DataError("").exit_code
     assert re.search(message, result.message)
+
+
+def test_training_rows_that_give_the_test_away_are_told(tiny_model_dir: Path, tmp_path: Path):
+    job = tiny_job(tiny_model_dir, tmp_path, evaluation={"forgetting": {"sources": [f"file://{tmp_path}/own.jsonl"]}})
+    rows = load_dataset(job.spec.data).examples(Split.TRAIN)
+    questions = [rows[0].prompt, "Something that stands in no training row at all, not one of them:"]
+    lines = [{"prompt": text, "completion": " yes", "labels": [" yes", " no"]} for text in questions]
+    (tmp_path / "own.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    report = stages.check(job, tmp_path / "workspace", Silence())
+    counts = {one.source: (one.overlapping, one.questions) for one in report.overlaps}
+    assert counts["own"] == (1, 2)
+    assert counts["general"] == (0, len(general_rows()) + len(general_texts()))
+    assert any("1 of 2 questions of the own test stand in training rows" in warning for warning in report.warnings)

@@ -59,6 +59,7 @@ from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
 from finetune_trainer.methods import SoftPromptModel
 from finetune_trainer.mixture import Mixture, TaskRows, plan_mixture
 from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer, read_config
+from finetune_trainer.overlap import find_overlaps
 from finetune_trainer.pair import ModelPair, load_published, open_pair
 from finetune_trainer.parity import (
     Evaluated,
@@ -257,7 +258,7 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
     reporter.say("working out what training needs")
     plan = _plan(run, files, encoded[Split.TRAIN])
     run.remember("plan", plan)
-    report = _describe_data(job, dataset, renderer, encoded)
+    report = _describe_data(job, dataset, renderer, encoded, suite)
     if is_rehearsed(job.spec, plan):
         report = report.model_copy(update={"rehearsal": _rehearse(run, files, dataset, report)})
     run.remember("data", report)
@@ -326,7 +327,11 @@ def _is_unchanged(run: Run, inputs: Inputs, reporter: Reporter) -> bool:
 
 
 def _describe_data(
-    job: FineTuneJob, dataset: Dataset, renderer: Renderer, encoded: dict[Split, list[Encoded]]
+    job: FineTuneJob,
+    dataset: Dataset,
+    renderer: Renderer,
+    encoded: dict[Split, list[Encoded]],
+    suite: GeneralSuite | None,
 ) -> DataReport:
     everything = [item for items in encoded.values() for item in items]
     first = dataset.examples(Split.TRAIN)[0]
@@ -345,6 +350,7 @@ def _describe_data(
         leakage=len(dataset.leaks),
         first_leak="" if not dataset.leaks else "row {1} (counted from 0) of task {0}".format(*dataset.leaks[0]),
         personal_data=find_personal_data([*itertools.chain.from_iterable(rows.values()), *dataset.replay()]),
+        overlaps=tuple(find_overlaps([*rows[Split.TRAIN], *dataset.replay()], suite.questions if suite else {})),
         tasks=tuple(
             describe_task(
                 task,

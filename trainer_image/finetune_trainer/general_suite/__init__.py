@@ -50,6 +50,14 @@ class GeneralSuite:
         choices = [(row.prompt, choice) for row in self.rows for choice in row.choices]
         return [*choices, *map(text_parts, self.texts)]
 
+    @property
+    def questions(self) -> dict[str, list[str]]:
+        """Everything that is asked, by source; a row with its right answer."""
+        asked: dict[str, list[str]] = {SHIPPED: list(self.texts)}
+        for row in self.rows:
+            asked.setdefault(row.source, []).append(row.prompt + row.choices[row.right])
+        return asked
+
 
 def text_parts(text: str) -> tuple[str, str]:
     """Return the first word of a text, which nothing predicts, and the rest, whose likelihood is measured."""
