@@ -480,6 +480,8 @@ class Report(ApiModel):
     """Commit of a hub model, or sha256 over the files of a local one."""
     data: DataReport
     training: TrainingReport
+    planned_memory_bytes: int | None = None
+    """What the check expected of one process's tensors when most are alive; the peak is of the whole process."""
     soft_prompt: tuple[VirtualToken, ...] = ()
     """The virtual tokens of prompt tuning, in their order."""
     evaluation: EvaluationReport | None = None

@@ -227,8 +227,6 @@ class PlanStatus(ApiModel):
     """Over all workers; 0 trains on the CPU."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Rows in one forward pass of one worker."""
-    estimated_seconds: Count | None = None
-    """Estimated time of training."""
     warnings: Annotated[
         tuple[Annotated[str, Field(max_length=LONGEST_WARNING)], ...], Field(max_length=MOST_WARNINGS)
     ] = ()

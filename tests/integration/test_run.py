@@ -86,6 +86,7 @@ def test_every_method_is_tuned_evaluated_and_published(tiny_chat_model_dir: Path
     assert {metric.metric for metric in report.evaluation.metrics} == FIGURES
     html = (published / "report" / "report.html").read_text()
     assert "<svg" in html
+    assert 0 < report.planned_memory_bytes < report.training.peak_memory_bytes, "the process holds more than tensors"
     again = stages.run(job, tmp_path / "workspace", Silence())
     assert again.artifacts == report.artifacts
 

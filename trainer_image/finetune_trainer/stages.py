@@ -531,7 +531,9 @@ def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluat
         raise SpecError(
             f"workspace {workspace.root} holds no finished {'check' if data is None else 'train'} stage; run it first."
         )
+    plan = workspace.recall("plan", PlanStatus)
     return Report(
+        planned_memory_bytes=plan and plan.memory_bytes_per_gpu,
         name=job.metadata.name,
         namespace=job.metadata.namespace,
         spec_hash=spec_hash(job.spec),

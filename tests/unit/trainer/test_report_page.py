@@ -223,6 +223,11 @@ def test_the_page_says_what_was_found():
     assert "\N{MINUS SIGN}17.31" in page
 
 
+def test_planned_memory_stands_beside_the_measured():
+    assert "planned" not in render_page(make_report())
+    assert "1.9 GB <small>planned 1.2 GB of tensors</small>" in render_page(make_report(planned_memory_bytes=1.2e9))
+
+
 def test_the_page_says_what_was_seen_of_each_task():
     training = make_report().training.model_copy(
         update={
