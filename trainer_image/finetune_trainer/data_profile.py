@@ -20,16 +20,13 @@ from finetune_api.report import (
     TaskData,
     TextPiece,
 )
+from finetune_api.secret_text import SECRET
 from finetune_trainer.example import Encoded, Example
 from finetune_trainer.split import Split
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){0,4}\.[a-zA-Z]{2,24}(?![\w-])")
 _PHONE = re.compile(
     r"(?<![\w+])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}|\(?\d{3}\)?)(?:[ .-]\d{2,4}){2,3}(?!\w)"
-)
-_KEY = re.compile(
-    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
-    r"|\b(?:ghp|gho|ghs|hf|glpat)[_-][A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bxox[abp]-[A-Za-z0-9-]{10,}"
 )
 
 _MANY_TRUNCATED_PERCENT = 5.0
@@ -141,7 +138,7 @@ def find_personal_data(examples: Sequence[Example]) -> PersonalData:
     return PersonalData(emails=found["emails"], phones=found["phones"], keys=found["keys"])
 
 
-_PATTERNS = {"emails": _EMAIL, "phones": _PHONE, "keys": _KEY}
+_PATTERNS = {"emails": _EMAIL, "phones": _PHONE, "keys": SECRET}
 
 
 def find_warnings(report: DataReport) -> Iterator[str]:
