@@ -133,6 +133,12 @@ def test_stages_hand_over_through_the_bucket_also_when_training_is_interrupted(
     assert {task.metric for task in evaluated.evaluation.tasks} == FIGURES
     assert {"model/COMPLETE", "report/COMPLETE", "state/predictions.parquet"} <= keys(server, document)
 
+    restored = job.model_copy(update={"metadata": job.metadata.model_copy(update={"uid": UID[::-1]})})
+    silent = Listener()
+    found = pod(restored, Stage.CHECK, tmp_path / "check-of-a-restored-job", silent)
+    assert found == evaluated.model_copy(update={"stage": Stage.CHECK})
+    assert not silent.told, "neither model nor rows are read"
+
     scored = Listener()
     repeated = pod(job, Stage.EVALUATE, tmp_path / "evaluate-2", scored)
     assert repeated.artifacts == evaluated.artifacts

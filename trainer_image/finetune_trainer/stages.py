@@ -71,6 +71,7 @@ from finetune_trainer.parity import (
 )
 from finetune_trainer.plan import Workload, expected_gpus, expected_precision, plan_run
 from finetune_trainer.progress import Reporter, Sink
+from finetune_trainer.publication import find_publication, record_publication
 from finetune_trainer.publish import export_model, publish
 from finetune_trainer.rehearsal import rehearse
 from finetune_trainer.renderer import Renderer, encode_all
@@ -137,6 +138,8 @@ def run_one(stage: Stage, job: FineTuneJob, folder: Path, sink: Sink, pod: PodOp
             one = Run(job, workspace, sink, stop, mounts, shared, pod.adjustment if pod else Adjustment())
             match stage:
                 case Stage.CHECK:
+                    if shared is not None and (published := find_publication(shared.store, job)) is not None:
+                        return published
                     report, inputs = check_stage(one)
                     return check_result(report, inputs.model, workspace.recall("plan", PlanStatus))
                 case Stage.TRAIN:
@@ -145,7 +148,10 @@ def run_one(stage: Stage, job: FineTuneJob, folder: Path, sink: Sink, pod: PodOp
                     resumed_from = _find_checkpoint(one)
                     return train_result(train_stage(one))
                 case Stage.EVALUATE:
-                    return _evaluated(one, evaluate_stage(one))
+                    result = _evaluated(one, evaluate_stage(one))
+                    if shared is not None and result.published:
+                        record_publication(shared.store, job, result)
+                    return result
                 case _:
                     raise ValueError(f"{stage} is no stage that runs by itself")
     except FineTuneError as error:
