@@ -362,6 +362,40 @@ class RetentionResult(ApiModel):
     rows: int
 
 
+class TradeOffPoint(ApiModel):
+    """One strength of the tuned adapter: what it gains on the tasks, what it loses beside them."""
+
+    scale: float
+    """What the adapter's update is multiplied by; 1 is as trained."""
+    gain: float
+    """Mean of ``gains``."""
+    gains: dict[str, float]
+    """By task, over the base asked in the same way: in accuracy where the task has labels, else in the probability of
+    a token of the expected answer (the geometric mean, 1 / perplexity)."""
+    change: float
+    """In accuracy on general rows, tuned minus base; of several sources the one with the lowest ``low``."""
+    low: float
+    """What ``change`` is above, with the confidence that the job asks for."""
+    within_budget: bool
+    """Whether that is no larger a drop than allowed, on the rows of every source."""
+
+
+class TradeOff(ApiModel):
+    """How strong the tuned adapter was left, chosen on rows that neither metrics nor verdict are measured on."""
+
+    points: tuple[TradeOffPoint, ...]
+    """Weakest first; the last one is as trained."""
+    scale: float
+    """The chosen one; every other number of the report is of the model at this scale."""
+    why: str
+    """In a sentence."""
+    max_drop: float
+    """What general accuracy may drop by."""
+    validation_rows: int
+    general_rows: int
+    """Half of the general rows; the other half decides."""
+
+
 class ForgettingReport(ApiModel):
     """What tuning cost in general ability: a non-inferiority test on rows that belong to no task of the job."""
 
@@ -370,6 +404,8 @@ class ForgettingReport(ApiModel):
     results: tuple[RetentionResult, ...]
     tasks: tuple[MetricComparison, ...]
     """Accuracy on each general task, and bits per byte of general prose."""
+    trade_off: TradeOff | None = None
+    """Absent unless ``spec.evaluation.forgetting.remedy`` asks for it."""
 
 
 class ProbeReport(ApiModel):
