@@ -251,13 +251,16 @@ class MetricComparison(ApiModel):
     delta: float | None = None
     """tuned - base."""
     low: float | None = None
-    """Lower bound of the 95 % confidence interval of ``delta`` (paired bootstrap over rows)."""
+    """Lower bound of the 95 % confidence interval of ``delta`` (paired bootstrap over rows, or over groups of them)."""
     high: float | None = None
     p_value: float | None = None
     """Two-sided, of no difference, from the same draws; absent where there is no difference to speak of."""
     adjusted_p_value: float | None = None
     """``p_value`` after Holm's correction over all of ``metrics``: of many figures, some look better by luck."""
     rows: int
+    groups: int | None = None
+    """Groups of rows that are alike (one film's, by ``spec.data.splits.groupBy``) and are drawn together: twenty rows
+    that say the same do not count as twenty. Absent where every row stands for itself."""
     rows_needed: int | None = None
     """Test rows that would show, nine times in ten, that a true difference as large as ``delta`` is none of chance
     (the interval excludes zero); absent where ``delta`` is zero or unknown."""

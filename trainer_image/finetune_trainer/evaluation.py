@@ -133,6 +133,14 @@ class _Paper:
     """Training rows that the base is shown answered, to see how far that brings it; empty when not asked for."""
     commonest: str
     """The label that training rows have most often; empty without labels."""
+    group_by: str | None = None
+    """Column whose equal values make rows alike, as ``spec.data.splits.groupBy``."""
+
+    @property
+    def groups(self) -> list[str] | None:
+        """Of each test row the group that it is drawn with; absent where every row stands for itself."""
+        column = self.group_by
+        return None if column is None else [str(row.values.get(column, "")) for row in self.test]
 
     @property
     def generates(self) -> bool:
@@ -233,11 +241,11 @@ def evaluate(
         with_examples = {} if shown is None else {figure.name: figure for figure in _figures(paper, shown.answers)}
         commonest = _commonest_figures(paper)
         for name, (base_figure, tuned_figure) in figures.items():
-            found = measured[f"{paper.task}.{name}"] = measure(base_figure, tuned_figure, seed)
+            found = measured[f"{paper.task}.{name}"] = measure(base_figure, tuned_figure, seed, paper.groups)
             decision = asked.label_decision if name in _BY_LABEL else asked.decision
             comparison = describe(paper.task, name, found, _notes(paper, name, answers[1], decision))
             if name in with_examples:
-                against = measure(with_examples[name], tuned_figure, seed)
+                against = measure(with_examples[name], tuned_figure, seed, paper.groups)
                 comparison = comparison.model_copy(update={"few_shot": few_shot_comparison(against)})
             metrics.append(comparison.model_copy(update={"majority": commonest.get(name), **parts.get(name, {})}))
         examples += _pick_examples(paper, *answers, figures)
@@ -544,6 +552,7 @@ def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
         test=choose_rows(test, job.spec.evaluation.max_examples, seed),
         shown=shown,
         commonest=_commonest_label(dataset, task),
+        group_by=job.spec.data.splits.group_by,
     )
 
 
@@ -691,8 +700,11 @@ def _notes(paper: _Paper, metric: str, tuned: _Answers, decision: PromptDecision
         notes.append(f"sacrebleu {signatures()[metric]}, from 0 to 1")
     if metric == "perplexity":
         notes.append("over completion tokens, end token included")
-    if len(paper.test) < FEW_ROWS:
-        notes.append(f"fewer than {FEW_ROWS} rows: the interval is too narrow to rely on")
+    if paper.groups is not None:
+        notes.append(f"rows of one {paper.group_by} are drawn together: {len({*paper.groups}):,} groups")
+    if len({*paper.groups} if paper.groups else paper.test) < FEW_ROWS:
+        what = "rows" if paper.groups is None else "groups"
+        notes.append(f"fewer than {FEW_ROWS} {what}: the interval is too narrow to rely on")
     return "; ".join(notes)
 
 
@@ -788,6 +800,7 @@ def _prediction_rows(
             "tuned_tokens": len(tuned.logprobs[index]),
         }
         | _few_shot_columns(few_shot, index)
+        | ({} if paper.groups is None else {"group": paper.groups[index]})
         for index, example in enumerate(tuned.examples)
     ]
 
