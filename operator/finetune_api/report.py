@@ -289,13 +289,16 @@ class MetricComparison(ApiModel):
     delta: float | None = None
     """tuned - base."""
     low: float | None = None
-    """Lower bound of the 95 % confidence interval of ``delta`` (paired bootstrap over rows)."""
+    """Lower bound of the 95 % confidence interval of ``delta`` (paired bootstrap over rows, or over groups of them)."""
     high: float | None = None
     p_value: float | None = None
     """Two-sided, of no difference, from the same draws; absent where there is no difference to speak of."""
     adjusted_p_value: float | None = None
     """``p_value`` after Holm's correction over all of ``metrics``: of many figures, some look better by luck."""
     rows: int
+    groups: int | None = None
+    """Groups of rows that are alike (one film's, by ``spec.data.splits.groupBy``) and are drawn together: twenty rows
+    that say the same do not count as twenty. Absent where every row stands for itself."""
     rows_needed: int | None = None
     """Test rows that would show, nine times in ten, that a true difference as large as ``delta`` is none of chance
     (the interval excludes zero); absent where ``delta`` is zero or unknown."""
@@ -400,6 +403,40 @@ class RetentionResult(ApiModel):
     rows: int
 
 
+class TradeOffPoint(ApiModel):
+    """One strength of the tuned adapter: what it gains on the tasks, what it loses beside them."""
+
+    scale: float
+    """What the adapter's update is multiplied by; 1 is as trained."""
+    gain: float
+    """Mean of ``gains``."""
+    gains: dict[str, float]
+    """By task, over the base asked in the same way: in accuracy where the task has labels, else in the probability of
+    a token of the expected answer (the geometric mean, 1 / perplexity)."""
+    change: float
+    """In accuracy on general rows, tuned minus base; of several sources the one with the lowest ``low``."""
+    low: float
+    """What ``change`` is above, with the confidence that the job asks for."""
+    within_budget: bool
+    """Whether that is no larger a drop than allowed, on the rows of every source."""
+
+
+class TradeOff(ApiModel):
+    """How strong the tuned adapter was left, chosen on rows that neither metrics nor verdict are measured on."""
+
+    points: tuple[TradeOffPoint, ...]
+    """Weakest first; the last one is as trained."""
+    scale: float
+    """The chosen one; every other number of the report is of the model at this scale."""
+    why: str
+    """In a sentence."""
+    max_drop: float
+    """What general accuracy may drop by."""
+    validation_rows: int
+    general_rows: int
+    """Half of the general rows; the other half decides."""
+
+
 class ForgettingReport(ApiModel):
     """What tuning cost in general ability: a non-inferiority test on rows that belong to no task of the job."""
 
@@ -408,6 +445,8 @@ class ForgettingReport(ApiModel):
     results: tuple[RetentionResult, ...]
     tasks: tuple[MetricComparison, ...]
     """Accuracy on each general task, and bits per byte of general prose."""
+    trade_off: TradeOff | None = None
+    """Absent unless ``spec.evaluation.forgetting.remedy`` asks for it."""
 
 
 class ProbeReport(ApiModel):

@@ -347,6 +347,29 @@ def test_a_task_with_labels_has_a_macro_f1(models: TwoModels, tokenizer, tmp_pat
         assert getattr(run.metric("macro_f1"), side) == pytest.approx(expected)
 
 
+def test_rows_of_one_group_are_drawn_together(models: TwoModels, tokenizer, tmp_path: Path):
+    """The interval is that of a bootstrap over groups, written out; the report says how many there are."""
+    task = {"labels": LABELS, "templates": LABEL_TEMPLATES[:1]}
+    job = make_job(tmp_path, task)
+    rows = [row | {"film": f"film {number // 8}"} for number, row in enumerate(make_rows(160))]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    splits = job.spec.data.splits.model_copy(update={"group_by": "film", "test": 0.5})
+    spec = job.spec.model_copy(update={"data": job.spec.data.model_copy(update={"splits": splits})})
+    run = run_evaluation(models, tokenizer, job.model_copy(update={"spec": spec}))
+    found = run.metric("accuracy")
+    films = list(dict.fromkeys(row["group"] for row in run.predictions))
+    assert found.groups == len(films) < found.rows
+    gains = np.zeros((len(films), 2))
+    for row in run.predictions:
+        right = [row[f"{who}_label"] == row["reference"] for who in ("base", "tuned")]
+        gains[films.index(row["group"])] += (right[1] - right[0], 1)
+    drawn = np.random.default_rng(spec.training.seed).integers(len(films), size=(2000, len(films)))
+    sums = gains[drawn].sum(axis=1)
+    expected = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
+    assert f"drawn together: {len(films)} groups" in found.note
+
+
 def test_labels_that_are_confused_are_counted(models: TwoModels, tokenizer, tmp_path: Path):
     run = run_evaluation(models, tokenizer, make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES}))
     (found,) = run.report.confusions

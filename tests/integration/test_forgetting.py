@@ -2,31 +2,47 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import rescale_adapter_scale
+from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Progress, Retention, Stage
 from finetune_trainer import stages
+from finetune_trainer.adapter_scale import scaled, weaken
+from finetune_trainer.attention import register
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import DataError
-from finetune_trainer.evaluation import evaluate
+from finetune_trainer.evaluation import evaluate, weigh_candidates
 from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_rows, general_texts
 from finetune_trainer.layout import Layout
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.split import Split
+from finetune_trainer.trade_off import Candidate
 from finetune_trainer.workspace import Workspace
 
 from .jobs import tiny_job
-from .test_evaluation import TwoModels, models, tokenizer  # noqa: F401 - fixtures
+from .test_evaluation import (  # noqa: F401 - fixtures
+    LABEL_TEMPLATES,
+    LABELS,
+    TwoModels,
+    likelihood,
+    make_job,
+    models,
+    tokenizer,
+)
 
 
 class Silence:
@@ -154,3 +170,123 @@ def test_training_rows_that_give_the_test_away_are_told(tiny_model_dir: Path, tm
     assert counts["own"] == (1, 2)
     assert counts["general"] == (0, len(general_rows()) + len(general_texts()))
     assert any("1 of 2 questions of the own test stand in training rows" in warning for warning in report.warnings)
+
+
+def test_the_strength_of_the_adapter_is_chosen_and_published(tiny_model_dir: Path, tmp_path: Path):
+    """What is published loads unchanged and is what was evaluated."""
+    forgetting = {"sources": [write_own(tmp_path, OWN * 2)], "maxDrop": 0.5, "remedy": "loraScale"}
+    job = tiny_job(
+        tiny_model_dir,
+        tmp_path,
+        evaluation={"forgetting": forgetting},
+        training__learningRate=0.02,
+        output__publishOn="always",
+    )
+    folder = tmp_path / "workspace"
+    report = stages.run(job, folder, Silence())
+    assert report.evaluation is not None and report.evaluation.forgetting is not None
+    found = report.evaluation.forgetting.trade_off
+    assert found is not None
+    assert [point.scale for point in found.points] == [0.25, 0.5, 0.75, 1.0]
+    within = [point for point in found.points if point.within_budget]
+    assert found.scale == max(within, key=lambda point: point.gain).scale < 1
+    # The verdict rests on the rows that the choice has not seen.
+    deciding = sum(result.rows for result in report.evaluation.forgetting.results)
+    assert found.general_rows + deciding == len(general_rows()) + 2 * len(OWN)
+    assert abs(found.general_rows - deciding) <= 1
+
+    trained, published = (
+        load_file(at / "adapter_model.safetensors")
+        for at in (Workspace(folder).tuned, Workspace(folder).export / "model")
+    )
+    assert trained.keys() == published.keys()
+    for name, weight in published.items():
+        torch.testing.assert_close(weight, trained[name] * (found.scale if "lora_B" in name else 1.0))
+    (parity,) = report.parity
+    assert parity.difference <= parity.allowed
+    card = (Workspace(folder).export / "model" / "README.md").read_text()
+    assert f"{found.scale:g} (chosen)" in card
+
+    # A run that finds its evaluation done publishes the same weights.
+    before = [artifact.sha256 for artifact in report.artifacts]
+    again = stages.run(job, folder, Silence())
+    assert [artifact.sha256 for artifact in again.artifacts] == before
+
+
+def test_an_adapter_is_weakened_in_its_weights_as_by_its_scale(tiny_model_dir: Path):
+    base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_model_dir, tie_word_embeddings=False))
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"], init_lora_weights=False))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        with model.disable_adapter():
+            untuned = model(input_ids=ids).logits
+        with scaled(nullcontext(model), 0.25) as lent:
+            expected = lent(input_ids=ids).logits
+        whole = model(input_ids=ids).logits
+        weaken(model, 0.25)
+        torch.testing.assert_close(model(input_ids=ids).logits, expected)
+        assert not torch.allclose(expected, whole)
+        weaken(model, 0.0)
+        torch.testing.assert_close(model(input_ids=ids).logits, untuned)
+
+
+def test_what_a_strength_gains_and_loses_is_that_of_a_direct_computation(tiny_chat_model_dir, tokenizer, tmp_path):  # noqa: F811
+    job = make_job(
+        tmp_path,
+        {"labels": LABELS, "templates": LABEL_TEMPLATES[:1]},
+        method={"type": "lora"},
+        evaluation={"forgetting": {"remedy": "loraScale"}},
+    )
+    base = AutoModelForCausalLM.from_pretrained(tiny_chat_model_dir, attn_implementation=register())
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)).eval()
+    tuned = Switched(model)
+    suite = GeneralSuite(general_rows()[::6], ())
+    dataset = load_dataset(job.spec.data)
+    found = weigh_candidates(
+        tuned,
+        [Candidate(scale, lambda scale=scale: scaled(tuned.tuned(), scale)) for scale in (0.5, 1.0)],
+        tokenizer,
+        Renderer(tokenizer, "raw", None, 256),
+        dataset,
+        job,
+        lambda lent: Scorer(lent, Layout.PACKED),
+        lambda progress: None,
+        suite,
+    )
+    validation = dataset.examples(Split.VALIDATION)
+    assert (found.validation_rows, found.general_rows) == (len(validation), len(suite.rows))
+
+    def accuracies() -> tuple[float, float]:
+        right = [
+            max(LABELS, key=lambda label: likelihood(model, tokenizer, f"{row.prompt}", f" {label}").sum())
+            == row.completion.strip()
+            for row in validation
+        ]
+        known = [likeliest(model, tokenizer, row) == row.right for row in suite.rows]
+        return float(np.mean(right)), float(np.mean(known))
+
+    with model.disable_adapter():
+        before = accuracies()
+    for point in found.points:
+        with rescale_adapter_scale(model, point.scale):
+            after = accuracies()
+        assert (point.gain, point.change) == pytest.approx((after[0] - before[0], after[1] - before[1]))
+    assert found.points[0].change != found.points[1].change
+
+
+@dataclass
+class Switched:
+    """An adapter that is switched off and on."""
+
+    model: PeftModel
+
+    @contextmanager
+    def base(self) -> Iterator[nn.Module]:
+        with self.model.disable_adapter():
+            yield self.model
+
+    @contextmanager
+    def tuned(self) -> Iterator[nn.Module]:
+        yield self.model

@@ -971,7 +971,26 @@ BAD_SPECS = [
         {"spec.method.type": "full", "spec.evaluation.forgetting.remedy": "loraScale"},
         "spec.evaluation.forgetting.remedy",
         '"loraScale"',
-        ("needs lora or qlora", "earlierCheckpoint"),
+        ("needs lora or qlora", "remedy: none"),
+        PASSES,
+    ),
+    BadSpec(
+        "an update with a magnitude of its own is not scaled",
+        {
+            "spec.method": {"type": "lora", "lora": {"useDora": True}},
+            "spec.evaluation.forgetting.remedy": "loraScale",
+        },
+        "spec.evaluation.forgetting.remedy",
+        '"loraScale"',
+        ("useDora", "remedy: none"),
+        PASSES,
+    ),
+    BadSpec(
+        "a remedy is chosen on validation rows",
+        {"spec.data.splits": {"validation": 0, "test": 0.1}, "spec.evaluation.forgetting.remedy": "loraScale"},
+        "spec.data.splits.validation",
+        "0",
+        ("no rows for remedy loraScale", "0.1"),
         PASSES,
     ),
     BadSpec(

@@ -155,7 +155,12 @@ EVERYTHING = {
         "generation": {"maxNewTokens": 64, "numBeams": 1},
         "maxExamples": 2000,
         "resources": {"memory": "16Gi"},
-        "forgetting": {"sources": ["s3://b/suite.jsonl"], "maxDrop": 0.02, "confidence": 0.95, "remedy": "loraScale"},
+        "forgetting": {
+            "sources": ["s3://b/suite.jsonl"],
+            "maxDrop": 0.02,
+            "confidence": 0.95,
+            "remedy": "earlierCheckpoint",
+        },
         "benchmarks": [{"suite": "mmlu", "limit": 200}],
         "holistic": {"subgroupColumn": "domain", "perturbations": ["typos", "case"]},
         "gates": [

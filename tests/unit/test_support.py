@@ -85,7 +85,12 @@ SUPPORTED = {
             "metrics": ["accuracy", "exact_match", "token_f1", "rouge", "bleu", "chrf", "perplexity"],
             "gates": [{"metric": "sentiment.macro_f1", "min": 0.5}, {"metric": "sentiment.chrf", "minDelta": 0.0}],
             "baselines": {"zeroShot": True, "fewShot": 4},
-            "forgetting": {"sources": ["s3://b/suite.jsonl"], "maxDrop": 0.05, "confidence": 0.9, "remedy": "none"},
+            "forgetting": {
+                "sources": ["s3://b/suite.jsonl"],
+                "maxDrop": 0.05,
+                "confidence": 0.9,
+                "remedy": "loraScale",
+            },
             "generation": {"maxNewTokens": 8},
             "maxExamples": 10,
         }

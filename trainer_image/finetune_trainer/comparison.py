@@ -1,7 +1,7 @@
 """Put one figure of the base beside the same figure of the tuned model, with how sure the difference is. Pure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from finetune_api.report import FewShotComparison, MetricComparison
 from finetune_trainer.figure import Figure
@@ -9,7 +9,7 @@ from finetune_trainer.gate import Measurement
 from finetune_trainer.statistics import FEW_ROWS, Difference, adjusted_p_values, paired_difference, rows_needed
 
 
-def measure(base: Figure, tuned: Figure, seed: int, groups: Sequence[object] | None = None) -> Measurement:
+def measure(base: Figure, tuned: Figure, seed: int, groups: Sequence[Hashable] | None = None) -> Measurement:
     """Return both figures and the bootstrap of their difference; rows of one of ``groups`` are drawn together."""
     return Measurement(
         base=base.value,
@@ -17,6 +17,7 @@ def measure(base: Figure, tuned: Figure, seed: int, groups: Sequence[object] | N
         difference=paired_difference(base.rows, tuned.rows, base.combine, seed, groups),
         rows=len(base.rows),
         higher_is_better=base.higher_is_better,
+        groups=None if groups is None else len({*groups}),
     )
 
 
@@ -34,6 +35,7 @@ def describe(task: str, metric: str, found: Measurement, note: str = "") -> Metr
         high=interval.high,
         p_value=None if math.isnan(p_value) else p_value,
         rows=found.rows,
+        groups=found.groups,
         rows_needed=_rows_needed(found),
         higher_is_better=found.higher_is_better,
         note=note,

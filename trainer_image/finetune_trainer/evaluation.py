@@ -31,6 +31,7 @@ from finetune_api.report import (
     PromptChoice,
     SideBySide,
     Stage,
+    TradeOff,
 )
 from finetune_trainer.comparison import adjust_for_many, describe, few_shot_comparison, measure
 from finetune_trainer.dataset import Dataset
@@ -49,6 +50,7 @@ from finetune_trainer.figure import (
     perplexity_figure,
     signatures,
     token_f1,
+    token_probability_figure,
 )
 from finetune_trainer.fit import LONGEST_TEXT
 from finetune_trainer.forgetting import GeneralAnswers, compare_abilities, forgetting_gate
@@ -74,6 +76,7 @@ from finetune_trainer.parity import choose_probes, compare_probes, encode_probes
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.split import Split
 from finetune_trainer.statistics import FEW_ROWS
+from finetune_trainer.trade_off import Candidate, Findings, choose, weigh
 from finetune_trainer.verdict import LEADING_METRICS
 
 Floats = NDArray[np.float64]
@@ -87,6 +90,9 @@ _BY_LABEL = ("accuracy", "macro_f1", "ece")
 LONGEST_ANSWER_TOKENS = 64
 SPARE_ANSWER_TOKENS = 8
 GENERATION_BATCH_SIZE = 16
+
+TRADE_OFF_ROWS = 500
+"""Validation rows per task that a remedy is chosen on."""
 
 EXAMPLES_EACH = 6
 """Most improved, most worsened and still wrong rows of each task that the report shows."""
@@ -127,6 +133,14 @@ class _Paper:
     """Training rows that the base is shown answered, to see how far that brings it; empty when not asked for."""
     commonest: str
     """The label that training rows have most often; empty without labels."""
+    group_by: str | None = None
+    """Column whose equal values make rows alike, as ``spec.data.splits.groupBy``."""
+
+    @property
+    def groups(self) -> list[str] | None:
+        """Of each test row the group that it is drawn with; absent where every row stands for itself."""
+        column = self.group_by
+        return None if column is None else [str(row.values.get(column, "")) for row in self.test]
 
     @property
     def generates(self) -> bool:
@@ -227,11 +241,11 @@ def evaluate(
         with_examples = {} if shown is None else {figure.name: figure for figure in _figures(paper, shown.answers)}
         commonest = _commonest_figures(paper)
         for name, (base_figure, tuned_figure) in figures.items():
-            found = measured[f"{paper.task}.{name}"] = measure(base_figure, tuned_figure, seed)
+            found = measured[f"{paper.task}.{name}"] = measure(base_figure, tuned_figure, seed, paper.groups)
             decision = asked.label_decision if name in _BY_LABEL else asked.decision
             comparison = describe(paper.task, name, found, _notes(paper, name, answers[1], decision))
             if name in with_examples:
-                against = measure(with_examples[name], tuned_figure, seed)
+                against = measure(with_examples[name], tuned_figure, seed, paper.groups)
                 comparison = comparison.model_copy(update={"few_shot": few_shot_comparison(against)})
             metrics.append(comparison.model_copy(update={"majority": commonest.get(name), **parts.get(name, {})}))
         examples += _pick_examples(paper, *answers, figures)
@@ -263,6 +277,59 @@ def evaluate(
         seconds=time.monotonic() - started,
     )
     return report, predictions
+
+
+def weigh_candidates(
+    model: Pair,
+    candidates: Sequence[Candidate],
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    dataset: Dataset,
+    job: FineTuneJob,
+    scorer_factory: Callable[[nn.Module], LogprobScorer],
+    on_progress: Callable[[Progress], None],
+    suite: GeneralSuite,
+) -> TradeOff:
+    """Return what each candidate gains on validation rows and loses on ``suite``, and which one to take.
+
+    Args:
+        model: its base is what candidates are held against.
+        candidates: weakest first, the last one as trained.
+        tokenizer: of both.
+        renderer: as for `evaluate`.
+        dataset: its test split is not read.
+        job: has a budget in ``spec.evaluation.forgetting``.
+        scorer_factory: as for `evaluate`.
+        on_progress: hears how far it is.
+        suite: general rows that the verdict is not measured on.
+
+    Raises:
+        DataError: a task has no validation row.
+        TrainingDivergedError: a model's log-probabilities are not numbers.
+    """
+    seed, budget = job.spec.training.seed, job.spec.evaluation.forgetting
+    assert budget is not None
+    papers = [_validation_paper(task, dataset, seed) for task in dataset.tasks]
+    rows = sum(len(paper.test) for paper in papers)
+    meter = _Meter((rows + len(suite.rows)) * (1 + len(candidates)), on_progress)
+
+    def find(lent: nn.Module, name: str) -> Findings:
+        lent.eval()
+        own, raw = (
+            _Examiner(lent, name, scorer_factory(lent), tokenizer, asked, dataset, 0, meter)
+            for asked in (renderer, Renderer(tokenizer, "raw", None, renderer.max_length))
+        )
+        reached = {paper.task: _task_figure(paper, own.answer(paper, None)).value for paper in papers}
+        return Findings(reached, raw.answer_suite(suite))
+
+    with model.base() as base:
+        before = find(base, "base")
+    points = []
+    for candidate in candidates:
+        with candidate.lend() as tuned:
+            after = find(tuned, "tuned")
+        points.append(weigh(candidate.scale, before, after, suite.rows, budget, seed))
+    return choose(points, budget, rows, len(suite.rows))
 
 
 def answer_bound(
@@ -485,7 +552,36 @@ def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
         test=choose_rows(test, job.spec.evaluation.max_examples, seed),
         shown=shown,
         commonest=_commonest_label(dataset, task),
+        group_by=job.spec.data.splits.group_by,
     )
+
+
+def _validation_paper(task: str, dataset: Dataset, seed: int) -> _Paper:
+    """Return a task's validation rows as questions whose answers are scored, never generated."""
+    rows = [example for example in dataset.examples(Split.VALIDATION) if example.task == task]
+    if not rows:
+        raise DataError(
+            f"task {task!r} has no validation rows, on which spec.evaluation.forgetting.remedy chooses. Raise "
+            "spec.data.splits.validation, or give the task more rows."
+        )
+    return _Paper(
+        task=task,
+        labels=dataset.labels(task),
+        metrics=(),
+        templates=dataset.phrasings(task),
+        choice=[],
+        choice_split=Split.VALIDATION,
+        test=choose_rows(rows, TRADE_OFF_ROWS, seed),
+        shown=[],
+        commonest="",
+    )
+
+
+def _task_figure(paper: _Paper, answers: _Answers) -> Figure:
+    """Return what a task gains by without generation, 0 to 1: accuracy, or how likely the expected tokens are."""
+    if answers.labels is not None:
+        return _mean_of(operator.eq, "accuracy", answers.labels, answers.references)
+    return token_probability_figure(answers.logprobs)
 
 
 def _commonest_label(dataset: Dataset, task: str) -> str:
@@ -604,8 +700,11 @@ def _notes(paper: _Paper, metric: str, tuned: _Answers, decision: PromptDecision
         notes.append(f"sacrebleu {signatures()[metric]}, from 0 to 1")
     if metric == "perplexity":
         notes.append("over completion tokens, end token included")
-    if len(paper.test) < FEW_ROWS:
-        notes.append(f"fewer than {FEW_ROWS} rows: the interval is too narrow to rely on")
+    if paper.groups is not None:
+        notes.append(f"rows of one {paper.group_by} are drawn together: {len({*paper.groups}):,} groups")
+    if len({*paper.groups} if paper.groups else paper.test) < FEW_ROWS:
+        what = "rows" if paper.groups is None else "groups"
+        notes.append(f"fewer than {FEW_ROWS} {what}: the interval is too narrow to rely on")
     return "; ".join(notes)
 
 
@@ -701,6 +800,7 @@ def _prediction_rows(
             "tuned_tokens": len(tuned.logprobs[index]),
         }
         | _few_shot_columns(few_shot, index)
+        | ({} if paper.groups is None else {"group": paper.groups[index]})
         for index, example in enumerate(tuned.examples)
     ]
 

@@ -59,6 +59,12 @@ def perplexity_figure(logprobs: Sequence[Floats]) -> Figure:
     return Figure("perplexity", rows, _exp_ratio, higher_is_better=False)
 
 
+def token_probability_figure(logprobs: Sequence[Floats]) -> Figure:
+    """Return the geometric mean of the probabilities of all tokens, 1 / perplexity: from 0 to 1, as accuracy is."""
+    rows = np.array([(row.sum(), len(row)) for row in logprobs], dtype=np.float64)
+    return Figure("token_probability", rows, _exp_ratio)
+
+
 def bits_per_byte_figure(logprobs: Sequence[Floats], texts: Sequence[str]) -> Figure:
     """Return the bits that a byte of UTF-8 costs: comparable between tokenizers, which perplexity is not."""
     pairs = zip(logprobs, texts, strict=True)

@@ -26,6 +26,20 @@ _LONGEST_REASON = 512
 
 
 @dataclass(frozen=True, slots=True)
+class SourceChange:
+    """What became of accuracy on the rows of one source."""
+
+    verdict: Retention
+    why: str
+    """The numbers behind it, in a sentence."""
+    rows: int
+    change: float
+    """Tuned minus base."""
+    low: float
+    """What the change is above, with the budget's confidence."""
+
+
+@dataclass(frozen=True, slots=True)
 class GeneralAnswers:
     """What one model makes of a suite."""
 
@@ -39,15 +53,33 @@ def compare_abilities(
     suite: GeneralSuite, base: GeneralAnswers, tuned: GeneralAnswers, budget: ForgettingSpec, seed: int
 ) -> ForgettingReport:
     """Return what each general task lost, and the verdict on each source of rows and on all together."""
-    results = tuple(
-        _judge_source(source, suite.rows, base, tuned, budget, seed)
+    found = {
+        source: measure_source(source, suite.rows, base, tuned, budget, seed)
         for source in dict.fromkeys(row.source for row in suite.rows)
+    }
+    results = tuple(
+        RetentionResult(source=source, verdict=one.verdict, why=one.why, rows=one.rows) for source, one in found.items()
     )
     return ForgettingReport(
         verdict=_worst([result.verdict for result in results]),
         results=results,
         tasks=(*_compare_tasks(suite.rows, base, tuned, seed), _compare_prose(suite, base, tuned, seed)),
     )
+
+
+def measure_source(
+    source: str,
+    rows: Sequence[GeneralRow],
+    base: GeneralAnswers,
+    tuned: GeneralAnswers,
+    budget: ForgettingSpec,
+    seed: int,
+) -> SourceChange:
+    """Return what accuracy lost on the rows of one source, and whether that is within the budget."""
+    chosen = [index for index, row in enumerate(rows) if row.source == source]
+    difference = _measure_rows(rows, chosen, base, tuned, seed).difference
+    verdict, why = judge_retention(difference, budget.max_drop, budget.confidence, len(chosen))
+    return SourceChange(verdict, why, len(chosen), difference.measured, difference.lower_bound(budget.confidence))
 
 
 def judge_retention(difference: Difference, max_drop: float, confidence: float, rows: int) -> tuple[Retention, str]:
@@ -83,20 +115,6 @@ def forgetting_gate(found: ForgettingReport) -> GateResult:
 
 def _worst(verdicts: Sequence[Retention]) -> Retention:
     return next(one for one in (Retention.FAILED, Retention.INCONCLUSIVE, Retention.PASSED) if one in verdicts)
-
-
-def _judge_source(
-    source: str,
-    rows: Sequence[GeneralRow],
-    base: GeneralAnswers,
-    tuned: GeneralAnswers,
-    budget: ForgettingSpec,
-    seed: int,
-) -> RetentionResult:
-    chosen = [index for index, row in enumerate(rows) if row.source == source]
-    found = _measure_rows(rows, chosen, base, tuned, seed)
-    verdict, why = judge_retention(found.difference, budget.max_drop, budget.confidence, len(chosen))
-    return RetentionResult(source=source, verdict=verdict, why=why, rows=len(chosen))
 
 
 def _compare_tasks(

@@ -19,6 +19,8 @@ class Measurement:
     """Tuned minus base."""
     rows: int
     higher_is_better: bool
+    groups: int | None = None
+    """Of rows that are alike and were drawn together; absent where every row stands for itself."""
 
 
 def judge_gates(gates: Sequence[GateSpec], measured: Mapping[str, Measurement]) -> tuple[GateResult, ...]:
@@ -64,8 +66,9 @@ def _gain_missed(gate: GateSpec, found: Measurement) -> list[str]:
     required = gate.required_delta
     if required is None:
         return []
-    if found.rows < FEW_ROWS:
-        return [f"{found.rows} test rows decide nothing; at least {FEW_ROWS} are needed"]
+    if (found.groups or found.rows) < FEW_ROWS:
+        what = "test rows" if found.groups is None else "groups of test rows"
+        return [f"{found.groups or found.rows} {what} decide nothing; at least {FEW_ROWS} are needed"]
     bound = _proven_gain(gate, found)
     if bound > required:
         return []

@@ -5,19 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_api.report import LossPoint
+from finetune_trainer.axis import Tick, label_of, round_values
 
 WIDTH, HEIGHT = 560, 300
 LEFT, RIGHT, TOP, BOTTOM = 66, 26, 14, 54
 MOST_POINTS = 400
 """More than a chart of this width can show; longer curves are averaged in equal stretches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A labelled place on an axis."""
-
-    at: float
-    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +48,8 @@ def lay_out_loss(curve: Sequence[LossPoint]) -> LossChart | None:
     points = training + validation
     if max(len(training), len(validation)) < 2:
         return None
-    steps = _ticks(min(x for x, _ in points), max(x for x, _ in points), whole=True)
-    losses = _ticks(min(y for _, y in points), max(y for _, y in points), whole=False)
+    steps = round_values(min(x for x, _ in points), max(x for x, _ in points), whole=True)
+    losses = round_values(min(y for _, y in points), max(y for _, y in points), whole=False)
     first, last = min(x for x, _ in points), max(x for x, _ in points)
     low, high = losses[0], losses[-1]
 
@@ -70,7 +63,7 @@ def lay_out_loss(curve: Sequence[LossPoint]) -> LossChart | None:
         validation=_polyline([place(*point) for point in validation]),
         validation_dots=tuple(place(*point) for point in validation) if len(validation) <= 40 else (),
         steps=tuple(Tick(place(x, low)[0], f"{x:,.0f}") for x in steps if first <= x <= last),
-        losses=tuple(Tick(place(first, y)[1], _label(y, losses[1] - losses[0])) for y in losses),
+        losses=tuple(Tick(place(first, y)[1], label_of(y, losses[1] - losses[0])) for y in losses),
     )
 
 
@@ -78,23 +71,6 @@ def _thinned(points: Sequence[tuple[int, float]]) -> Points:
     stretch = math.ceil(len(points) / MOST_POINTS) or 1
     parts = [points[start : start + stretch] for start in range(0, len(points), stretch)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
-
-
-def _ticks(low: float, high: float, whole: bool) -> list[float]:
-    """Return about five round numbers around the range; the first is at or below it, the last at or above."""
-    rough = (high - low) / 4 or max(abs(high) / 4, 1e-3)
-    magnitude = 10 ** math.floor(math.log10(rough))
-    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough * 0.999)
-    if whole:
-        step = max(1, round(step))
-    start = math.floor(low / step)
-    end = max(math.ceil(high / step), start + 1)
-    return [index * step for index in range(start, end + 1)]
-
-
-def _label(value: float, step: float) -> str:
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return f"{value:.{min(digits, 6)}f}"
 
 
 def _polyline(points: Points) -> str:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType
+from peft import LoraModel, PeftConfig, PeftModel, PeftType
 from transformers import PreTrainedModel
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ArtifactKind
 from finetune_api.spec import OWN_WEIGHTS
+from finetune_trainer.adapter_scale import weaken
 from finetune_trainer.layout import Layout, load_for_rows
 from finetune_trainer.methods import SoftPromptModel, why_padded
 from finetune_trainer.model import ModelFiles
@@ -31,6 +32,13 @@ class ModelPair(Protocol):
 
     def tuned(self) -> AbstractContextManager[PreTrainedModel]:
         """Lend the model as it is after tuning."""
+
+    def weaken(self, scale: float) -> None:
+        """Multiply what tuning did by ``scale``, for good.
+
+        Raises:
+            TypeError: it is no low-rank adapter.
+        """
 
 
 def open_pair(job: FineTuneJob, files: ModelFiles, tuned: Path) -> ModelPair:
@@ -79,6 +87,11 @@ class _OneLoad:
     def tuned(self) -> Iterator[PreTrainedModel]:
         yield cast(PreTrainedModel, self.model)
 
+    def weaken(self, scale: float) -> None:
+        if not isinstance(self.model.base_model, LoraModel):
+            raise TypeError(f"a {self.model.active_peft_config.peft_type} adapter has no scale")
+        weaken(self.model, scale)
+
 
 class _TwoLoads:
     """Whole weights: the two models are in memory one after the other."""
@@ -92,6 +105,9 @@ class _TwoLoads:
 
     def tuned(self) -> AbstractContextManager[PreTrainedModel]:
         return self._lend(self._tuned)
+
+    def weaken(self, scale: float) -> None:
+        raise TypeError("whole weights have no scale")
 
     @contextmanager
     def _lend(self, files: ModelFiles) -> Iterator[PreTrainedModel]:

@@ -15,8 +15,17 @@ import yaml
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from finetune_api.report import EvaluationReport, LossPoint, MetricComparison, PromptChoice, Report, SideBySide
+from finetune_api.report import (
+    EvaluationReport,
+    ForgettingReport,
+    LossPoint,
+    MetricComparison,
+    PromptChoice,
+    Report,
+    SideBySide,
+)
 from finetune_trainer.loss_chart import lay_out_loss
+from finetune_trainer.trade_off_chart import TradeOffChart, lay_out_trade_off
 from finetune_trainer.verdict import Outcome, format_value, judge, judge_in_context, outcome_of
 
 PROMPT_CHARACTERS = 700
@@ -137,6 +146,7 @@ def render_page(report: Report) -> str:
         gates=evaluation.gates,
         in_context=judge_in_context(evaluation),
         forgetting=evaluation.forgetting,
+        trade_off=_trade_off(evaluation.forgetting),
         general_tasks=_metric_rows(evaluation.forgetting.tasks if evaluation.forgetting else ()),
         several_tasks=len({comparison.task for comparison in evaluation.metrics}) > 1,
         chart=lay_out_loss(report.training.curve),
@@ -146,6 +156,10 @@ def render_page(report: Report) -> str:
         manifest=_manifest(report),
         file_name=f"{re.sub(r'[^a-z0-9-]', '-', report.name)[:60]}.yaml",
     )
+
+
+def _trade_off(forgetting: ForgettingReport | None) -> TradeOffChart | None:
+    return lay_out_trade_off(forgetting.trade_off) if forgetting and forgetting.trade_off else None
 
 
 def mark_differences(answer: str, expected: str) -> tuple[Piece, ...]:

@@ -162,7 +162,8 @@ def _difference(task: str, metric: str, first: FinishedRun, other: FinishedRun) 
         return None, "perplexities of different base models count different tokens"
     labels = sorted({*_labels(first, task), *_labels(other, task)})
     before, after = (tuned_figure(metric, [rows[key] for key in one], labels) for rows in (one, two))
-    found = measure(before, after, first.report.seed).difference
+    groups = [str(row["group"]) for row in one.values()] if all("group" in row for row in one.values()) else None
+    found = measure(before, after, first.report.seed, groups).difference
     interval = found.interval()
     return (
         PairedDifference(

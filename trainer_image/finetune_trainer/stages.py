@@ -30,13 +30,15 @@ from finetune_api.report import (
     Report,
     SplitRows,
     Stage,
+    TradeOff,
     TrainingReport,
     VirtualToken,
 )
-from finetune_api.spec import FineTuneJobSpec, LossOn, MethodType, Preflight
+from finetune_api.spec import FineTuneJobSpec, ForgettingRemedy, LossOn, MethodType, Preflight
 from finetune_api.spec.compute import is_distributed, processes
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
+from finetune_trainer.adapter_scale import SCALES, scaled
 from finetune_trainer.adjustment import Adjustment, adjusted
 from finetune_trainer.best_weights import schedule_note
 from finetune_trainer.checkpoint import newest_complete, step_of
@@ -45,7 +47,7 @@ from finetune_trainer.data_profile import describe_task, find_personal_data, fin
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.durable import disk_errors, write_file
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
-from finetune_trainer.evaluation import LONGEST_ANSWER_TOKENS, evaluate
+from finetune_trainer.evaluation import LONGEST_ANSWER_TOKENS, evaluate, weigh_candidates
 from finetune_trainer.example import Encoded
 from finetune_trainer.fit import LONGEST_TEXT, check_fit, find_room, find_row_length
 from finetune_trainer.gate import why_kept_back
@@ -83,6 +85,7 @@ from finetune_trainer.soft_prompt import describe_soft_prompt
 from finetune_trainer.split import Split
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
 from finetune_trainer.storage import Storage
+from finetune_trainer.trade_off import Candidate, with_trade_off
 from finetune_trainer.train import TrainingInput, threads_of_each, train
 from finetune_trainer.workspace import Workspace
 
@@ -490,9 +493,15 @@ def evaluate_stage(run: Run) -> Report:
     layout = pair.layout
     renderer = _renderer(job, files, tokenizer)
     evaluation = workspace.recall("evaluation", EvaluationReport)
+    if evaluation is not None and evaluation.forgetting and evaluation.forgetting.trade_off:
+        pair.weaken(evaluation.forgetting.trade_off.scale)
     if evaluation is None:
         dataset = _load_dataset(run)
         _is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision), reporter)
+        suite = _load_suite(run)
+        trade_off = _choose_scale(job, pair, tokenizer, renderer, dataset, suite, reporter)
+        if trade_off is not None:
+            pair.weaken(trade_off.scale)
         evaluation, predictions = evaluate(
             pair,
             tokenizer,
@@ -501,8 +510,9 @@ def evaluate_stage(run: Run) -> Report:
             job,
             lambda model: Scorer(model, layout),
             reporter.tell,
-            _load_suite(run),
+            suite.deciding() if suite and trade_off else suite,
         )
+        evaluation = with_trade_off(evaluation, trade_off)
         _write_predictions(predictions, workspace.predictions)
         if shared is not None:
             shared.push_predictions()
@@ -521,6 +531,40 @@ def evaluate_stage(run: Run) -> Report:
     gc.collect()
     parity = tuple(_check_export(run, files, folder, evaluated) for folder in exports)
     return _publish(run, report.model_copy(update={"parity": parity}), exports)
+
+
+def _choose_scale(
+    job: FineTuneJob,
+    pair: ModelPair,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    dataset: Dataset,
+    suite: GeneralSuite | None,
+    reporter: Reporter,
+) -> TradeOff | None:
+    """Return how strong the adapter is to be left; absent where the job asks for no such remedy."""
+    budget = job.spec.evaluation.forgetting
+    if suite is None or budget is None or budget.remedy is not ForgettingRemedy.LORA_SCALE:
+        return None
+
+    def strength(scale: float) -> Candidate:
+        return Candidate(scale, lambda: scaled(pair.tuned(), scale))
+
+    reporter.say("trying how strong the adapter may be")
+    trade_off = weigh_candidates(
+        pair,
+        [strength(scale) for scale in SCALES],
+        tokenizer,
+        renderer,
+        dataset,
+        job,
+        lambda model: Scorer(model, pair.layout),
+        # How far the whole stage is cannot be said yet.
+        lambda progress: reporter.tell(progress.model_copy(update={"percent": None})),
+        suite.development(),
+    )
+    reporter.say(trade_off.why)
+    return trade_off
 
 
 def _soft_prompt(job: FineTuneJob, pair: ModelPair, tokenizer: PreTrainedTokenizerBase) -> tuple[VirtualToken, ...]:

@@ -97,8 +97,8 @@ def leading_comparisons(metrics: Iterable[MetricComparison]) -> list[MetricCompa
 
 
 def outcome_of(comparison: MetricComparison) -> Outcome:
-    """Return what one comparison shows; nothing is shown by few rows or by an interval on both sides of zero."""
-    if comparison.low is None or comparison.high is None or comparison.rows < FEW_ROWS:
+    """Return what one comparison shows; few rows, few groups and an interval on both sides of zero show nothing."""
+    if comparison.low is None or comparison.high is None or _are_few(comparison):
         return Outcome.CANNOT_TELL
     worst, best = (
         (comparison.low, comparison.high) if comparison.higher_is_better else (-comparison.high, -comparison.low)
@@ -113,6 +113,10 @@ def format_value(comparison: MetricComparison, value: float) -> str:
     if comparison.metric != "perplexity" or abs(value) < 1:
         return f"{value:.3f}"
     return f"{value:,.2f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _are_few(comparison: MetricComparison) -> bool:
+    return (comparison.groups or comparison.rows) < FEW_ROWS
 
 
 def _rank(comparison: MetricComparison) -> int:
@@ -142,7 +146,8 @@ def _sentence(outcome: Outcome, comparison: MetricComparison) -> str:
         case Outcome.NOT_BETTER:
             return f"The tuned model is not better: {reason}"
         case Outcome.CANNOT_TELL:
-            few = f" Fewer than {FEW_ROWS} rows decide nothing." if comparison.rows < FEW_ROWS else ""
+            what = "rows" if comparison.groups is None else "groups of rows"
+            few = f" Fewer than {FEW_ROWS} {what} decide nothing." if _are_few(comparison) else ""
             return f"Whether the tuned model is better cannot be told: {reason}{few}{_advice(comparison)}"
 
 

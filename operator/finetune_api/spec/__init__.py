@@ -226,12 +226,34 @@ def _only_low_rank_merges(method: MethodSpec, output: OutputSpec) -> Iterator[Pr
 
 def _only_low_rank_scales(method: MethodSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
     forgetting = evaluation.forgetting
-    if forgetting and forgetting.remedy is ForgettingRemedy.LORA_SCALE and method.type not in MERGEABLE:
+    if forgetting is None or forgetting.remedy is not ForgettingRemedy.LORA_SCALE:
+        return
+    if method.type not in MERGEABLE:
         yield Problem(
             ("evaluation", "forgetting", "remedy"),
             forgetting.remedy.value,
             f"needs lora or qlora, and the method is {method.type.value}",
-            "Set remedy: earlierCheckpoint or none.",
+            "Set remedy: none.",
+        )
+    elif method.lora is not None and method.lora.use_dora:
+        yield Problem(
+            ("evaluation", "forgetting", "remedy"),
+            forgetting.remedy.value,
+            "has nothing to weaken under useDora: at scale 0 the learnt magnitudes would remain",
+            "Set remedy: none, or spec.method.lora.useDora: false.",
+        )
+
+
+def _remedies_need_validation_rows(data: DataSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
+    forgetting = evaluation.forgetting
+    if forgetting is None or forgetting.remedy is ForgettingRemedy.NONE or data.splits.validation:
+        return
+    if any(task.validation_source is None for task in data.tasks):
+        yield Problem(
+            ("data", "splits", "validation"),
+            0,
+            f"leaves no rows for remedy {forgetting.remedy.value} to choose on",
+            "Set it to 0.1, or spec.evaluation.forgetting.remedy: none.",
         )
 
 
@@ -318,6 +340,7 @@ class FineTuneJobSpec(Block):
         _products_are_no_finer_than_weights,
         _only_low_rank_merges,
         _only_low_rank_scales,
+        _remedies_need_validation_rows,
         _weights_are_used,
         _accuracy_needs_labels,
         _gates_name_what_is_measured,

@@ -83,7 +83,9 @@ class ForgettingSpec(Block):
     """How sure the verdict must be. passed: the loss is surely within maxDrop; failed: it is surely beyond;
     inconclusive: neither."""
     remedy: ForgettingRemedy = ForgettingRemedy.NONE
-    """loraScale weakens the adapter, earlierCheckpoint goes back; both are chosen without the test split."""
+    """loraScale evaluates the adapter at 0.25, 0.5, 0.75 and 1 times its strength and publishes the one with the best
+    gain among those within maxDrop; earlierCheckpoint goes back. Chosen on validation rows and on every second general
+    row, which leaves half of them for the verdict."""
 
 
 class BenchmarkSpec(Block):

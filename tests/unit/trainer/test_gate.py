@@ -1,5 +1,6 @@
 """Gates: what passes, what does not, and whether the sentence says why."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -36,6 +37,13 @@ CASES = [
     ("a gate without conditions asks for a gain", {}, accuracy(0.8, 0.8), False, "more than +0 is asked for"),
     ("a loss within the allowance passes", {"min_delta": -0.05}, accuracy(0.80, 0.79), True, "gain"),
     ("few rows decide nothing", {"min_delta": 0.0}, accuracy(0.2, 1.0, rows=20), False, "at least 30"),
+    (
+        "few groups decide nothing, however many rows they have",
+        {"min_delta": 0.0},
+        dataclasses.replace(accuracy(0.2, 1.0), groups=20),
+        False,
+        "20 groups of test rows decide nothing",
+    ),
     ("the least value is reached", {"min": 0.75}, accuracy(0.9, 0.8), True, "0.8"),
     ("the least value is missed", {"min": 0.85}, accuracy(0.7, 0.8), False, "below the least allowed 0.85"),
     ("the most is passed", {"max": 0.75}, accuracy(0.7, 0.8), False, "above the most allowed 0.75"),

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_api.report import Retention
 from finetune_trainer.forgetting import judge_retention
-from finetune_trainer.general_suite import deciding_half, development_half, general_rows, general_texts
+from finetune_trainer.general_suite import GeneralSuite, general_rows, general_texts
 from finetune_trainer.statistics import Difference
 
 
@@ -16,7 +16,10 @@ def test_suite_is_large_enough_and_the_halves_are_apart() -> None:
     assert len(rows) >= 300
     assert Counter(row.task for row in rows).keys() == {"knowledge", "grammar", "counting"}
     assert len({(row.prompt, row.choices) for row in rows}) == len(rows)
-    assert not set(development_half(rows)) & set(deciding_half(rows))
+    suite = GeneralSuite(rows, general_texts())
+    development, deciding = set(suite.development().rows), set(suite.deciding().rows)
+    assert not development & deciding
+    assert development | deciding == set(rows)
     assert len(general_texts()) >= 20
 
 

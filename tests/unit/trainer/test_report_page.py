@@ -29,6 +29,8 @@ from finetune_api.report import (
     SplitRows,
     TaskData,
     TaskShare,
+    TradeOff,
+    TradeOffPoint,
     TrainingReport,
     VirtualToken,
 )
@@ -68,7 +70,36 @@ def make_forgetting(source: str = "house rules") -> ForgettingReport:
             make_accuracy(task="grammar", base=0.9, tuned=0.89, delta=-0.01, low=-0.03, high=0.01, rows=432),
             make_accuracy(task="general prose", metric="bits_per_byte", base=0.91, tuned=0.95, higher_is_better=False),
         ),
+        trade_off=make_trade_off(),
     )
+
+
+def make_trade_off() -> TradeOff:
+    return TradeOff(
+        points=tuple(
+            TradeOffPoint(
+                scale=scale,
+                gain=0.1 * scale,
+                gains={"sentiment": 0.1 * scale},
+                change=-0.03 * scale,
+                low=-0.05 * scale,
+                within_budget=scale < 0.5,
+            )
+            for scale in (0.25, 0.5, 0.75, 1.0)
+        ),
+        scale=0.25,
+        why="scale 0.25 has the best gain",
+        max_drop=0.02,
+        validation_rows=301,
+        general_rows=341,
+    )
+
+
+def test_the_trade_off_is_drawn_with_its_choice():
+    page = render_page(make_report(evaluation=EvaluationReport(forgetting=make_forgetting())))
+    assert "published at 0.25 times the strength" in page and "scale 0.25 has the best gain" in page
+    assert page.count('<circle class="scale') == 4
+    assert page.count('circle class="scale within chosen"') == 1
 
 
 def make_report(**changes: object) -> Report:

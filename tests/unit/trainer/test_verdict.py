@@ -47,6 +47,7 @@ def test_a_verdict_that_cannot_be_given_says_how_many_rows_could(changes: dict[s
         pytest.param({"low": -0.2, "high": -0.1}, Outcome.NOT_BETTER, id="an interval below zero is not better"),
         pytest.param({"low": 0.0, "high": 0.0, "delta": 0.0}, Outcome.NOT_BETTER, id="no difference is not better"),
         pytest.param({"rows": 29}, Outcome.CANNOT_TELL, id="few rows tell nothing"),
+        pytest.param({"rows": 300, "groups": 29}, Outcome.CANNOT_TELL, id="few groups tell nothing"),
         pytest.param({"base": None, "delta": None, "low": None, "high": None}, Outcome.CANNOT_TELL, id="no base"),
         pytest.param(
             {"metric": "perplexity", "higher_is_better": False, "low": -3.0, "high": -1.0},

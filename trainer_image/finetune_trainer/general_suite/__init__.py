@@ -58,6 +58,14 @@ class GeneralSuite:
             asked.setdefault(row.source, []).append(row.prompt + row.choices[row.right])
         return asked
 
+    def development(self) -> "GeneralSuite":
+        """Return the rows on which something may be chosen."""
+        return GeneralSuite(self.rows[0::2], ())
+
+    def deciding(self) -> "GeneralSuite":
+        """Return what nothing was chosen on."""
+        return GeneralSuite(self.rows[1::2], self.texts)
+
 
 def text_parts(text: str) -> tuple[str, str]:
     """Return the first word of a text, which nothing predicts, and the rest, whose likelihood is measured."""
@@ -75,16 +83,6 @@ def general_rows() -> tuple[GeneralRow, ...]:
 def general_texts() -> tuple[str, ...]:
     """Return prose whose loss is measured, a paragraph each."""
     return tuple(_load("texts.yaml"))
-
-
-def development_half(rows: tuple[GeneralRow, ...]) -> tuple[GeneralRow, ...]:
-    """Return the rows on which something may be chosen."""
-    return rows[0::2]
-
-
-def deciding_half(rows: tuple[GeneralRow, ...]) -> tuple[GeneralRow, ...]:
-    """Return the rows that nothing was chosen on."""
-    return rows[1::2]
 
 
 def _knowledge() -> list[GeneralRow]:
