@@ -449,6 +449,20 @@ class ForgettingReport(ApiModel):
     """Absent unless ``spec.evaluation.forgetting.remedy`` asks for it."""
 
 
+class BenchmarkReport(ApiModel):
+    """One of ``spec.evaluation.benchmarks``, base against tuned."""
+
+    suite: str
+    """As the spec names it."""
+    name: str
+    """What gates call it: the suite's name, or the task that a task file declares."""
+    sha256: str | None = None
+    """Of a task file and its rows; absent for a suite that is known by name."""
+    metrics: tuple[MetricComparison, ...] = ()
+    """Of a suite with several tasks, first the figures over the rows of all of them. p-values are corrected for the
+    number of all benchmarks' figures."""
+
+
 class ProbeReport(ApiModel):
     """How base and tuned model answer the same few test rows: proof that the tuned one is not the base."""
 
@@ -466,6 +480,8 @@ class EvaluationReport(ApiModel):
     gates: tuple[GateResult, ...] = ()
     """One for each of ``spec.evaluation.gates``, in their order; then ``forgetting``, where it was measured."""
     forgetting: ForgettingReport | None = None
+    benchmarks: tuple[BenchmarkReport, ...] = ()
+    """One for each of ``spec.evaluation.benchmarks``, in their order."""
     probe: ProbeReport | None = None
     """Absent in reports of versions that did not probe."""
     few_shot: int | None = None

@@ -40,6 +40,7 @@ from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
 from finetune_trainer.adapter_scale import SCALES, scaled
 from finetune_trainer.adjustment import Adjustment, adjusted
+from finetune_trainer.benchmark import BenchmarkRun, check_gates
 from finetune_trainer.best_weights import schedule_note
 from finetune_trainer.checkpoint import newest_complete, step_of
 from finetune_trainer.checkpoint_upload import CheckpointUpload
@@ -56,6 +57,7 @@ from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_row
 from finetune_trainer.in_context import check_room
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.interrupt import StopFlag
+from finetune_trainer.layout import Layout
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
 from finetune_trainer.methods import SoftPromptModel
@@ -85,6 +87,7 @@ from finetune_trainer.soft_prompt import describe_soft_prompt
 from finetune_trainer.split import Split
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
 from finetune_trainer.storage import Storage
+from finetune_trainer.task_file import TaskFile, read_task_file
 from finetune_trainer.trade_off import Candidate, with_trade_off
 from finetune_trainer.train import TrainingInput, threads_of_each, train
 from finetune_trainer.workspace import Workspace
@@ -94,7 +97,8 @@ logger = logging.getLogger(__name__)
 REHEARSED_PARAMETERS = 20_000_000
 """A model below this is tuned in about the time that its rehearsal would take."""
 
-_NUMBERS_DEPEND_ON = ("torch", "transformers", "peft", "ray", "tokenizers", "rouge-score", "sacrebleu")
+
+_NUMBERS_DEPEND_ON = ("torch", "transformers", "peft", "ray", "tokenizers", "rouge-score", "sacrebleu", "lm-eval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +258,9 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
         reporter.say("reading the rows of the forgetting test")
         # What does not fit is found here.
         _check_suite(suite, tokenizer, find_room(job.spec, files))
+    if job.spec.evaluation.benchmarks:
+        reporter.say("reading the benchmarks")
+        _check_benchmarks(run, files, tokenizer, dataset)
     renderer = _renderer(job, files, tokenizer)
     encoded: dict[Split, list[Encoded]] = {}
     for split in Split:
@@ -311,6 +318,20 @@ def _check_suite(suite: GeneralSuite, tokenizer: PreTrainedTokenizerBase, room: 
                 f"spec.evaluation.forgetting: {text[:80]!r}… and what follows it take {len(item.ids):,} tokens, and "
                 f"the model has places for {room:,}. Shorten the row in spec.evaluation.forgetting.sources."
             )
+
+
+def _check_benchmarks(run: Run, files: ModelFiles, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> None:
+    """Find what of the benchmarks cannot be asked or is not measured, before anything is trained."""
+    benchmarks = _load_benchmarks(run, files, tokenizer, Layout.PADDED)
+    assert benchmarks is not None
+    for index, benchmark in enumerate(benchmarks.benchmarks):
+        if benchmark.name in dataset.tasks:
+            raise SpecError(
+                f"spec.evaluation.benchmarks[{index}].suite: {benchmark.name!r} is a task of this job as well. Give "
+                f"one of them another name."
+            )
+    figures = [figure for benchmark in benchmarks.benchmarks for figure in benchmark.figures]
+    check_gates(run.job.spec.evaluation.gates, dataset.tasks, figures)
 
 
 def _is_unchanged(run: Run, inputs: Inputs, reporter: Reporter) -> bool:
@@ -511,6 +532,7 @@ def evaluate_stage(run: Run) -> Report:
             lambda model: Scorer(model, layout),
             reporter.tell,
             suite.deciding() if suite and trade_off else suite,
+            _load_benchmarks(run, files, tokenizer, layout),
         )
         evaluation = with_trade_off(evaluation, trade_off)
         _write_predictions(predictions, workspace.predictions)
@@ -697,6 +719,27 @@ def _load_suite(run: Run) -> GeneralSuite | None:
         field = f"spec.evaluation.forgetting.sources[{index}]"
         own += read_general_rows(run.storage.fetch_rows(uri, field, None, run.workspace.rows), name, field)
     return GeneralSuite((*general_rows(), *own), general_texts())
+
+
+def _load_benchmarks(
+    run: Run, files: ModelFiles, tokenizer: PreTrainedTokenizerBase, layout: Layout
+) -> BenchmarkRun | None:
+    """Return what ``spec.evaluation.benchmarks`` asks; absent where the job has none."""
+    spec, storage = run.job.spec, run.storage
+    if not spec.evaluation.benchmarks:
+        return None
+    # Imported here: the harness takes seconds to import.
+    from finetune_trainer.harness import open_benchmarks
+
+    def read(uri: str, field: str) -> TaskFile:
+        content = storage.read_file(uri, field)
+        return read_task_file(
+            uri, content, field, lambda rows, setting: storage.fetch_rows(rows, setting, None, run.workspace.rows)
+        )
+
+    return open_benchmarks(
+        spec.evaluation.benchmarks, read, tokenizer, find_room(spec, files), lambda model: Scorer(model, layout)
+    )
 
 
 def _renderer(job: FineTuneJob, files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> Renderer:
