@@ -14,10 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.report import Progress, Report
 from finetune_trainer import stages
+from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
 from finetune_trainer.harness import HarnessModel, Tasks, ask, load_task
 from finetune_trainer.layout import Layout
 from finetune_trainer.scoring import Scorer
+from finetune_trainer.split import Split
 from finetune_trainer.task_file import TaskFile, read_task_file
 from finetune_trainer.workspace import Workspace
 
@@ -245,3 +247,16 @@ def test_a_gate_on_what_no_benchmark_measures_is_found_by_the_check(tiny_model_d
     assert isinstance(error, SpecError)
     assert "spec.evaluation.gates[0].metric: pick.bleu is not measured" in str(error)
     assert "pick.acc, pick.acc_norm" in str(error)
+
+
+def test_training_rows_that_give_a_benchmark_away_are_told(tiny_model_dir: Path, tmp_path: Path):
+    job = tiny_job(tiny_model_dir, tmp_path)
+    known = load_dataset(job.spec.data).examples(Split.TRAIN)[0].prompt
+    lines = [{"text": text} for text in (known, "a text that no training row holds, not even a part of it")]
+    task = {**PROSE, "output_type": "loglikelihood", "doc_to_text": "{{ text }}", "doc_to_target": " yes"}
+    task["metric_list"] = [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]
+    path = write_task(tmp_path, task, lines)
+    job = tiny_job(tiny_model_dir, tmp_path, evaluation={"benchmarks": [{"suite": path.as_uri()}]})
+    report = stages.check(job, tmp_path / "workspace", Silence())
+    (found,) = report.overlaps
+    assert (found.source, found.questions, found.overlapping) == ("prose", 2, 1)

@@ -54,6 +54,8 @@ class Benchmark:
     """Of a task file and its rows."""
     figures: tuple[str, ...]
     """``<suite or task>.<figure>`` for what gates can be about."""
+    questions: Sequence[str]
+    """Everything that is asked, rendered, without the answers."""
     ask: Callable[[nn.Module], Answers]
     """Puts all its questions to a model."""
 

@@ -154,7 +154,14 @@ def open_benchmarks(
             return ask(tasks, HarnessModel(model, tokenizer, scorer_factory(model), room), limit)
 
         opened.append(
-            Benchmark(spec.suite, name, None if file is None else file.sha256, _figure_names(name, tasks), ask_all)
+            Benchmark(
+                suite=spec.suite,
+                name=name,
+                sha256=None if file is None else file.sha256,
+                figures=_figure_names(name, tasks),
+                questions=[str(task.doc_to_text(doc)) for task in tasks.values() for doc in task.eval_docs],
+                ask=ask_all,
+            )
         )
     return BenchmarkRun(opened)
 

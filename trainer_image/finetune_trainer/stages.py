@@ -258,9 +258,10 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
         reporter.say("reading the rows of the forgetting test")
         # What does not fit is found here.
         _check_suite(suite, tokenizer, find_room(job.spec, files))
+    questions: dict[str, Sequence[str]] = {} if suite is None else {**suite.questions}
     if job.spec.evaluation.benchmarks:
         reporter.say("reading the benchmarks")
-        _check_benchmarks(run, files, tokenizer, dataset)
+        questions |= _check_benchmarks(run, files, tokenizer, dataset)
     renderer = _renderer(job, files, tokenizer)
     encoded: dict[Split, list[Encoded]] = {}
     for split in Split:
@@ -274,7 +275,7 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
     reporter.say("working out what training needs")
     plan = _plan(run, files, encoded[Split.TRAIN])
     run.remember("plan", plan)
-    report = _describe_data(job, dataset, renderer, encoded, suite)
+    report = _describe_data(job, dataset, renderer, encoded, questions)
     if is_rehearsed(job.spec, plan):
         report = report.model_copy(update={"rehearsal": _rehearse(run, files, dataset, report)})
     run.remember("data", report)
@@ -320,8 +321,10 @@ def _check_suite(suite: GeneralSuite, tokenizer: PreTrainedTokenizerBase, room: 
             )
 
 
-def _check_benchmarks(run: Run, files: ModelFiles, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> None:
-    """Find what of the benchmarks cannot be asked or is not measured, before anything is trained."""
+def _check_benchmarks(
+    run: Run, files: ModelFiles, tokenizer: PreTrainedTokenizerBase, dataset: Dataset
+) -> dict[str, Sequence[str]]:
+    """Find what of the benchmarks cannot be asked or is not measured; return what they ask, by name."""
     benchmarks = _load_benchmarks(run, files, tokenizer, Layout.PADDED)
     assert benchmarks is not None
     for index, benchmark in enumerate(benchmarks.benchmarks):
@@ -332,6 +335,7 @@ def _check_benchmarks(run: Run, files: ModelFiles, tokenizer: PreTrainedTokenize
             )
     figures = [figure for benchmark in benchmarks.benchmarks for figure in benchmark.figures]
     check_gates(run.job.spec.evaluation.gates, dataset.tasks, figures)
+    return {benchmark.name: benchmark.questions for benchmark in benchmarks.benchmarks}
 
 
 def _is_unchanged(run: Run, inputs: Inputs, reporter: Reporter) -> bool:
@@ -361,7 +365,7 @@ def _describe_data(
     dataset: Dataset,
     renderer: Renderer,
     encoded: dict[Split, list[Encoded]],
-    suite: GeneralSuite | None,
+    questions: Mapping[str, Sequence[str]],
 ) -> DataReport:
     everything = [item for items in encoded.values() for item in items]
     first = dataset.examples(Split.TRAIN)[0]
@@ -380,7 +384,7 @@ def _describe_data(
         leakage=len(dataset.leaks),
         first_leak="" if not dataset.leaks else "row {1} (counted from 0) of task {0}".format(*dataset.leaks[0]),
         personal_data=find_personal_data([*itertools.chain.from_iterable(rows.values()), *dataset.replay()]),
-        overlaps=tuple(find_overlaps([*rows[Split.TRAIN], *dataset.replay()], suite.questions if suite else {})),
+        overlaps=tuple(find_overlaps([*rows[Split.TRAIN], *dataset.replay()], questions)),
         tasks=tuple(
             describe_task(
                 task,

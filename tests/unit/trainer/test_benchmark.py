@@ -64,7 +64,7 @@ def run(*names: str) -> BenchmarkRun:
     def never(model):
         raise AssertionError("nothing is asked here")
 
-    return BenchmarkRun([Benchmark(name, name, None, (), never) for name in names])
+    return BenchmarkRun([Benchmark(name, name, None, (), (), never) for name in names])
 
 
 def test_base_and_tuned_are_compared_row_by_row():
