@@ -47,6 +47,7 @@ from finetune_trainer.figure import (
     confusion_matrix,
     macro_f1_figure,
     mean_figure,
+    mean_of,
     perplexity_figure,
     signatures,
     token_f1,
@@ -580,7 +581,7 @@ def _validation_paper(task: str, dataset: Dataset, seed: int) -> _Paper:
 def _task_figure(paper: _Paper, answers: _Answers) -> Figure:
     """Return what a task gains by without generation, 0 to 1: accuracy, or how likely the expected tokens are."""
     if answers.labels is not None:
-        return _mean_of(operator.eq, "accuracy", answers.labels, answers.references)
+        return mean_of(operator.eq, "accuracy", answers.labels, answers.references)
     return token_probability_figure(answers.logprobs)
 
 
@@ -596,7 +597,7 @@ def _commonest_figures(paper: _Paper) -> dict[str, float]:
         return {}
     expected = [example.completion.strip() for example in paper.test]
     said = [paper.commonest] * len(expected)
-    figures = (_mean_of(operator.eq, "accuracy", said, expected), macro_f1_figure(said, expected, paper.labels))
+    figures = (mean_of(operator.eq, "accuracy", said, expected), macro_f1_figure(said, expected, paper.labels))
     return {figure.name: figure.value for figure in figures}
 
 
@@ -627,7 +628,7 @@ def _figures(paper: _Paper, answers: _Answers) -> list[Figure]:
     expected = answers.references
     if "accuracy" in paper.metrics:
         said = answers.labels or []
-        figures.append(_mean_of(operator.eq, "accuracy", said, expected))
+        figures.append(mean_of(operator.eq, "accuracy", said, expected))
         figures.append(macro_f1_figure(said, expected, paper.labels))
         right = [one == reference for one, reference in zip(said, expected, strict=True)]
         figures.append(calibration_figure([] if answers.confidences is None else answers.confidences, right))
@@ -636,9 +637,9 @@ def _figures(paper: _Paper, answers: _Answers) -> list[Figure]:
         scores = [rouge(text, reference) for text, reference in zip(texts, expected, strict=True)]
         figures += [mean_figure(name, [score[name].f1 for score in scores]) for name in ROUGE_NAMES]
     if "exact_match" in paper.metrics:
-        figures.append(_mean_of(exact_match, "exact_match", texts, expected))
+        figures.append(mean_of(exact_match, "exact_match", texts, expected))
     if "token_f1" in paper.metrics:
-        figures.append(_mean_of(token_f1, "token_f1", texts, expected))
+        figures.append(mean_of(token_f1, "token_f1", texts, expected))
     if "bleu" in paper.metrics:
         figures.append(bleu_figure(texts, expected))
     if "chrf" in paper.metrics:
@@ -669,10 +670,6 @@ def _confusions(paper: _Paper, base: _Answers, tuned: _Answers) -> Iterator[Conf
             for one in (base, tuned)
         )
         yield Confusion(task=paper.task, labels=paper.labels, base=of_base, tuned=of_tuned)
-
-
-def _mean_of(score: Callable[[str, str], float], name: str, said: Sequence[str], expected: Sequence[str]) -> Figure:
-    return mean_figure(name, [float(score(one, reference)) for one, reference in zip(said, expected, strict=True)])
 
 
 def _notes(paper: _Paper, metric: str, tuned: _Answers, decision: PromptDecision) -> str:
