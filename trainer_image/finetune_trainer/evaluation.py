@@ -55,6 +55,7 @@ from finetune_trainer.figure import (
 )
 from finetune_trainer.fit import LONGEST_TEXT
 from finetune_trainer.forgetting import GeneralAnswers, compare_abilities, forgetting_gate
+from finetune_trainer.format_probe import ANSWER_TOKENS, compare_answers
 from finetune_trainer.gate import Measurement, judge_gates
 from finetune_trainer.general_suite import GeneralSuite
 from finetune_trainer.generation import generate
@@ -195,7 +196,7 @@ def evaluate(
     seed = job.spec.training.seed
     papers = [_set_paper(task, dataset, job) for task in dataset.tasks]
     work = sum(_work(paper, renderer.format) for paper in papers)
-    meter = _Meter(work + (2 * (len(suite.rows) + len(suite.texts)) if suite else 0), on_progress)
+    meter = _Meter(work + (2 * suite.size if suite else 0), on_progress)
     max_new_tokens = job.spec.evaluation.generation.max_new_tokens or answer_bound(
         tokenizer, (example.completion for example in dataset.examples(Split.TRAIN))
     )
@@ -219,12 +220,14 @@ def evaluate(
             raw_shown = examiner(base, "base", Renderer(tokenizer, "raw", None, room), True)
             few_shot = {paper.task: _ask_base(own_shown, raw_shown, paper) for paper in papers}
         base_abilities = suite and raw.answer_suite(suite)
+        base_said = own.answer_questions(suite.questions) if suite else []
     with model.tuned() as tuned:
         probe = compare_probes(base_logits, probe_logits(tuned, probes))
         tuned_examiner = examiner(tuned, "tuned", renderer)
         tuned_answers = {paper.task: tuned_examiner.answer(paper, None) for paper in papers}
         tuned_raw = examiner(tuned, "tuned", Renderer(tokenizer, "raw", None, renderer.max_length))
         tuned_abilities = suite and tuned_raw.answer_suite(suite)
+        tuned_said = tuned_examiner.answer_questions(suite.questions) if suite else []
 
     metrics: list[MetricComparison] = []
     measured: dict[str, Measurement] = {}
@@ -256,6 +259,9 @@ def evaluate(
     forgetting = None
     if budget and suite and base_abilities and tuned_abilities:
         forgetting = compare_abilities(suite, base_abilities, tuned_abilities, budget, seed)
+        labels = [label for paper in papers for label in paper.labels]
+        form = compare_answers(suite.questions, base_said, tuned_said, labels)
+        forgetting = forgetting.model_copy(update={"format": form if suite.questions else None})
         gates = (*gates, forgetting_gate(forgetting))
     report = EvaluationReport(
         metrics=adjust_for_many(metrics),
@@ -477,13 +483,21 @@ class _Examiner:
             )
         return logprobs
 
+    def answer_questions(self, questions: Sequence[str]) -> list[str]:
+        """Write answers to questions of no task, in the format that tasks are asked in."""
+        return self._written([self.renderer.encode_question(question) for question in questions], ANSWER_TOKENS)
+
     def _generated(self, examples: Sequence[Example]) -> list[str]:
-        report = self.meter.part(len(examples), f"generating with {self.name} model")
+        prompts = [item.ids[: item.prompt_length] for item in self.renderer.encode_many(examples, self.dataset)]
+        return self._written(prompts, self.max_new_tokens)
+
+    def _written(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> list[str]:
+        report = self.meter.part(len(prompts), f"generating with {self.name} model")
         return generate(
             self.model,
             self.tokenizer,
-            [item.ids[: item.prompt_length] for item in self.renderer.encode_many(examples, self.dataset)],
-            self.max_new_tokens,
+            prompts,
+            max_new_tokens,
             self.renderer.end_token_ids,
             GENERATION_BATCH_SIZE,
             lambda done, total: report(done / total),

@@ -53,7 +53,13 @@ from finetune_trainer.example import Encoded
 from finetune_trainer.fit import LONGEST_TEXT, check_fit, find_room, find_row_length
 from finetune_trainer.gate import why_kept_back
 from finetune_trainer.general_source import name_sources, read_general_rows
-from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_rows, general_texts
+from finetune_trainer.general_suite import (
+    GeneralRow,
+    GeneralSuite,
+    general_questions,
+    general_rows,
+    general_texts,
+)
 from finetune_trainer.in_context import check_room
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.interrupt import StopFlag
@@ -696,7 +702,7 @@ def _load_suite(run: Run) -> GeneralSuite | None:
     for index, (uri, name) in enumerate(zip(budget.sources, name_sources(budget.sources), strict=True)):
         field = f"spec.evaluation.forgetting.sources[{index}]"
         own += read_general_rows(run.storage.fetch_rows(uri, field, None, run.workspace.rows), name, field)
-    return GeneralSuite((*general_rows(), *own), general_texts())
+    return GeneralSuite((*general_rows(), *own), general_texts(), general_questions())
 
 
 def _renderer(job: FineTuneJob, files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> Renderer:

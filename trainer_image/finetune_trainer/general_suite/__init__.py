@@ -1,8 +1,8 @@
 """The general suite: what a tuned model should not have lost, in rows that belong to no training set.
 
-Three tasks of a closed choice, scored by likelihood, and prose for the loss. All rows are made from the files beside
-this module, always the same ones in the same order. Every second row is of the development half, on which a remedy may
-be chosen; the other half decides.
+Three tasks of a closed choice, scored by likelihood, prose for the loss, and questions for the form of answers. All
+rows are made from the files beside this module, always the same ones in the same order. Every second row is of the
+development half, on which a remedy may be chosen; the other half decides.
 """
 
 from dataclasses import dataclass
@@ -43,6 +43,8 @@ class GeneralSuite:
 
     rows: tuple[GeneralRow, ...]
     texts: tuple[str, ...]
+    questions: tuple[str, ...] = ()
+    """Whose answers are generated, and looked at for their form."""
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -50,13 +52,18 @@ class GeneralSuite:
         choices = [(row.prompt, choice) for row in self.rows for choice in row.choices]
         return [*choices, *map(text_parts, self.texts)]
 
+    @property
+    def size(self) -> int:
+        """Rows, texts and questions together."""
+        return len(self.rows) + len(self.texts) + len(self.questions)
+
     def development(self) -> "GeneralSuite":
         """Return the rows on which something may be chosen."""
         return GeneralSuite(self.rows[0::2], ())
 
     def deciding(self) -> "GeneralSuite":
         """Return what nothing was chosen on."""
-        return GeneralSuite(self.rows[1::2], self.texts)
+        return GeneralSuite(self.rows[1::2], self.texts, self.questions)
 
 
 def text_parts(text: str) -> tuple[str, str]:
@@ -75,6 +82,12 @@ def general_rows() -> tuple[GeneralRow, ...]:
 def general_texts() -> tuple[str, ...]:
     """Return prose whose loss is measured, a paragraph each."""
     return tuple(_load("texts.yaml"))
+
+
+@cache
+def general_questions() -> tuple[str, ...]:
+    """Return short questions that belong to no task."""
+    return tuple(_load("questions.yaml"))
 
 
 def _knowledge() -> list[GeneralRow]:
