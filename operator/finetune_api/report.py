@@ -437,6 +437,44 @@ class TradeOff(ApiModel):
     """Half of the general rows; the other half decides."""
 
 
+class CollapseSign(StrEnum):
+    """What the answers of a model look like that has lost the form of an answer."""
+
+    EMPTY = "empty"
+    """Nothing is written."""
+    SAME = "same"
+    """One and the same text, whatever was asked."""
+    LABEL = "label"
+    """Words of the tasks' labels and no other."""
+    REPETITION = "repetition"
+    """The end goes round in circles."""
+
+
+class SignCount(ApiModel):
+    """How many answers show one sign."""
+
+    sign: CollapseSign
+    base: int
+    tuned: int
+    collapsed: bool
+    """Whether at least half of the tuned model's answers show it, and twice as many as the base's."""
+
+
+class ProbedAnswer(ApiModel):
+    """What both models write to a question of no task."""
+
+    question: str
+    base: str
+    tuned: str
+
+
+class FormatReport(ApiModel):
+    """Whether the tuned model still answers other questions in the form of an answer; it is no gate."""
+
+    signs: tuple[SignCount, ...]
+    answers: tuple[ProbedAnswer, ...]
+
+
 class ForgettingReport(ApiModel):
     """What tuning cost in general ability: a non-inferiority test on rows that belong to no task of the job."""
 
@@ -445,6 +483,8 @@ class ForgettingReport(ApiModel):
     results: tuple[RetentionResult, ...]
     tasks: tuple[MetricComparison, ...]
     """Accuracy on each general task, and bits per byte of general prose."""
+    format: FormatReport | None = None
+    """Absent in reports of versions that did not ask."""
     trade_off: TradeOff | None = None
     """Absent unless ``spec.evaluation.forgetting.remedy`` asks for it."""
 

@@ -25,7 +25,7 @@ from finetune_trainer.attention import register
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import DataError
 from finetune_trainer.evaluation import evaluate, weigh_candidates
-from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_rows, general_texts
+from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_questions, general_rows, general_texts
 from finetune_trainer.layout import Layout
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.scoring import Scorer
@@ -90,6 +90,23 @@ def test_general_rows_are_answered_as_they_stand(models, tokenizer, tiny_model_d
             assert getattr(found, side) == pytest.approx(np.mean(right))
 
 
+@pytest.mark.parametrize("format", ["raw", "chat"])
+def test_questions_of_no_task_are_asked_in_the_jobs_format(models, tokenizer, tiny_model_dir, tmp_path, format):  # noqa: F811
+    job = tiny_job(tiny_model_dir, tmp_path, evaluation={"forgetting": {}})
+    question = "Name three colors."
+    report = run(models, tokenizer, job, GeneralSuite(general_rows()[::60], general_texts()[:1], (question,)), format)
+    assert report.forgetting is not None and report.forgetting.format is not None
+    (answer,) = report.forgetting.format.answers
+    asked = {
+        "raw": f"Question: {question}\nAnswer:",
+        "chat": f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
+    }
+    ids = tokenizer(asked[format], add_special_tokens=False, return_tensors="pt")["input_ids"]
+    for said, model in ((answer.base, models.base_model), (answer.tuned, models.tuned_model)):
+        expected = model.generate(ids, max_new_tokens=40, do_sample=False, attention_mask=torch.ones_like(ids))
+        assert said == tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
+
+
 def test_a_model_that_lost_what_its_base_knew_fails(models, tokenizer, tiny_model_dir, tmp_path):  # noqa: F811
     known = [
         GeneralRow(row.task, row.prompt, row.prompt, row.choices, likeliest(models.base_model, tokenizer, row))
@@ -135,6 +152,8 @@ def test_a_job_measures_it_on_the_suite_and_on_its_own_rows(tiny_model_dir: Path
         ("house-rules", 40),
     ]
     assert [task.task for task in found.tasks] == ["knowledge", "grammar", "counting", "house-rules", "general prose"]
+    assert found.format is not None
+    assert [one.question for one in found.format.answers] == list(general_questions())
     (gate,) = report.evaluation.gates
     assert report.published == gate.passed == (found.verdict is Retention.PASSED)
     assert gate.passed or "the gate on forgetting did not pass: " in report.why_not_published
@@ -168,7 +187,7 @@ def test_training_rows_that_give_the_test_away_are_told(tiny_model_dir: Path, tm
     report = stages.check(job, tmp_path / "workspace", Silence())
     counts = {one.source: (one.overlapping, one.questions) for one in report.overlaps}
     assert counts["own"] == (1, 2)
-    assert counts["general"] == (0, len(general_rows()) + len(general_texts()))
+    assert counts["general"] == (0, len(general_rows()) + len(general_texts()) + len(general_questions()))
     assert any("1 of 2 questions of the own test stand in training rows" in warning for warning in report.warnings)
 
 

@@ -49,6 +49,7 @@ from finetune_trainer.figure import (
     confusion_matrix,
     macro_f1_figure,
     mean_figure,
+    mean_of,
     perplexity_figure,
     signatures,
     token_f1,
@@ -56,6 +57,7 @@ from finetune_trainer.figure import (
 )
 from finetune_trainer.fit import LONGEST_TEXT
 from finetune_trainer.forgetting import GeneralAnswers, compare_abilities, forgetting_gate
+from finetune_trainer.format_probe import ANSWER_TOKENS, compare_answers
 from finetune_trainer.gate import Measurement, judge_gates
 from finetune_trainer.general_suite import GeneralSuite
 from finetune_trainer.generation import generate
@@ -198,7 +200,7 @@ def evaluate(
     seed = job.spec.training.seed
     papers = [_set_paper(task, dataset, job) for task in dataset.tasks]
     work = sum(_work(paper, renderer.format) for paper in papers)
-    meter = _Meter(work + (2 * (len(suite.rows) + len(suite.texts)) if suite else 0), on_progress)
+    meter = _Meter(work + (2 * suite.size if suite else 0), on_progress)
     max_new_tokens = job.spec.evaluation.generation.max_new_tokens or answer_bound(
         tokenizer, (example.completion for example in dataset.examples(Split.TRAIN))
     )
@@ -223,6 +225,7 @@ def evaluate(
             few_shot = {paper.task: _ask_base(own_shown, raw_shown, paper) for paper in papers}
         base_abilities = suite and raw.answer_suite(suite)
         base_benchmarks = benchmarks.ask(base) if benchmarks else ()
+        base_said = own.answer_questions(suite.questions) if suite else []
     with model.tuned() as tuned:
         probe = compare_probes(base_logits, probe_logits(tuned, probes))
         tuned_examiner = examiner(tuned, "tuned", renderer)
@@ -230,6 +233,7 @@ def evaluate(
         tuned_raw = examiner(tuned, "tuned", Renderer(tokenizer, "raw", None, renderer.max_length))
         tuned_abilities = suite and tuned_raw.answer_suite(suite)
         tuned_benchmarks = benchmarks.ask(tuned) if benchmarks else ()
+        tuned_said = tuned_examiner.answer_questions(suite.questions) if suite else []
 
     metrics: list[MetricComparison] = []
     measured: dict[str, Measurement] = {}
@@ -266,6 +270,9 @@ def evaluate(
     forgetting = None
     if budget and suite and base_abilities and tuned_abilities:
         forgetting = compare_abilities(suite, base_abilities, tuned_abilities, budget, seed)
+        labels = [label for paper in papers for label in paper.labels]
+        form = compare_answers(suite.questions, base_said, tuned_said, labels)
+        forgetting = forgetting.model_copy(update={"format": form if suite.questions else None})
         gates = (*gates, forgetting_gate(forgetting))
     report = EvaluationReport(
         metrics=adjust_for_many(metrics),
@@ -488,13 +495,21 @@ class _Examiner:
             )
         return logprobs
 
+    def answer_questions(self, questions: Sequence[str]) -> list[str]:
+        """Write answers to questions of no task, in the format that tasks are asked in."""
+        return self._written([self.renderer.encode_question(question) for question in questions], ANSWER_TOKENS)
+
     def _generated(self, examples: Sequence[Example]) -> list[str]:
-        report = self.meter.part(len(examples), f"generating with {self.name} model")
+        prompts = [item.ids[: item.prompt_length] for item in self.renderer.encode_many(examples, self.dataset)]
+        return self._written(prompts, self.max_new_tokens)
+
+    def _written(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> list[str]:
+        report = self.meter.part(len(prompts), f"generating with {self.name} model")
         return generate(
             self.model,
             self.tokenizer,
-            [item.ids[: item.prompt_length] for item in self.renderer.encode_many(examples, self.dataset)],
-            self.max_new_tokens,
+            prompts,
+            max_new_tokens,
             self.renderer.end_token_ids,
             GENERATION_BATCH_SIZE,
             lambda done, total: report(done / total),
@@ -592,7 +607,7 @@ def _validation_paper(task: str, dataset: Dataset, seed: int) -> _Paper:
 def _task_figure(paper: _Paper, answers: _Answers) -> Figure:
     """Return what a task gains by without generation, 0 to 1: accuracy, or how likely the expected tokens are."""
     if answers.labels is not None:
-        return _mean_of(operator.eq, "accuracy", answers.labels, answers.references)
+        return mean_of(operator.eq, "accuracy", answers.labels, answers.references)
     return token_probability_figure(answers.logprobs)
 
 
@@ -608,7 +623,7 @@ def _commonest_figures(paper: _Paper) -> dict[str, float]:
         return {}
     expected = [example.completion.strip() for example in paper.test]
     said = [paper.commonest] * len(expected)
-    figures = (_mean_of(operator.eq, "accuracy", said, expected), macro_f1_figure(said, expected, paper.labels))
+    figures = (mean_of(operator.eq, "accuracy", said, expected), macro_f1_figure(said, expected, paper.labels))
     return {figure.name: figure.value for figure in figures}
 
 
@@ -639,7 +654,7 @@ def _figures(paper: _Paper, answers: _Answers) -> list[Figure]:
     expected = answers.references
     if "accuracy" in paper.metrics:
         said = answers.labels or []
-        figures.append(_mean_of(operator.eq, "accuracy", said, expected))
+        figures.append(mean_of(operator.eq, "accuracy", said, expected))
         figures.append(macro_f1_figure(said, expected, paper.labels))
         right = [one == reference for one, reference in zip(said, expected, strict=True)]
         figures.append(calibration_figure([] if answers.confidences is None else answers.confidences, right))
@@ -648,9 +663,9 @@ def _figures(paper: _Paper, answers: _Answers) -> list[Figure]:
         scores = [rouge(text, reference) for text, reference in zip(texts, expected, strict=True)]
         figures += [mean_figure(name, [score[name].f1 for score in scores]) for name in ROUGE_NAMES]
     if "exact_match" in paper.metrics:
-        figures.append(_mean_of(exact_match, "exact_match", texts, expected))
+        figures.append(mean_of(exact_match, "exact_match", texts, expected))
     if "token_f1" in paper.metrics:
-        figures.append(_mean_of(token_f1, "token_f1", texts, expected))
+        figures.append(mean_of(token_f1, "token_f1", texts, expected))
     if "bleu" in paper.metrics:
         figures.append(bleu_figure(texts, expected))
     if "chrf" in paper.metrics:
@@ -681,10 +696,6 @@ def _confusions(paper: _Paper, base: _Answers, tuned: _Answers) -> Iterator[Conf
             for one in (base, tuned)
         )
         yield Confusion(task=paper.task, labels=paper.labels, base=of_base, tuned=of_tuned)
-
-
-def _mean_of(score: Callable[[str, str], float], name: str, said: Sequence[str], expected: Sequence[str]) -> Figure:
-    return mean_figure(name, [float(score(one, reference)) for one, reference in zip(said, expected, strict=True)])
 
 
 def _notes(paper: _Paper, metric: str, tuned: _Answers, decision: PromptDecision) -> str:

@@ -53,6 +53,13 @@ def mean_figure(name: str, scores: ArrayLike) -> Figure:
     return Figure(name, np.stack([column, np.ones_like(column)], axis=1), _ratio)
 
 
+def mean_of(
+    score: Callable[[str, str], float], name: str, predictions: Sequence[str], references: Sequence[str]
+) -> Figure:
+    """Return the mean of what ``score`` gives each prediction for its reference."""
+    return mean_figure(name, [float(score(*pair)) for pair in zip(predictions, references, strict=True)])
+
+
 def perplexity_figure(logprobs: Sequence[Floats]) -> Figure:
     """Return exp of the mean negative log-probability of a token: every token weighs the same."""
     rows = np.array([(-row.sum(), len(row)) for row in logprobs], dtype=np.float64)

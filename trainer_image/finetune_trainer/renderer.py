@@ -116,6 +116,13 @@ class Renderer:
         encoded = self.encode(example, dataset)
         return encoded.ids[: encoded.prompt_length]
 
+    def encode_question(self, question: str) -> Ids:
+        """Return what generation sees of a question that belongs to no task, in the format that tasks are asked in."""
+        if self._frame is None:
+            return self._prompt_ids([f"Question: {question}\nAnswer:"])[0]
+        turns = _as_messages([*self._own_system(), ("user", question)])
+        return self._prompt_ids([self._chat(turns, generation_prompt=True) + self._frame.header])[0]
+
     def encode_completion(self, prompt_ids: Ids, example: Example, completion_text: str) -> Ids:
         """Return the tokens, end token included, of ``completion_text`` in the place of the example's completion.
 

@@ -26,7 +26,7 @@ from finetune_api.report import (
 )
 from finetune_trainer.loss_chart import lay_out_loss
 from finetune_trainer.trade_off_chart import TradeOffChart, lay_out_trade_off
-from finetune_trainer.verdict import Outcome, format_value, judge, judge_in_context, outcome_of
+from finetune_trainer.verdict import SIGN_WORDS, Outcome, format_value, judge, judge_in_context, outcome_of
 
 PROMPT_CHARACTERS = 700
 ANSWER_CHARACTERS = 500
@@ -148,6 +148,7 @@ def render_page(report: Report) -> str:
         forgetting=evaluation.forgetting,
         trade_off=_trade_off(evaluation.forgetting),
         benchmarks=[(one.name, one.suite, _metric_rows(one.metrics)) for one in evaluation.benchmarks],
+        sign_words=SIGN_WORDS,
         general_tasks=_metric_rows(evaluation.forgetting.tasks if evaluation.forgetting else ()),
         several_tasks=len({comparison.task for comparison in evaluation.metrics}) > 1,
         chart=lay_out_loss(report.training.curve),

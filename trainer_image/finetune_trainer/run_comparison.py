@@ -5,7 +5,7 @@ different rows says little, so there is none then.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from finetune_trainer.figure import (
     calibration_figure,
     chrf_figure,
     macro_f1_figure,
-    mean_figure,
+    mean_of,
     perplexity_figure,
     token_f1,
 )
@@ -96,15 +96,15 @@ def tuned_figure(metric: str, predictions: Predictions, labels: Sequence[str]) -
     texts = [str(row["tuned"]) for row in predictions]
     match metric:
         case "accuracy":
-            return _mean(metric, operator.eq, said, wanted)
+            return mean_of(operator.eq, metric, said, wanted)
         case "macro_f1":
             return macro_f1_figure(said, wanted, labels)
         case "rouge1" | "rouge2" | "rougeL":
-            return _mean(metric, lambda text, reference: rouge(text, reference)[metric].f1, texts, wanted)
+            return mean_of(lambda text, reference: rouge(text, reference)[metric].f1, metric, texts, wanted)
         case "exact_match":
-            return _mean(metric, exact_match, texts, wanted)
+            return mean_of(exact_match, metric, texts, wanted)
         case "token_f1":
-            return _mean(metric, token_f1, texts, wanted)
+            return mean_of(token_f1, metric, texts, wanted)
         case "bleu":
             return bleu_figure(texts, wanted)
         case "chrf":
@@ -208,10 +208,6 @@ def _declared_labels(report: Report, task: str) -> Sequence[str]:
     data = report.resolved.get("data")
     tasks = data.get("tasks", ()) if isinstance(data, dict) else ()
     return next((one.get("labels") or () for one in tasks if one.get("name") == task), ())
-
-
-def _mean(metric: str, score: Callable[[str, str], float], said: Sequence[str], wanted: Sequence[str]) -> Figure:
-    return mean_figure(metric, [float(score(one, reference)) for one, reference in zip(said, wanted, strict=True)])
 
 
 def _number(value: object) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from finetune_api.report import EvaluationReport, MetricComparison
+from finetune_api.report import CollapseSign, EvaluationReport, MetricComparison
 from finetune_trainer.statistics import FEW_ROWS
 
 LEADING_METRICS = ("accuracy", "rougeL", "exact_match", "token_f1", "chrf", "bleu", "perplexity")
@@ -28,7 +28,36 @@ class Verdict:
 
 
 def judge(evaluation: EvaluationReport) -> Verdict:
-    """Return the verdict over all tasks: better only when it is better on each of them."""
+    """Return the verdict over all tasks: better only when it is better on each of them.
+
+    A form of answers that is lost is told behind it: no figure of a task sees that.
+    """
+    verdict = _judge_tasks(evaluation)
+    return Verdict(verdict.outcome, f"{verdict.sentence} {_lost_form(evaluation)}".strip())
+
+
+def _lost_form(evaluation: EvaluationReport) -> str:
+    form = evaluation.forgetting and evaluation.forgetting.format
+    if not form:
+        return ""
+    lost = [
+        f"{sign.tuned} of {len(form.answers)} {SIGN_WORDS[sign.sign]} (the base: {sign.base})"
+        for sign in form.signs
+        if sign.collapsed
+    ]
+    return f"It has lost the form of its answers: to general questions {', '.join(lost)}." if lost else ""
+
+
+SIGN_WORDS = {
+    CollapseSign.EMPTY: "are empty",
+    CollapseSign.SAME: "are one and the same",
+    CollapseSign.LABEL: "are labels of a task",
+    CollapseSign.REPETITION: "end in repetition",
+}
+"""What is said of answers that show a sign."""
+
+
+def _judge_tasks(evaluation: EvaluationReport) -> Verdict:
     leading = leading_comparisons(evaluation.metrics)
     outcomes = [outcome_of(comparison) for comparison in leading]
     if not leading:

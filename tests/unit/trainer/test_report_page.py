@@ -34,6 +34,7 @@ from finetune_api.report import (
     TrainingReport,
     VirtualToken,
 )
+from finetune_trainer.format_probe import compare_answers
 from finetune_trainer.loss_chart import lay_out_loss
 from finetune_trainer.report_page import ABSENT, mark_differences, render_page, visible
 
@@ -71,6 +72,7 @@ def make_forgetting(source: str = "house rules") -> ForgettingReport:
             make_accuracy(task="general prose", metric="bits_per_byte", base=0.91, tuned=0.95, higher_is_better=False),
         ),
         trade_off=make_trade_off(),
+        format=compare_answers(["Who?", f"What is {source}?"], ["I.", f"A {source}"], ["positive", ""], ["positive"]),
     )
 
 
@@ -93,6 +95,13 @@ def make_trade_off() -> TradeOff:
         validation_rows=301,
         general_rows=341,
     )
+
+
+def test_a_lost_form_of_answers_is_told_at_the_top_and_shown_with_the_answers():
+    page = render_page(make_report(evaluation=EvaluationReport(forgetting=make_forgetting())))
+    top, _, below = page.partition("<main>")
+    assert "1 of 2 are labels of a task (the base: 0)" in top
+    assert "What is house rules?" in below and "Tuned: nothing" in below
 
 
 def test_the_trade_off_is_drawn_with_its_choice():

@@ -1,8 +1,8 @@
 """The general suite: what a tuned model should not have lost, in rows that belong to no training set.
 
-Three tasks of a closed choice, scored by likelihood, and prose for the loss. All rows are made from the files beside
-this module, always the same ones in the same order. Every second row is of the development half, on which a remedy may
-be chosen; the other half decides.
+Three tasks of a closed choice, scored by likelihood, prose for the loss, and questions for the form of answers. All
+rows are made from the files beside this module, always the same ones in the same order. Every second row is of the
+development half, on which a remedy may be chosen; the other half decides.
 """
 
 from dataclasses import dataclass
@@ -43,6 +43,8 @@ class GeneralSuite:
 
     rows: tuple[GeneralRow, ...]
     texts: tuple[str, ...]
+    questions: tuple[str, ...] = ()
+    """Whose answers are generated, and looked at for their form."""
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -51,12 +53,17 @@ class GeneralSuite:
         return [*choices, *map(text_parts, self.texts)]
 
     @property
-    def questions(self) -> dict[str, list[str]]:
+    def asked(self) -> dict[str, list[str]]:
         """Everything that is asked, by source; a row with its right answer."""
-        asked: dict[str, list[str]] = {SHIPPED: list(self.texts)}
+        asked: dict[str, list[str]] = {SHIPPED: [*self.texts, *self.questions]}
         for row in self.rows:
             asked.setdefault(row.source, []).append(row.prompt + row.choices[row.right])
         return asked
+
+    @property
+    def size(self) -> int:
+        """Rows, texts and questions together."""
+        return len(self.rows) + len(self.texts) + len(self.questions)
 
     def development(self) -> "GeneralSuite":
         """Return the rows on which something may be chosen."""
@@ -64,7 +71,7 @@ class GeneralSuite:
 
     def deciding(self) -> "GeneralSuite":
         """Return what nothing was chosen on."""
-        return GeneralSuite(self.rows[1::2], self.texts)
+        return GeneralSuite(self.rows[1::2], self.texts, self.questions)
 
 
 def text_parts(text: str) -> tuple[str, str]:
@@ -83,6 +90,12 @@ def general_rows() -> tuple[GeneralRow, ...]:
 def general_texts() -> tuple[str, ...]:
     """Return prose whose loss is measured, a paragraph each."""
     return tuple(_load("texts.yaml"))
+
+
+@cache
+def general_questions() -> tuple[str, ...]:
+    """Return short questions that belong to no task."""
+    return tuple(_load("questions.yaml"))
 
 
 def _knowledge() -> list[GeneralRow]:
