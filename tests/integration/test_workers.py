@@ -7,6 +7,8 @@ what is compared here, one training after the other. Everything is float32 on th
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from finetune_api.report import ExitCode, Progress, Stage, TrainingReport
 from finetune_api.stage_result import StageResult
 from finetune_trainer import stages
 from finetune_trainer.interrupt import StopFlag
+from finetune_trainer.pod_stop import PROGRAM_LOCK
 from finetune_trainer.run import Run
 from finetune_trainer.stages import PodOptions, train_stage
 from finetune_trainer.worker import Assignment
@@ -256,6 +259,11 @@ def kill_a_worker() -> None:
     workers[-1].kill()
 
 
+def stop_the_pod(workspace: Path) -> subprocess.Popen[bytes]:
+    """Do what Kubernetes does first when it ends a pod."""
+    return subprocess.Popen([sys.executable, "-m", "finetune_trainer.pod_stop", str(workspace)])
+
+
 def attempt(job: FineTuneJob, folder: Path, listener: Listener | None = None) -> StageResult:
     return stages.run_one(Stage.TRAIN, job, folder, listener or Listener(), PodOptions())
 
@@ -283,6 +291,28 @@ def test_attempts_on_other_nodes_go_on_from_what_lost_and_stopped_ones_have_stor
     [prefix] = (tmp_path / "output" / "default").iterdir()
     assert (prefix / "state" / "tuned" / "COMPLETE").is_file()
     assert not list((prefix / "checkpoints").glob("**/*")), "they are of no use any more"
+
+
+def test_workers_whose_pod_is_to_go_have_stored_their_last_step_when_it_goes(
+    cluster: None, tiny_model_dir: Path, tmp_path: Path
+):
+    job = on_two(tiny_model_dir, tmp_path, **FULL, training__maxSteps=STEPS, checkpoint__everySteps=10 * STEPS)
+    hooks: list[subprocess.Popen[bytes]] = []
+
+    def stop_now() -> None:
+        # Their workspace's lock is this program's as well, which would be asked by a signal.
+        (tmp_path / "first" / PROGRAM_LOCK).unlink()
+        hooks.append(stop_the_pod(tmp_path / "first"))
+
+    stopped = attempt(job, tmp_path / "first", Listener(5, stop_now))
+    assert hooks[0].wait(30) == 0
+    assert stopped.exit_code is ExitCode.PREEMPTED, stopped.message
+    [checkpoint] = stopped.checkpoints
+    assert f"stopped at step {checkpoint.step} of {STEPS}" in stopped.message
+    assert 5 <= checkpoint.step < STEPS
+
+    resumed = attempt(job, tmp_path / "second")
+    assert (resumed.exit_code, resumed.resumed_from_step) == (ExitCode.OK, checkpoint.step), resumed.message
 
 
 def test_an_error_of_a_worker_is_the_programs_own(cluster: None, tiny_model_dir: Path, tmp_path: Path):
