@@ -104,6 +104,8 @@ def pod_template(run: Run, role: Role = Role.WHOLE) -> Manifest:
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
+            # A first process for which SIGTERM is not lost as long as Ray has no handler for it yet.
+            **({"shareProcessNamespace": True} if role in _OF_RAY else {}),
             **_identity(run),
             **_placement(run, role),
             "containers": [_container(run, role)],
