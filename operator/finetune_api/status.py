@@ -207,6 +207,8 @@ class MemoryStatus(ApiModel):
     """What a forward pass keeps for the backward pass."""
     logits: Count
     """Scores of the vocabulary at learnt tokens, their loss and its gradient."""
+    copies: Count = 0
+    """Weights that ``regularization`` compares with, and, on a CPU, the best ones of ``earlyStopping``."""
 
 
 class PlanStatus(ApiModel):

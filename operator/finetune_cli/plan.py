@@ -19,6 +19,7 @@ _TERMS = {
     "optimiser": "two moments of what is trained",
     "activations": "kept for the backward pass",
     "logits": "scores of the vocabulary, and their gradient",
+    "copies": "weights that regularization and early stopping keep",
 }
 
 
@@ -54,7 +55,11 @@ def lines(job: FineTuneJob, found: PlanStatus) -> list[str]:
     table: list[tuple[str, ...]] = []
     if found.memory is not None and found.memory_bytes_per_gpu is not None:
         terms = found.memory.model_dump()
-        table = [(name, meaning, _megabytes(terms[name])) for name, meaning in _TERMS.items()]
+        table = [
+            (name, meaning, _megabytes(terms[name]))
+            for name, meaning in _TERMS.items()
+            if terms[name] or name != "copies"
+        ]
         table.append(("in all", where, _megabytes(found.memory_bytes_per_gpu)))
     return [
         f"{job.metadata.name}: {job.spec.method.type.value} trains {found.trainable_parameters:,} of "

@@ -46,6 +46,10 @@ class Role(StrEnum):
     """Hands the program to the head and repeats what it prints."""
 
 
+_OF_RAY = (Role.HEAD, Role.WORKER)
+"""Pods of the Ray cluster."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One attempt at a stage, with all that its manifests are made from."""
@@ -90,7 +94,7 @@ def pod_template(run: Run, role: Role = Role.WHOLE) -> Manifest:
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "terminationGracePeriodSeconds": run.extra.termination_grace_period_seconds or GRACE_SECONDS,
+            "terminationGracePeriodSeconds": _grace_seconds(run),
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": USER,
@@ -100,12 +104,18 @@ def pod_template(run: Run, role: Role = Role.WHOLE) -> Manifest:
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
+            # A first process for which SIGTERM is not lost as long as Ray has no handler for it yet.
+            **({"shareProcessNamespace": True} if role in _OF_RAY else {}),
             **_identity(run),
             **_placement(run, role),
             "containers": [_container(run, role)],
             "volumes": _merged((volume for volume, _ in _volumes(run)), map(_user_volume, run.extra.volumes)),
         },
     }
+
+
+def _grace_seconds(run: Run) -> int:
+    return run.extra.termination_grace_period_seconds or GRACE_SECONDS
 
 
 def labels(run: Run) -> dict[str, str]:
@@ -151,7 +161,8 @@ def _container(run: Run, role: Role) -> Manifest:
         "imagePullPolicy": run.settings.image.pull_policy,
         # KubeRay says what the pods of its cluster run.
         **({"args": arguments(run)} if role is Role.WHOLE else {}),
-        "env": _env(run, resources),
+        **({"lifecycle": _lifecycle()} if role in _OF_RAY else {}),
+        "env": _env(run, role, resources),
         "resources": {"requests": resources, "limits": dict(resources)} if resources else {},
         "terminationMessagePath": naming.TERMINATION_LOG,
         "terminationMessagePolicy": "File",
@@ -162,6 +173,11 @@ def _container(run: Run, role: Role) -> Manifest:
         },
         "volumeMounts": [*(mount for _, mount in _volumes(run)), *map(_plain, run.extra.volume_mounts)],
     }
+
+
+def _lifecycle() -> Manifest:
+    """Return what holds a pod whose first process is Ray's, which keeps the SIGTERM to itself."""
+    return {"preStop": {"exec": {"command": ["python", "-m", "finetune_trainer.pod_stop", naming.WORKSPACE_FOLDER]}}}
 
 
 def arguments(run: Run) -> list[str]:
@@ -186,12 +202,12 @@ def _adjustments(attempt: Attempt) -> list[str]:
 # --- environment
 
 
-def _env(run: Run, resources: Mapping[str, str]) -> list[Manifest]:
+def _env(run: Run, role: Role, resources: Mapping[str, str]) -> list[Manifest]:
     """Return the variables: defaults first, then the administrator's, then the user's, then what must be so."""
     return _merged(
         _variables({"HOME": "/tmp"} | _threads(resources) | _certificates(run.settings) | run.settings.pod.env),
         map(_plain, run.extra.env),
-        _variables(_endpoint(run) | _cache(run.compute)),
+        _variables(_endpoint(run) | _cache(run.compute) | _patience(run, role)),
     )
 
 
@@ -222,6 +238,11 @@ def _endpoint(run: Run) -> dict[str, str]:
         "KUBEFLOW_TRAINER_SERVER_CA_CERT": naming.CA_FILE,
         "KUBEFLOW_TRAINER_SERVER_TOKEN": naming.TOKEN_FILE,
     }
+
+
+def _patience(run: Run, role: Role) -> dict[str, str]:
+    # Otherwise Ray kills a program 3 s after it was asked to stop.
+    return {"RAY_JOB_STOP_WAIT_TIME_S": str(_grace_seconds(run))} if role is Role.HEAD else {}
 
 
 def _cache(compute: ComputeSpec) -> dict[str, str]:

@@ -3,12 +3,13 @@
 Inputs: as tests/e2e/test_jobs.py, and KubeRay built from its Go module.
 """
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
-from finetune_api.report import Stage
-from finetune_api.status import Phase
+from finetune_api.report import ExitCode, Stage
+from finetune_api.status import Attempt, Phase, Reason
 
 from ..cluster.cluster import Cluster, await_condition
 from ..cluster.kuberay import KubeRay, install_kuberay
@@ -50,6 +51,16 @@ def resumed(job: Job) -> bool:
     return any(one.stage is Stage.TRAIN and one.number > 1 and one.resumed_from_step for one in job.status.attempts)
 
 
+def attempts_at_training(job: Job) -> list[Attempt]:
+    return [one for one in job.status.attempts if one.stage is Stage.TRAIN]
+
+
+def saved_steps(s3: ObjectStore, job: Job) -> list[int]:
+    """Steps of the complete checkpoints, oldest first; every node's part of one is complete as well."""
+    markers = (re.search(r"/step-(\d+)/COMPLETE$", key) for key in uploaded_steps(s3, job))
+    return [int(marker[1]) for marker in markers if marker]
+
+
 @pytest.mark.timeout(500)
 def test_full_fine_tuning_on_two_workers_is_evaluated_and_published(
     jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster
@@ -77,7 +88,31 @@ def test_a_lost_worker_is_replaced_and_training_goes_on_from_its_checkpoint_thou
     operator.kill()
     job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=400)
     assert resumed(job), job.status.attempts
-    assert len([one for one in job.status.attempts if one.stage is Stage.TRAIN]) == 2
+    assert len(attempts_at_training(job)) == 2
+
+
+@pytest.mark.timeout(900)
+def test_what_is_stopped_on_purpose_goes_on_from_the_very_step(jobs: Jobs, s3: ObjectStore, kuberay: KubeRay) -> None:
+    training = {"maxSteps": 400, "evalEverySteps": 400}
+    # None but those that are saved on request.
+    checkpoint = {"everySteps": 1000}
+    jobs.apply(example(s3, of="05-multi-gpu-lora", training=training, checkpoint=checkpoint, compute=CPUS))
+    job = jobs.wait("reviews-lora", "training", is_training(5), seconds=240)
+    jobs.core.delete_namespaced_pod(workers(jobs, job)[0], jobs.namespace)
+
+    job = jobs.wait("reviews-lora", "a second attempt", is_training(6, attempt=2), seconds=240)
+    first, _ = attempts_at_training(job)
+    assert (first.reason, first.exit_code) == (Reason.PREEMPTED, ExitCode.PREEMPTED)
+    [of_pod] = saved_steps(s3, job)
+    jobs.patch("reviews-lora", {"runPolicy": {"suspend": True}})
+    job = jobs.wait_phase("reviews-lora", Phase.SUSPENDED, seconds=150)
+    [_, of_job] = saved_steps(s3, job)
+    jobs.patch("reviews-lora", {"runPolicy": {"suspend": False}})
+
+    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=400)
+    _, second, third = attempts_at_training(job)
+    assert second.reason is Reason.SUSPENDED_BY_USER
+    assert (second.resumed_from_step, third.resumed_from_step) == (of_pod, of_job)
 
 
 @pytest.mark.timeout(400)

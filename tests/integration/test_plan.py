@@ -4,7 +4,9 @@ Inputs: random models of two architectures, made-up rows. Measured: equal but fo
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +20,12 @@ from finetune_api.spec.compute import DeepspeedSpec
 from finetune_cli.__main__ import run_command
 from finetune_trainer import attention
 from finetune_trainer.example import Encoded
-from finetune_trainer.layout import Layout, build_batch, forward, token_losses
+from finetune_trainer.layout import Layout, build_batch, forward
 from finetune_trainer.methods import prepare_model
 from finetune_trainer.plan import Workload, plan_run, whole_rows, with_gpu_memory
 from finetune_trainer.precision import PrecisionChoice
+from finetune_trainer.regularization import regularize
+from finetune_trainer.train import loss_per_token
 
 from ..unit.operator.objects import make_resolved
 from .jobs import tiny_document
@@ -47,6 +51,13 @@ def make_spec(method: str, **given: Any) -> FineTuneJobSpec:
     return make_resolved({"spec.method": {"type": method}} | training | given).spec
 
 
+def allocations(profiler: profile) -> Iterator[int]:
+    """Yield the bytes of everything that was allocated and, negative, freed."""
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            yield event.nbytes()
+
+
 def measured_peak(config: PretrainedConfig, spec: FineTuneJobSpec, folder: Path, precision: PrecisionChoice) -> int:
     """Return the bytes that are alive when most are, in one step of real training."""
     packs = spec.data.packing
@@ -55,6 +66,8 @@ def measured_peak(config: PretrainedConfig, spec: FineTuneJobSpec, folder: Path,
         base.set_attn_implementation(attention.register())
     model = prepare_model(base, spec.method, str(folder)).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as making:
+        loss = regularize(loss_per_token, model, spec.method.regularization, ROWS, seed=1, autocast=False)
     optimiser = torch.optim.AdamW(trained, fused=True)
     size = spec.training.micro_batch_size
     layout = Layout.PACKED if packs else Layout.PADDED
@@ -63,19 +76,19 @@ def measured_peak(config: PretrainedConfig, spec: FineTuneJobSpec, folder: Path,
     def step() -> None:
         for batch in batches:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision.autocast):
-                logits = forward(model, batch)
-            token_losses(logits, batch["labels"]).sum().backward()
+                outputs = SimpleNamespace(logits=forward(model, batch))
+            loss(outputs, batch["labels"], None).backward()
+            del outputs
         optimiser.step()
         optimiser.zero_grad()
 
     step()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    live = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
+    live = peak = sum(allocations(making))
+    for size in allocations(profiler):
+        live += size
+        peak = max(peak, live)
     states = [
         value for state in optimiser.state.values() for value in state.values() if isinstance(value, torch.Tensor)
     ]
@@ -97,6 +110,26 @@ def test_products_in_another_format_are_planned_too(tmp_path: Path):
     spec, precision = make_spec("full"), PrecisionChoice(torch.float32, autocast=True, reason="")
     plan = plan_run(spec, LLAMA, Workload(100, ROWS), precision, tokenizer_path=str(tmp_path), gpus=0)
     assert plan.memory_bytes_per_gpu == pytest.approx(measured_peak(LLAMA, spec, tmp_path, precision), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("pull", ["l2sp", "ewc", "kl"])
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_what_a_pull_takes_is_planned_too(packing: bool, pull: str, tmp_path: Path):
+    spec = make_spec("full", **{"spec.data.packing": packing, "spec.method.regularization": {"type": pull}})
+    plan = plan_run(spec, LLAMA, Workload(100, ROWS), FULL_PRECISION, tokenizer_path=str(tmp_path), gpus=0)
+    assert plan.memory is not None and plan.memory.copies > 0
+    assert plan.memory_bytes_per_gpu == pytest.approx(
+        measured_peak(LLAMA, spec, tmp_path, FULL_PRECISION), rel=TOLERANCE
+    )
+
+
+def test_the_best_weights_are_planned_where_they_are_kept():
+    spec = make_spec("lora", **{"spec.training.earlyStopping": {"patience": 2}})
+    on_cpu, on_gpu = (
+        plan_run(spec, LLAMA, whole_rows(64, 100), FULL_PRECISION, tokenizer_path="", gpus=gpus) for gpus in (0, 1)
+    )
+    assert on_cpu.memory is not None and on_gpu.memory is not None
+    assert (on_cpu.memory.copies, on_gpu.memory.copies) == (4 * on_cpu.trainable_parameters, 0)
 
 
 def plan_of(method: str = "full", tokens: int = 64, **given: Any) -> Any:
@@ -161,11 +194,16 @@ def test_workers_share_what_their_stage_spreads(stage: int, shared: str):
         assert getattr(both, name) == getattr(alone, name) // by, name
 
 
+PULLED = {"spec.method.regularization": {"type": "l2sp"}}
+
+
 def test_what_does_not_fit_is_told_with_what_would():
     plan = plan_of(tokens=16)
     assert with_gpu_memory(plan, None, 10**9) == plan
     [warning] = with_gpu_memory(plan, None, plan.memory_bytes_per_gpu * 2 // 3).warnings
     assert "2 such GPUs do with spec.compute.deepspeed.stage: 3" in warning
+    [copied] = with_gpu_memory(plan_of(**PULLED), None, 10**7).warnings
+    assert "leave spec.method.regularization out" in copied
     [hopeless] = with_gpu_memory(plan, DeepspeedSpec(stage=3), plan.memory.activations).warnings
     assert "lower spec.training.microBatchSize" in hopeless
 

@@ -7,6 +7,8 @@ what is compared here, one training after the other. Everything is float32 on th
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,19 +18,24 @@ import psutil
 import pytest
 import ray
 import torch
+from peft import PeftModel
 from ray.cluster_utils import Cluster
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ExitCode, Progress, Stage, TrainingReport
 from finetune_api.stage_result import StageResult
 from finetune_trainer import stages
+from finetune_trainer.checkpoint import newest_complete
+from finetune_trainer.errors import SpecError
 from finetune_trainer.interrupt import StopFlag
-from finetune_trainer.run import Run
-from finetune_trainer.stages import PodOptions, train_stage
+from finetune_trainer.pod_stop import PROGRAM_LOCK
+from finetune_trainer.run import Run, output_prefix
+from finetune_trainer.stages import PodOptions, evaluate_stage, train_stage
 from finetune_trainer.worker import Assignment
 from finetune_trainer.workspace import Workspace
 
@@ -50,18 +57,21 @@ class Silence:
 
 @dataclass(frozen=True)
 class Trained:
-    losses: list[float]
-    resumed_from: int | None
-    weights: dict[str, Tensor]
+    report: TrainingReport
+    workspace: Workspace
 
+    @property
+    def losses(self) -> list[float]:
+        return [point.loss for point in self.report.curve if point.loss is not None]
 
-def losses(report: TrainingReport) -> list[float]:
-    return [point.loss for point in report.curve if point.loss is not None]
+    @property
+    def resumed_from(self) -> int | None:
+        return self.report.resumed_from_step
 
-
-def trained(report: TrainingReport, workspace: Workspace) -> Trained:
-    [file] = workspace.tuned.glob("*.safetensors")
-    return Trained(losses(report), report.resumed_from_step, load_file(file))
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        [file] = self.workspace.tuned.glob("*.safetensors")
+        return load_file(file)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +94,23 @@ def zero(stage: int, offload: str = "none") -> dict[str, Any]:
     return {"compute__deepspeed": {"stage": stage, "offload": offload}}
 
 
+PULLS = ("l2sp", "ewc", "kl")
+
+
+def full_with(pull: str) -> dict[str, Any]:
+    """Return a full fine-tuning that feels its base strongly."""
+    return FULL | {"method": {"type": "full", "regularization": {"type": pull, "strength": 100.0}}}
+
+
+STOPPED_EARLY = LORA | {
+    "training__learningRate": 0.1,
+    "training__schedule": "constant",
+    "training__evalEverySteps": 1,
+    "training__maxSteps": 40,
+    "training__earlyStopping": {"patience": 2},
+}
+"""So high a rate that the first steps help and later ones harm."""
+
 TRAININGS: dict[str, dict[str, Any]] = {
     "full": FULL,
     "full, rows one by one": FULL | SMALL,
@@ -97,8 +124,12 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "lora": LORA,
     "lora, ZeRO 2": LORA | zero(2),
     "lora, ZeRO 3": LORA | zero(3),
+    **{f"full with {pull}": full_with(pull) for pull in PULLS},
+    **{f"full with {pull}, ZeRO 2": full_with(pull) | zero(2) for pull in PULLS},
+    "lora until it gets worse": STOPPED_EARLY,
+    "lora until it gets worse, ZeRO 2": STOPPED_EARLY | zero(2),
 }
-INTERRUPTED = ("full", "full, ZeRO 2", "full, ZeRO 3", "lora, ZeRO 3")
+INTERRUPTED = ("full", "full, ZeRO 2", "full, ZeRO 3", "lora, ZeRO 3", "lora until it gets worse, ZeRO 2")
 
 
 def on_two(model: Path, folder: Path, **changes: Any) -> FineTuneJob:
@@ -190,7 +221,7 @@ def on_two_workers(cluster: None, tiny_model_dir: Path, tmp_path_factory: pytest
         run_config=RunConfig(storage_path=str(folder / "ray"), failure_config=FailureConfig(max_failures=0)),
     ).fit()
     reports = dict(ray.get(desk.all_reports.remote()))
-    return {name: trained(reports[name], assignment.workspace) for name, assignment in assignments.items()}
+    return {name: Trained(reports[name], assignment.workspace) for name, assignment in assignments.items()}
 
 
 @pytest.fixture(scope="module")
@@ -198,12 +229,15 @@ def on_one_worker(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
     """What one process makes of the same job."""
     folder = tmp_path_factory.mktemp("one-worker")
     results = {}
-    for name, changes in {"full": FULL, "lora": LORA}.items():
+    for name in sorted({name.partition(",")[0] for name in TRAININGS}):
         workspace = Workspace(folder / name)
         workspace.root.mkdir()
-        report = train_stage(Run(tiny_job(tiny_model_dir, folder, **changes), workspace, Silence(), StopFlag()))
-        results[name] = trained(report, workspace)
+        results[name] = on_one(tiny_job(tiny_model_dir, folder, **TRAININGS[name]), workspace)
     return results
+
+
+def on_one(job: FineTuneJob, workspace: Workspace) -> Trained:
+    return Trained(train_stage(Run(job, workspace, Silence(), StopFlag())), workspace)
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -213,16 +247,76 @@ def test_two_workers_train_as_one_does(
     """One worker = two; ZeRO 0 = 1 = 2 = 3; micro-batch x accumulation: all are held against one process."""
     one, two = on_one_worker[name.partition(",")[0]], on_two_workers[name]
     assert two.losses == pytest.approx(one.losses, abs=SAME_LOSS)
+    assert (two.report.steps, two.report.best_step) == (one.report.steps, one.report.best_step)
     assert two.weights.keys() == one.weights.keys()
     for key, tensor in two.weights.items():
         assert tensor.dtype is torch.float32
         torch.testing.assert_close(tensor, one.weights[key], atol=SAME_WEIGHT, rtol=0)
 
 
+@pytest.mark.parametrize("pull", PULLS)
+def test_a_pull_is_felt_on_two_workers(on_two_workers: dict[str, Trained], pull: str):
+    free, pulled = on_two_workers["full"].weights, on_two_workers[f"full with {pull}"].weights
+    assert max((free[name] - pulled[name]).abs().max() for name in free) > 10 * SAME_WEIGHT
+
+
+def test_two_workers_stop_early_and_keep_their_best_weights(on_two_workers: dict[str, Trained]):
+    report = on_two_workers["lora until it gets worse"].report
+    assert report.best_step is not None and report.best_step + 2 == report.steps < 40
+
+
+@pytest.mark.parametrize("name", ["lora", "lora, ZeRO 3"])
+def test_what_two_workers_trained_is_published_merged_with_the_adapters_logits(
+    on_two_workers: dict[str, Trained], tiny_model_dir: Path, tmp_path: Path, name: str
+):
+    trained = on_two_workers[name]
+    job = on_two(tiny_model_dir, tmp_path, **TRAININGS[name], output__merge=True)
+    run = Run(job, trained.workspace, Silence(), StopFlag())
+    run.remember("training", trained.report)
+    evaluate_stage(run)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "output" / output_prefix(job) / "model")
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), trained.workspace.tuned)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected, actual = (model(input_ids=ids).logits for model in (adapted, merged))
+    # Products are added before they are rounded instead of after it: float32, sums over some dozens of numbers.
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def given_checkpoint(trained: Trained, folder: Path) -> Workspace:
+    """Return a workspace with nothing but the newest checkpoint of ``trained``."""
+    workspace = Workspace(folder)
+    checkpoint = newest_complete(trained.workspace.checkpoints)
+    assert checkpoint is not None
+    shutil.copytree(checkpoint, workspace.checkpoints / checkpoint.name)
+    return workspace
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_one_worker_goes_on_from_a_checkpoint_of_two(
+    on_two_workers: dict[str, Trained], tiny_model_dir: Path, tmp_path: Path, name: str
+):
+    two = on_two_workers[name]
+    one = on_one(tiny_job(tiny_model_dir, tmp_path, **TRAININGS[name]), given_checkpoint(two, tmp_path / "one"))
+    assert one.resumed_from == 6
+    assert one.losses == pytest.approx(two.losses, abs=SAME_LOSS)
+    for key, tensor in one.weights.items():
+        torch.testing.assert_close(tensor, two.weights[key], atol=SAME_WEIGHT, rtol=0)
+
+
+def test_what_deepspeed_has_spread_over_two_workers_is_refused_by_another_number_of_them(
+    on_two_workers: dict[str, Trained], tiny_model_dir: Path, tmp_path: Path
+):
+    workspace = given_checkpoint(on_two_workers["full, ZeRO 2"], tmp_path / "one")
+    with pytest.raises(SpecError, match=r"spec\.compute: .*step 6 .* 2 processes, and this is a run of 1"):
+        on_one(tiny_job(tiny_model_dir, tmp_path, **FULL), workspace)
+
+
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_an_interrupted_run_goes_on_to_the_same_end(on_two_workers: dict[str, Trained], name: str):
     straight, resumed = on_two_workers[name], on_two_workers[f"{name}, resumed"]
     assert (straight.resumed_from, resumed.resumed_from) == (None, 5)
+    assert resumed.report.best_step == straight.report.best_step
     # Order, optimiser and schedule all go on. A process's first training differs by 1e-6 from its later ones, from the
     # first steps on: not the very same numbers.
     assert resumed.losses == pytest.approx(straight.losses, abs=SAME_LOSS)
@@ -256,6 +350,11 @@ def kill_a_worker() -> None:
     workers[-1].kill()
 
 
+def stop_the_pod(workspace: Path) -> subprocess.Popen[bytes]:
+    """Do what Kubernetes does first when it ends a pod."""
+    return subprocess.Popen([sys.executable, "-m", "finetune_trainer.pod_stop", str(workspace)])
+
+
 def attempt(job: FineTuneJob, folder: Path, listener: Listener | None = None) -> StageResult:
     return stages.run_one(Stage.TRAIN, job, folder, listener or Listener(), PodOptions())
 
@@ -283,6 +382,28 @@ def test_attempts_on_other_nodes_go_on_from_what_lost_and_stopped_ones_have_stor
     [prefix] = (tmp_path / "output" / "default").iterdir()
     assert (prefix / "state" / "tuned" / "COMPLETE").is_file()
     assert not list((prefix / "checkpoints").glob("**/*")), "they are of no use any more"
+
+
+def test_workers_whose_pod_is_to_go_have_stored_their_last_step_when_it_goes(
+    cluster: None, tiny_model_dir: Path, tmp_path: Path
+):
+    job = on_two(tiny_model_dir, tmp_path, **FULL, training__maxSteps=STEPS, checkpoint__everySteps=10 * STEPS)
+    hooks: list[subprocess.Popen[bytes]] = []
+
+    def stop_now() -> None:
+        # Their workspace's lock is this program's as well, which would be asked by a signal.
+        (tmp_path / "first" / PROGRAM_LOCK).unlink()
+        hooks.append(stop_the_pod(tmp_path / "first"))
+
+    stopped = attempt(job, tmp_path / "first", Listener(5, stop_now))
+    assert hooks[0].wait(30) == 0
+    assert stopped.exit_code is ExitCode.PREEMPTED, stopped.message
+    [checkpoint] = stopped.checkpoints
+    assert f"stopped at step {checkpoint.step} of {STEPS}" in stopped.message
+    assert 5 <= checkpoint.step < STEPS
+
+    resumed = attempt(job, tmp_path / "second")
+    assert (resumed.exit_code, resumed.resumed_from_step) == (ExitCode.OK, checkpoint.step), resumed.message
 
 
 def test_an_error_of_a_worker_is_the_programs_own(cluster: None, tiny_model_dir: Path, tmp_path: Path):

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from finetune_api.job import FineTuneJob
-from finetune_api.spec import DType, FineTuneJobSpec, GradientCheckpointing, Precision
+from finetune_api.spec import DType, FineTuneJobSpec, GradientCheckpointing, Precision, RegularizationType
 from finetune_api.spec.compute import DeepspeedSpec, Offload, processes
 from finetune_api.spec.field import amount
 from finetune_api.status import MemoryStatus, PlanStatus, figure
@@ -34,6 +34,7 @@ from finetune_trainer.location import Mounts
 from finetune_trainer.methods import count_parameters, prepare_model, why_padded
 from finetune_trainer.model import fetch_small_files, position_limit, read_config_in
 from finetune_trainer.precision import PrecisionChoice, choose_precision, decide_precision
+from finetune_trainer.regularization import copies_bytes, divergence, trained_bytes
 from finetune_trainer.settings_map import Steps, plan_steps
 from finetune_trainer.storage import Storage
 
@@ -95,6 +96,7 @@ def plan_run(
         try:
             _set_attention(_root(model), layout)
             memory = _memory(model, workload.longest[: steps.micro_batch], layout, precision, spec, steps)
+            memory = memory.model_copy(update={"copies": _copies(spec, model, on_gpu=gpus > 0)})
         except _CANNOT_FOLLOW as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             # It is no outline any more: its parameters have been given form.
@@ -148,6 +150,8 @@ def with_gpu_memory(plan: PlanStatus, deepspeed: DeepspeedSpec | None, gpu_bytes
     if memory is None or (plan.memory_bytes_per_gpu or 0) <= room:
         return plan
     of_rows = memory.activations + memory.logits
+    if memory.copies:
+        return plan.model_copy(update={"warnings": (*plan.warnings, _too_large(plan, gpu_bytes, _WITH_COPIES))})
     have = max(1, plan.gpus or 1)
     if of_rows >= room:
         remedy = "lower spec.training.microBatchSize or spec.data.maxLength, or set gradientCheckpointing: always"
@@ -155,8 +159,14 @@ def with_gpu_memory(plan: PlanStatus, deepspeed: DeepspeedSpec | None, gpu_bytes
         now = _shared(deepspeed, have)
         spread = memory.weights * now.weights + memory.gradients * now.gradients + memory.optimiser * now.optimiser
         remedy = f"{math.ceil(spread / (room - of_rows))} such GPUs do with spec.compute.deepspeed.stage: 3"
-    said = f"{_gib(plan.memory_bytes_per_gpu or 0)} do not fit a GPU of {_gib(gpu_bytes)}: {remedy}."
-    return plan.model_copy(update={"warnings": (*plan.warnings, said)})
+    return plan.model_copy(update={"warnings": (*plan.warnings, _too_large(plan, gpu_bytes, remedy))})
+
+
+_WITH_COPIES = "leave spec.method.regularization out, or lower spec.training.microBatchSize or spec.data.maxLength"
+
+
+def _too_large(plan: PlanStatus, gpu_bytes: int, remedy: str) -> str:
+    return f"{_gib(plan.memory_bytes_per_gpu or 0)} do not fit a GPU of {_gib(gpu_bytes)}: {remedy}."
 
 
 def _gib(size: int) -> str:
@@ -214,7 +224,9 @@ def _memory(
     _, trainable = count_parameters(model)
     # Several workers exchange gradients in buckets that are always there, as those of an earlier pass are.
     times = 2 if steps.workers > 1 or steps.accumulation > 1 else 1
-    passes = _measure(model.train(), rows, layout, precision, times)
+    pull = spec.method.regularization
+    compares_outputs = pull is not None and pull.type is RegularizationType.KL
+    passes = _measure(model.train(), rows, layout, precision, times, compares_outputs)
     shared = _shared(spec.compute.deepspeed, steps.workers)
     return MemoryStatus(
         weights=weights // shared.weights,
@@ -223,6 +235,14 @@ def _memory(
         activations=passes.activations,
         logits=passes.logits,
     )
+
+
+def _copies(spec: FineTuneJobSpec, model: nn.Module, on_gpu: bool) -> int:
+    copies = copies_bytes(spec.method.regularization, model)
+    if spec.training.early_stopping is None or on_gpu:
+        return copies
+    # They are kept in main memory, which is where a CPU has everything.
+    return copies + trained_bytes(model)
 
 
 def _total(memory: MemoryStatus) -> int:
@@ -255,9 +275,17 @@ class _Passes:
 
 
 def _measure(
-    model: nn.Module, rows: Sequence[Encoded], layout: Layout, precision: PrecisionChoice, times: int
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    layout: Layout,
+    precision: PrecisionChoice,
+    times: int,
+    compares_outputs: bool,
 ) -> _Passes:
-    """Run ``times`` micro-batches forward and backward without computing anything."""
+    """Run ``times`` micro-batches forward and backward without computing anything.
+
+    ``compares_outputs`` runs the base beside the model, as a pull towards its outputs does.
+    """
     inputs = build_batch(rows, layout)
     # PEFT keeps the numbers of virtual tokens in a plain attribute, as real ones.
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -270,6 +298,12 @@ def _measure(
                     logits = forward(model, batch)
                 before_loss = footprint.live - logits.untyped_storage().nbytes()
                 loss = _loss(logits, batch["labels"])
+                if compares_outputs:
+                    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision.autocast):
+                        expected = forward(model, batch)
+                    # As in `_loss`: all are chosen.
+                    loss = loss + divergence(logits.flatten(0, 1).clone(), expected.flatten(0, 1).clone())
+                    del expected
                 del logits
                 loss.backward()  # type: ignore[no-untyped-call]
                 del loss

@@ -5,12 +5,13 @@ learnt tokens. The loss that is shown stays that of the rows; the pull moves gra
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from finetune_api.spec import RegularizationSpec, RegularizationType
 from finetune_trainer.example import Encoded
@@ -67,22 +68,52 @@ def regularize(
     return pulled
 
 
+def copies_bytes(regularization: RegularizationSpec | None, model: nn.Module) -> int:
+    """Return what the pull keeps beside ``model`` and its optimiser, wherever the model is."""
+    if regularization is None:
+        return 0
+    match regularization.type:
+        case RegularizationType.NONE:
+            return 0
+        case RegularizationType.L2SP:
+            return trained_bytes(model)
+        case RegularizationType.EWC:
+            return 2 * trained_bytes(model)
+        case RegularizationType.KL:
+            return _bytes(model.parameters())
+
+
+def trained_bytes(model: nn.Module) -> int:
+    """Return what a copy of all trained weights takes."""
+    return _bytes(_trained(model))
+
+
+def _bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
 def _towards_weights(model: nn.Module, importance: Sequence[Tensor] | None) -> Pull:
     """Half the squared distance of every trained weight from its first value, times its importance where given."""
     trained = _trained(model)
     anchors = [parameter.detach().clone() for parameter in trained]
+    weights = list(importance) if importance is not None else [torch.ones(()) for _ in trained]
 
     def pull(_outputs: Any, _labels: Tensor) -> Tensor:
-        distances = [
+        for place, parameter in enumerate(trained):
             # The trainer may have moved the model to a GPU since.
-            (parameter - anchor.to(parameter.device)).square()
-            for parameter, anchor in zip(trained, anchors, strict=True)
+            anchors[place] = anchors[place].to(parameter.device)
+            weights[place] = weights[place].to(parameter.device)
+        # Computed again in the backward pass: differences that were kept would take as much as the weights.
+        distances = [
+            checkpoint(_distance, *each, use_reentrant=False) for each in zip(trained, anchors, weights, strict=True)
         ]
-        if importance is not None:
-            distances = [d * weight.to(d.device) for d, weight in zip(distances, importance, strict=True)]
-        return torch.stack([distance.sum() for distance in distances]).sum() / 2
+        return torch.stack(distances).sum() / 2
 
     return pull
+
+
+def _distance(parameter: Tensor, anchor: Tensor, weight: Tensor) -> Tensor:
+    return ((parameter - anchor).square() * weight).sum()
 
 
 def estimate_importance(model: nn.Module, rows: Sequence[Encoded], seed: int) -> list[Tensor]:
@@ -129,14 +160,16 @@ def _towards_outputs(model: nn.Module, autocast: bool) -> Pull:
         device = outputs.logits.device
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             expected = base.to(device)(**seen["inputs"]).logits
-        return functional.kl_div(
-            outputs.logits[learnt].float().log_softmax(-1),
-            expected[learnt].float().log_softmax(-1),
-            reduction="batchmean",
-            log_target=True,
-        )
+        return divergence(outputs.logits[learnt], expected[learnt])
 
     return pull
+
+
+def divergence(predicted: Tensor, expected: Tensor) -> Tensor:
+    """Return the mean Kullback-Leibler divergence of ``predicted`` from ``expected``: ``[tokens, vocabulary]``."""
+    return functional.kl_div(
+        predicted.float().log_softmax(-1), expected.float().log_softmax(-1), reduction="batchmean", log_target=True
+    )
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

@@ -42,6 +42,7 @@ from finetune_trainer.errors import (
     FineTuneError,
     OutOfMemoryError,
     Preempted,
+    SpecError,
     StorageError,
     TrainingDivergedError,
 )
@@ -153,6 +154,9 @@ def train_here(given: TrainingInput) -> TrainingReport:
     The report, and what is in the ``tuned`` folder, are those of the group's first process.
     """
     spec, group = given.job.spec, given.group
+    resume = newest_complete(given.workspace.checkpoints)
+    if resume is not None:
+        _refuse_other_spread(resume, group.size)
     set_seed(spec.training.seed)
     reporter = Reporter(given.sink, Stage.TRAIN)
     reporter.say("loading the base model")
@@ -176,7 +180,6 @@ def train_here(given: TrainingInput) -> TrainingReport:
         stopping = spec.training.early_stopping
         best = BestWeights(model, stopping.patience, group) if stopping is not None else None
         trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice, best)
-    resume = newest_complete(given.workspace.checkpoints)
     reporter.say(f"resuming at step {step_of(resume)}" if resume else "training")
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -189,6 +192,20 @@ def train_here(given: TrainingInput) -> TrainingReport:
     _save_tuned(trainer, model, given)
     report = _summarise(given, parameters, trainer, recorder, steps, layout, precision, resume)
     return report.model_copy(update={"best_step": best.step if best is not None else None})
+
+
+def _refuse_other_spread(checkpoint: Path, processes: int) -> None:
+    """Refuse a checkpoint whose optimiser state DeepSpeed has spread over another number of processes.
+
+    What is not spread is the same for any number: plain data parallelism goes on from it.
+    """
+    parts = len(list(checkpoint.glob("global_step*/*zero_pp_rank_*_optim_states.pt")))
+    if parts not in (0, processes):
+        raise SpecError(
+            f"spec.compute: the checkpoint of step {step_of(checkpoint)} was spread by DeepSpeed over {parts} "
+            f"processes, and this is a run of {processes}: it cannot be divided anew. Go back to as many workers "
+            "and GPUs, or train from the start under another name."
+        )
 
 
 def _named(error: Exception, steps: Steps, workspace: Workspace) -> Exception:
@@ -312,7 +329,10 @@ class _Guard(TrainerCallback):
         set_peak_rate(kwargs["lr_scheduler"], args.learning_rate)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._stop.is_set() and state.global_step < state.max_steps:
+        if state.global_step >= state.max_steps:
+            # The tuned weights are what is kept now; and who went on from here would do a step too many.
+            control.should_save = False
+        elif self._stop.is_set():
             control.should_save = True
             control.should_training_stop = True
 

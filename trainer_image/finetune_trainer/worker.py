@@ -24,6 +24,7 @@ from finetune_trainer.example import Encoded
 from finetune_trainer.location import Mounts
 from finetune_trainer.mixture import Mixture
 from finetune_trainer.model import ModelFiles, fetch_model
+from finetune_trainer.pod_stop import PodStop, pod_held
 from finetune_trainer.process_group import ProcessGroup
 from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.shared_state import SharedState
@@ -57,11 +58,16 @@ def work(parcel: dict[str, Any]) -> None:
     Raises:
         FineTuneError: told to the desk before, for Ray wraps what is raised here and ends the other workers.
     """
-    desk = parcel["desk"]
+    assignment, desk = ray.get(parcel["assignment"]), parcel["desk"]
+    with pod_held(assignment.workspace.root):
+        _work(assignment, desk)
+
+
+def _work(assignment: Assignment, desk: Any) -> None:
     try:
-        report = take_part(ray.get(parcel["assignment"]), desk)
+        report = take_part(assignment, desk)
     except Preempted as stopped:
-        # All stop at the same step, and each has stored its part: nobody must be ended.
+        # All stop at the same step, and have stored their parts: nobody must be ended.
         ray.get(desk.end.remote(stopped))
     except FineTuneError as error:
         ray.get(desk.end.remote(error))
@@ -92,10 +98,15 @@ def take_part(assignment: Assignment, desk: Any) -> TrainingReport | None:
         assignment.validation,
         workspace,
         sink,
-        _AgreedStop(group, desk),
+        AgreedStop(group, desk, PodStop(assignment.workspace.root)),
         group=group,
     )
-    report = _train(given, shared, desk)
+    try:
+        report = _train(given, shared, desk)
+    except Preempted:
+        # Behind the first pod that goes Ray ends all workers, also one that is still storing its part.
+        group.wait()
+        raise
     if not group.is_first:
         return None
     if shared is not None:
@@ -153,15 +164,17 @@ def _train(given: TrainingInput, shared: SharedState | None, desk: Any) -> Train
         return train_here(dataclasses.replace(given, on_checkpoint=upload.submit))
 
 
-class _AgreedStop:
-    """A stop request that all workers see behind the same step."""
+class AgreedStop:
+    """A stop request that all workers see behind the same step, whichever of them or of their pods it was made to."""
 
-    def __init__(self, group: ProcessGroup, desk: Any) -> None:
+    def __init__(self, group: ProcessGroup, desk: Any, pod: PodStop) -> None:
         self._group = group
         self._desk = desk
+        self._pod = pod
 
     def is_set(self) -> bool:
-        asked = self._group.is_first and ray.get(self._desk.is_stop_asked.remote())
+        """Whether it has come; to be asked by all of them, behind every step."""
+        asked = self._pod.is_set() or (self._group.is_first and ray.get(self._desk.is_stop_asked.remote()))
         return self._group.any(asked)
 
 

@@ -1,6 +1,7 @@
 """What a run keeps on its own disk between stages and attempts. Running again on a used workspace goes on from it."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from finetune_api.model import ApiModel
 from finetune_trainer.durable import disk_errors, write_file
 from finetune_trainer.errors import DataError, SpecError, StorageError
+from finetune_trainer.pod_stop import PROGRAM_LOCK
 
 M = TypeVar("M", bound=ApiModel)
 
@@ -82,9 +84,9 @@ class Workspace:
             StorageError: it cannot be written, or another process is at work in it, which will end.
         """
         self._check_owner(spec_hash)
-        path = self.root / "lock"
+        path = self.root / PROGRAM_LOCK
         with disk_errors("open", path):
-            lock = path.open("w")
+            lock = path.open("a")
         # The lock goes with the process, however that ends: nothing stale can keep a workspace closed.
         with lock:
             try:
@@ -93,6 +95,9 @@ class Workspace:
                 raise StorageError(
                     f"another process is running this job in {self.root}; wait for it, or give another --workspace."
                 ) from error
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
             yield
 
     def _check_owner(self, spec_hash: str) -> None:
