@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed-$(shell { cat $(INPUTS); echo $(PACKAGES); } | cksum
 DEMO := examples/01-sentiment-lora
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo programs test check format generate prepare requirements cluster cluster-images cluster-down clean
+.PHONY: help setup demo programs test check soak format generate prepare requirements cluster cluster-images cluster-down clean
 
 help:  ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -47,8 +47,12 @@ programs: setup  # What tests and their cluster are made of, from Go modules: ab
 	$(BIN)/python -m tests.cluster programs
 
 test: programs check prepare  ## Everything: check, then integration tests, examples and a real cluster.
-	$(BIN)/pytest -q tests/integration tests/examples
+	$(BIN)/pytest -q tests/integration tests/examples tests/fuzz
 	$(BIN)/pytest -q tests/e2e
+
+soak: setup  ## Fuzz for about half an hour: every target 12,000 cases.
+	@for target in manifest spec template rows progress status report uri secret; do \
+	  $(BIN)/python -m tests.fuzz $$target 12000 || exit; done
 
 cluster: setup  ## Start a Kubernetes cluster for development; tests/e2e uses it while it runs.
 	$(BIN)/python -m tests.cluster up

@@ -82,6 +82,12 @@ class ServiceMonitor(Switch):
     interval: Annotated[str, Field(pattern="^[0-9]+(ms|s|m)$")]
 
 
+class Alerts(Switch):
+    """What Prometheus warns of."""
+
+    labels: Labels
+
+
 class Dashboard(Switch):
     """What Grafana shows."""
 
@@ -109,6 +115,7 @@ class Values(Block):
     pod_disruption_budget: Switch
     network_policy: NetworkPolicy
     service_monitor: ServiceMonitor
+    alerts: Alerts
     dashboard: Dashboard
     settings: Settings
 

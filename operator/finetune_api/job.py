@@ -151,6 +151,7 @@ _PATHS = (
     ("data", "tasks", "*", "testSource"),
     ("data", "replay", "source"),
     ("evaluation", "forgetting", "sources", "*"),
+    ("evaluation", "benchmarks", "*", "suite"),
     ("output", "uri"),
 )
 """Fields below spec that may hold ``file://./…``."""

@@ -92,6 +92,16 @@ class TextPiece(ApiModel):
     """Whether the loss is computed on it."""
 
 
+class ColumnData(ApiModel):
+    """What one column of a task's training rows holds."""
+
+    name: str
+    kinds: dict[str, int] = Field(default_factory=dict)
+    """Rows by what is in them: text, number, truth, list, object, or nothing (absent, null, blank)."""
+    distinct: int | None = None
+    """Different values; absent where there are more than a thousand, or where they are lists or objects."""
+
+
 class TaskData(ApiModel):
     """What one task's rows looked like."""
 
@@ -103,8 +113,22 @@ class TaskData(ApiModel):
     """Rows that were shortened."""
     labels: dict[str, int] = Field(default_factory=dict)
     """Training rows of each label; empty for an open task."""
+    columns: tuple[ColumnData, ...] = ()
+    languages: dict[str, float] = Field(default_factory=dict)
+    """Share of the training rows by language (ISO 639), commonest first: a guess from each row's longest text."""
     sample: tuple[TextPiece, ...] = ()
     """The first training row, with the loss mask."""
+
+
+class Overlap(ApiModel):
+    """Questions of a test whose words stand in a training row, one after the other, so that it may know the answer."""
+
+    source: str
+    """``general`` for the suite that ships with the image, else the name of the job's own."""
+    questions: int
+    overlapping: int
+    first: str = ""
+    """Words that both have, for people."""
 
 
 class PersonalData(ApiModel):
@@ -114,6 +138,16 @@ class PersonalData(ApiModel):
     phones: int = 0
     keys: int = 0
     """Access keys, tokens and private keys."""
+
+
+class Rehearsal(ApiModel):
+    """The whole pipeline, gone through on the CPU with a tiny random model of the same architecture."""
+
+    steps: int = 0
+    """Training steps; behind the first it was interrupted, and resumed from the checkpoint."""
+    seconds: float = 0.0
+    why_not: str = ""
+    """Why there was none; empty when it came to its end."""
 
 
 class DataReport(ApiModel):
@@ -136,6 +170,10 @@ class DataReport(ApiModel):
     first_leak: str = ""
     """Where the first of them is, for people."""
     personal_data: PersonalData = PersonalData()
+    overlaps: tuple[Overlap, ...] = ()
+    """Of the tests that the job is measured on besides its own rows."""
+    rehearsal: Rehearsal | None = None
+    """Absent where none was due: under ``preflight: skip``, or when the model itself is tiny."""
     tasks: tuple[TaskData, ...] = ()
     warnings: tuple[str, ...] = ()
     """What may not be what was meant, in sentences."""
@@ -451,6 +489,20 @@ class ForgettingReport(ApiModel):
     """Absent unless ``spec.evaluation.forgetting.remedy`` asks for it."""
 
 
+class BenchmarkReport(ApiModel):
+    """One of ``spec.evaluation.benchmarks``, base against tuned."""
+
+    suite: str
+    """As the spec names it."""
+    name: str
+    """What gates call it: the suite's name, or the task that a task file declares."""
+    sha256: str | None = None
+    """Of a task file and its rows; absent for a suite that is known by name."""
+    metrics: tuple[MetricComparison, ...] = ()
+    """Of a suite with several tasks, first the figures over the rows of all of them. p-values are corrected for the
+    number of all benchmarks' figures."""
+
+
 class ProbeReport(ApiModel):
     """How base and tuned model answer the same few test rows: proof that the tuned one is not the base."""
 
@@ -468,6 +520,8 @@ class EvaluationReport(ApiModel):
     gates: tuple[GateResult, ...] = ()
     """One for each of ``spec.evaluation.gates``, in their order; then ``forgetting``, where it was measured."""
     forgetting: ForgettingReport | None = None
+    benchmarks: tuple[BenchmarkReport, ...] = ()
+    """One for each of ``spec.evaluation.benchmarks``, in their order."""
     probe: ProbeReport | None = None
     """Absent in reports of versions that did not probe."""
     few_shot: int | None = None
@@ -521,6 +575,8 @@ class Report(ApiModel):
     """Commit of a hub model, or sha256 over the files of a local one."""
     data: DataReport
     training: TrainingReport
+    planned_memory_bytes: int | None = None
+    """What the check expected of one process's tensors when most are alive; the peak is of the whole process."""
     soft_prompt: tuple[VirtualToken, ...] = ()
     """The virtual tokens of prompt tuning, in their order."""
     evaluation: EvaluationReport | None = None

@@ -89,7 +89,6 @@ class Reason(StrEnum):
     POLICY_VIOLATED = "PolicyViolated"
     KUBERAY_MISSING = "KubeRayMissing"
     CONTRACT_SKEW = "ContractSkew"
-    WAITING_FOR_JOB = "WaitingForJob"
     # Admitted
     ADMITTED = "Admitted"
     # any stage
@@ -227,8 +226,6 @@ class PlanStatus(ApiModel):
     """Over all workers; 0 trains on the CPU."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Rows in one forward pass of one worker."""
-    estimated_seconds: Count | None = None
-    """Estimated time of training."""
     warnings: Annotated[
         tuple[Annotated[str, Field(max_length=LONGEST_WARNING)], ...], Field(max_length=MOST_WARNINGS)
     ] = ()

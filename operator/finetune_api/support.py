@@ -14,7 +14,6 @@ _INSTEAD = "Leave it out."
 
 NOT_YET: dict[str, str] = {
     "model.startFrom": "Start from the base model, or name published full weights in spec.model.source.",
-    "evaluation.benchmarks": _INSTEAD,
     "evaluation.holistic": _INSTEAD,
 }
 """Fields that are refused whatever they say, and what to do instead. Below spec; ``[]`` stands for any index."""
@@ -38,6 +37,7 @@ SCHEMES: dict[str, tuple[str, ...]] = {
     "data.tasks[].testSource": ("file", "hf", "s3", "pvc", "configMap"),
     "data.replay.source": ("file", "hf", "s3", "pvc", "configMap"),
     "evaluation.forgetting.sources[]": ("file", "s3", "pvc", "configMap"),
+    "evaluation.benchmarks[].suite": ("file", "s3", "pvc", "configMap"),
     "output.uri": ("file", "s3", "pvc"),
 }
 """Schemes of URIs that work."""
@@ -87,7 +87,7 @@ def unreachable_fields(spec: object, where: Place) -> Iterator[Refusal]:
 
 
 def _names_a_place(path: Path) -> bool:
-    return path[-1] in ("source", "validationSource", "testSource", "uri") or path[-2:-1] == ("sources",)
+    return path[-1] in ("source", "validationSource", "testSource", "suite", "uri") or path[-2:-1] == ("sources",)
 
 
 _UNREACHABLE = {

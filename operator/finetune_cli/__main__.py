@@ -114,7 +114,7 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
             from finetune_cli.render import render
 
             return render(options.file, options.settings, options.namespace, options.output)
-        case "submit" | "status" | "logs" | "report" | "cancel" | "resume":
+        case "submit" | "status" | "logs" | "debug" | "report" | "cancel" | "resume":
             from finetune_cli.cluster_command import run_on_cluster
 
             return run_on_cluster(options)

@@ -65,11 +65,23 @@ def describe(report: DataReport) -> Iterator[str]:
     yield f"leakage     {report.leakage:,}"
     personal = report.personal_data
     yield f"personal    {personal.emails:,} e-mail, {personal.phones:,} telephone, {personal.keys:,} secret keys"
+    for overlap in report.overlaps:
+        yield f"overlap     {overlap.overlapping:,} of {overlap.questions:,} questions of the {overlap.source} test"
     yield f"format      {report.format}"
+    yield f"rehearsed   {_rehearsed(report)}"
     for task in report.tasks:
         yield from _describe_task(task)
     for warning in report.warnings:
         yield f"note: {warning}"
+
+
+def _rehearsed(report: DataReport) -> str:
+    rehearsal = report.rehearsal
+    if rehearsal is None:
+        return "no: the model is as small as one to rehearse with, or spec.runPolicy.preflight is skip"
+    if rehearsal.why_not:
+        return f"no: {one_line(rehearsal.why_not)}"
+    return f"yes: train, resume, evaluate and publish in small, in {rehearsal.seconds:.0f} s"
 
 
 def _describe_task(task: TaskData) -> Iterator[str]:
@@ -79,6 +91,12 @@ def _describe_task(task: TaskData) -> Iterator[str]:
     for bar in task.lengths:
         length = "#" * round(_BAR * bar.rows / most)
         yield f"  up to {bar.up_to:>6,} tokens  {bar.rows:>9,}  {length}".rstrip()
+    for column in task.columns:
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in column.kinds.items())
+        distinct = "" if column.distinct is None else f"; {column.distinct:,} different"
+        yield f"  column {one_line(column.name)}: {kinds}{distinct}"
+    if task.languages:
+        yield f"  language (a guess): {', '.join(f'{name} {share:.0%}' for name, share in task.languages.items())}"
     for label, count in task.labels.items():
         yield f"  label {one_line(label)}: {count:,} training rows"
     if task.sample:

@@ -39,6 +39,10 @@ def run_with(api: JobApi, options: argparse.Namespace) -> ExitCode:
             from finetune_cli.logs import show_logs
 
             return show_logs(api, name, Stage(options.stage) if options.stage else None, options.follow)
+        case "debug":
+            from finetune_cli.debug import debug
+
+            return debug(api, name, options.file)
         case "report":
             from finetune_cli.report import show_report
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def add_cluster_commands(commands: "Commands") -> None:
-    """Add render, submit, status, logs, report, cancel and resume."""
+    """Add render, submit, status, logs, debug, report, cancel and resume."""
     _add_render(commands)
     submit = _command(commands, "submit", "hand a job to a cluster", "kubectl create, with every mistake named by line")
     submit.add_argument("file", type=Path, metavar="FILE", help="a FineTuneJob as YAML or JSON")
@@ -29,6 +29,10 @@ def add_cluster_commands(commands: "Commands") -> None:
     logs.add_argument(
         "--stage", choices=[stage.value for stage in _STAGES], help="default: the newest one that has begun"
     )
+
+    debug = _command(commands, "debug", "write all that a cluster knows of a job into one file, to ask for help with")
+    debug.add_argument("job", metavar="NAME", help=_JOB)
+    debug.add_argument("-o", "--output", dest="file", type=Path, metavar="FILE", help="default: NAME-debug.txt")
 
     report = _command(commands, "report", "fetch a job's report, check it and open it in a browser")
     report.add_argument("job", metavar="NAME", help=_JOB)

@@ -112,6 +112,12 @@ class KubernetesJobApi:
         items: list[JsonObject] = self._json(request, "GET", _pods(namespace), _selector(labels))["items"]
         return items
 
+    def events(self, namespace: str) -> list[JsonObject]:
+        """Return the events of a namespace."""
+        path = _path("/api/v1/namespaces/", namespace, "events", None)
+        items: list[JsonObject] = self._json(Request("list", "events", namespace), "GET", path)["items"]
+        return items
+
     def watch_pods(self, namespace: str, labels: Mapping[str, str]) -> Iterator[JsonObject]:
         """Yield pods with these labels, now and as they change, until the server or the network ends it."""
         # Without a resource version the server begins with what there is.

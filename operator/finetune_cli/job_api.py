@@ -54,6 +54,10 @@ class JobApi(Protocol):
         """Return the pods with these labels."""
         ...
 
+    def events(self, namespace: str) -> list[JsonObject]:
+        """Return the events of a namespace."""
+        ...
+
     def watch_pods(self, namespace: str, labels: Mapping[str, str]) -> Iterator[JsonObject]:
         """Yield pods with these labels, now and as they change, until the server or the network ends it."""
         ...

@@ -179,8 +179,6 @@ def _plan_numbers(plan: PlanStatus) -> str:
         known.append("no GPU" if plan.gpus == 0 else f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}")
     if plan.memory_bytes_per_gpu:
         known.append(f"{_size(plan.memory_bytes_per_gpu)} each")
-    if plan.estimated_seconds:
-        known.append(f"about {duration(plan.estimated_seconds)}")
     return ", ".join(known)
 
 

@@ -169,7 +169,6 @@ _GOOD_NEWS = {
     Reason.ALREADY_PUBLISHED,
     Reason.SUSPENDED_BY_USER,
     Reason.RESUMED,
-    Reason.WAITING_FOR_JOB,
 }
 """Reasons that nobody has to look into."""
 

@@ -4,6 +4,7 @@ Only the newest attempt can be open. It is opened before its Job is created, and
 by how its pod ended, or because it was stopped.
 """
 
+from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.job import FineTuneJob
@@ -124,7 +125,9 @@ def _closed(
         statements.append(ADMITTED)
     if outcome.result is not None:
         status = _with_findings(status, outcome.result)
-    if outcome.reason is Reason.STAGE_SUCCEEDED and closed.stage is Stage.EVALUATE and outcome.result is not None:
+    if _was_published_before(closed, outcome):
+        statements = _nothing_to_do(outcome, job)
+    elif outcome.reason is Reason.STAGE_SUCCEEDED and closed.stage is Stage.EVALUATE and outcome.result is not None:
         statements += _verdict(outcome.result, job)
     if not is_tried_again:
         status = _with_stage(status, closed, outcome)
@@ -140,8 +143,10 @@ def _is_tried_again(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None)
 
 
 def _with_stage(status: FineTuneJobStatus, attempt: Attempt, outcome: Outcome) -> FineTuneJobStatus:
+    # A check that finds the whole job done before stands for all of it.
+    stage = Stage.EVALUATE if _was_published_before(attempt, outcome) else attempt.stage
     ended = StageStatus(
-        stage=attempt.stage,
+        stage=stage,
         attempt=attempt.number,
         exit_code=outcome.exit_code,
         end_time=attempt.end_time,
@@ -149,8 +154,18 @@ def _with_stage(status: FineTuneJobStatus, attempt: Attempt, outcome: Outcome) -
         report_sha256=outcome.result.report_sha256 if outcome.result else None,
         published=outcome.result.published if outcome.result else None,
     )
-    others = tuple(stage for stage in status.stages if stage.stage is not attempt.stage)
+    others = tuple(one for one in status.stages if one.stage is not stage)
     return status.model_copy(update={"stages": (*others, ended)})
+
+
+def _was_published_before(attempt: Attempt, outcome: Outcome) -> bool:
+    """Whether the check found that an earlier job of this name has published the same spec."""
+    return (
+        attempt.stage is Stage.CHECK
+        and outcome.reason is Reason.STAGE_SUCCEEDED
+        and outcome.result is not None
+        and bool(outcome.result.published)
+    )
 
 
 # --- what the trainer found
@@ -195,6 +210,22 @@ def _success(attempt: Attempt, result: StageResult | None) -> str:
         rows = result.data.rows
         return f"{rows.train} rows to train on, {rows.validation} to choose on, {rows.test} to measure on"
     return f"attempt {attempt.number} succeeded"
+
+
+def _nothing_to_do(outcome: Outcome, job: FineTuneJob) -> list[Statement]:
+    """Return what holds of a job whose spec was published before: all of it, by that earlier job."""
+    assert outcome.result is not None
+    gates, published = _verdict(outcome.result, job)
+    message = "a job of this name has published the same spec before; nothing is trained again"
+    done = [
+        Statement(kind, ConditionStatus.TRUE, Reason.ALREADY_PUBLISHED, message) for kind in STAGE_CONDITIONS.values()
+    ]
+    return [
+        ADMITTED,
+        *done,
+        gates,
+        replace(published, reason=Reason.ALREADY_PUBLISHED),
+    ]
 
 
 def _verdict(result: StageResult, job: FineTuneJob) -> list[Statement]:

@@ -27,6 +27,9 @@ def uris(spec: FineTuneJobSpec) -> Iterator[Place]:
         yield ("spec", "data", "replay", "source"), spec.data.replay.source
     for index, uri in enumerate(spec.evaluation.forgetting.sources if spec.evaluation.forgetting else ()):
         yield ("spec", "evaluation", "forgetting", "sources", index), uri
+    for index, benchmark in enumerate(spec.evaluation.benchmarks):
+        if "://" in benchmark.suite:
+            yield ("spec", "evaluation", "benchmarks", index, "suite"), benchmark.suite
     yield ("spec", "output", "uri"), spec.output.uri
 
 

@@ -53,6 +53,17 @@ def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: 
     content = Report.model_validate_json((report / "report.json").read_text())
     assert content.published and content.spec_hash == job.status.resolved.spec_hash
 
+    # As after a restored backup: the same manifest, another object.
+    jobs.delete("reviews-lora")
+    jobs.apply(example(s3))
+    again = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=120)
+    assert again.uid != job.uid
+    complete = again.condition(ConditionType.COMPLETE)
+    assert complete is not None and complete.reason is Reason.ALREADY_PUBLISHED
+    assert [one.stage for one in again.status.attempts] == [Stage.CHECK]
+    assert again.status.artifacts == job.status.artifacts
+    assert again.status.evaluation == job.status.evaluation
+
 
 @pytest.mark.parametrize("of", ["01-sentiment-lora", "02-full-tiny", "03-prompt-tuning"])
 def test_the_examples_for_a_laptop_run_on_a_cluster_too(jobs: Jobs, s3: ObjectStore, of: str) -> None:

@@ -58,6 +58,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "nothing at all": ("rows.jsonl", b"", "is empty"),
     "white space alone": ("rows.jsonl", b" \n\n", "holds no rows"),
     "a header alone": ("rows.csv", b"text,label\n", "holds no rows"),
+    "a table without a line, packed": ("rows.csv.gz", gzip.compress(b""), "holds no rows"),
     "an empty array": ("rows.json", b"[]", "holds no rows"),
     "latin-1": ("rows.jsonl", '{"text": "é"}'.encode("latin-1"), "line 1 is not UTF-8.*iconv"),
     "latin-1 in csv": ("rows.csv", "text,label\né,x\n".encode("latin-1"), "line 2 is not UTF-8"),

@@ -17,7 +17,7 @@ from finetune_api.report import Report, TrainingReport
 from finetune_trainer import stages
 from finetune_trainer.errors import SpecError
 from finetune_trainer.interrupt import StopFlag
-from finetune_trainer.stages import Run
+from finetune_trainer.run import Run, output_prefix
 from finetune_trainer.workspace import Workspace
 
 from .conftest import CONTEXT_LENGTH, make_tokenizer
@@ -84,7 +84,7 @@ def whole_run(model: Path, folder: Path, method: dict[str, Any]) -> tuple[Report
     stages.check_stage(Run(job, workspace, Silence(), StopFlag()))
     train_until(5, job, workspace)
     report = stages.run(job, workspace.root, Silence())
-    return report, folder / "output" / stages.output_prefix(job) / "model"
+    return report, folder / "output" / output_prefix(job) / "model"
 
 
 def answer_of_the_card(published: Path) -> str:
@@ -287,7 +287,7 @@ def test_training_ends_when_validation_gets_no_better_and_the_best_weights_are_p
     best = min(validated, key=lambda step: validated[step])
     assert report.training.best_step == best
     assert report.training.steps == best + 3 * 2 < 60
-    published = tmp_path / "output" / stages.output_prefix(job) / "model"
+    published = tmp_path / "output" / output_prefix(job) / "model"
     assert f"of step {best}, which had the lowest loss" in (published / "README.md").read_text()
     # Trained up to there and no further, the same job has the same weights.
     short = tiny_job(tiny_model_dir, tmp_path, training={**settings, "maxSteps": best})
@@ -310,7 +310,7 @@ def test_a_soft_prompt_that_has_learnt_nothing_is_near_the_words_it_began_with(t
         for nearest in (virtual.cosine[0], virtual.l2[0]):
             assert nearest.id == word
             assert nearest.distance == pytest.approx(0, abs=1e-5)
-    published = tmp_path / "output" / stages.output_prefix(job) / "report"
+    published = tmp_path / "output" / output_prefix(job) / "report"
     assert "What the soft prompt is near to" in (published / "report.html").read_text()
     assert Report.model_validate_json((published / "report.json").read_text()).soft_prompt == report.soft_prompt
 

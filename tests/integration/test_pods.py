@@ -133,10 +133,29 @@ def test_stages_hand_over_through_the_bucket_also_when_training_is_interrupted(
     assert {task.metric for task in evaluated.evaluation.tasks} == FIGURES
     assert {"model/COMPLETE", "report/COMPLETE", "state/predictions.parquet"} <= keys(server, document)
 
+    restored = job.model_copy(update={"metadata": job.metadata.model_copy(update={"uid": UID[::-1]})})
+    silent = Listener()
+    found = pod(restored, Stage.CHECK, tmp_path / "check-of-a-restored-job", silent)
+    assert found == evaluated.model_copy(update={"stage": Stage.CHECK})
+    assert not silent.told, "neither model nor rows are read"
+
     scored = Listener()
     repeated = pod(job, Stage.EVALUATE, tmp_path / "evaluate-2", scored)
     assert repeated.artifacts == evaluated.artifacts
     assert not [progress for progress in scored.told if progress.percent and progress.stage is Stage.EVALUATE]
+
+
+def test_a_rehearsal_goes_through_the_bucket_and_leaves_nothing_there(
+    server: S3Server, document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(stages, "REHEARSED_PARAMETERS", 0)
+    listener = Listener()
+    checked = pod(job_of(document), Stage.CHECK, tmp_path / "check", listener)
+    assert checked.exit_code is ExitCode.OK, checked.message
+    said = [progress.message for progress in listener.told]
+    assert "rehearsing: resuming at step 1" in said
+    assert "rehearsing: fetching the tuned weights" in said
+    assert keys(server, document) == {"state/inputs.json", "state/data.json", "state/plan.json"}
 
 
 def test_rows_that_change_in_the_bucket_are_noticed(server: S3Server, document: dict[str, Any], tmp_path: Path):

@@ -20,6 +20,7 @@ from finetune_api.resolve import resolve
 from finetune_trainer import stages
 from finetune_trainer.errors import FineTuneError, SpecError, StorageError
 from finetune_trainer.manifest import is_complete
+from finetune_trainer.run import output_prefix
 from finetune_trainer.workspace import Workspace
 
 from .jobs import FIGURES, tiny_document, write_reviews
@@ -78,13 +79,14 @@ def test_every_method_is_tuned_evaluated_and_published(tiny_chat_model_dir: Path
     document = tiny_document(tiny_chat_model_dir, tmp_path, method={"type": method}, training__learningRate=0.01)
     job = resolve(load_job(json.dumps(document), str(tmp_path / "job.yaml")))
     report = stages.run(job, tmp_path / "workspace", Silence())
-    published = tmp_path / "output" / stages.output_prefix(job)
+    published = tmp_path / "output" / output_prefix(job)
     for folder in ("model", "report"):
         assert is_complete(published / folder)
     assert not list(published.rglob("*.bin"))
     assert {metric.metric for metric in report.evaluation.metrics} == FIGURES
     html = (published / "report" / "report.html").read_text()
     assert "<svg" in html
+    assert 0 < report.planned_memory_bytes < report.training.peak_memory_bytes, "the process holds more than tensors"
     again = stages.run(job, tmp_path / "workspace", Silence())
     assert again.artifacts == report.artifacts
 
@@ -109,7 +111,7 @@ def test_gates_decide_about_publication(
     )
     job = resolve(load_job(json.dumps(document), str(tmp_path / "job.yaml")))
     report = stages.run(job, tmp_path / "workspace", Silence())
-    published = tmp_path / "output" / stages.output_prefix(job)
+    published = tmp_path / "output" / output_prefix(job)
     assert {folder.name for folder in published.iterdir()} == ({"model", "report"} if is_published else {"report"})
     assert is_complete(published / "report")
     assert (report.published, bool(report.artifacts)) == (is_published, is_published)

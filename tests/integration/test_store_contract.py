@@ -1,47 +1,32 @@
-"""What every store promises, whatever its scheme. A new scheme is one more parameter of ``store``."""
+"""What every scheme promises: to a job's output as a store, to its rows and to its model as a source.
 
-import errno
-import os
-import resource
-import subprocess
+The schemes are those that the contract takes; one that is new there fails here until it has a place of its own. S3 is
+a real server, the hub an own one that speaks the part of its HTTP API that downloads need.
+"""
+
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from finetune_api.spec import OutputSpec, SecretRef
+from finetune_api.spec import ModelSpec, OutputSpec, SecretRef
+from finetune_api.support import SCHEMES
 from finetune_trainer.errors import DataError, SpecError, StorageError
-from finetune_trainer.file_store import FileStore
 from finetune_trainer.location import Mounts
-from finetune_trainer.manifest import verify_manifest, write_manifest
+from finetune_trainer.model import fetch_model
+from finetune_trainer.source import read_rows
 from finetune_trainer.storage import Storage
 from finetune_trainer.store import Store
 
+from .hub_server import FakeHub, serve_hub
 from .s3_server import S3Server, serve_s3
+from .tree import PREFIX, files_of, make_tree
 
-PREFIX = "team/job-1a2b3c4d/model"
-
-
-@pytest.fixture(params=["file", "pvc", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    """An empty store of each scheme, opened as a job's output is."""
-    mounts = Mounts(secrets=tmp_path / "secrets", volumes=tmp_path / "volumes")
-    match request.param:
-        case "file":
-            output = OutputSpec(uri=(tmp_path / "store root").as_uri())
-        case "pvc":
-            (tmp_path / "volumes" / "claim").mkdir(parents=True)
-            output = OutputSpec(uri="pvc://claim/store%20root")
-        case "s3":
-            server: S3Server = request.getfixturevalue("s3")
-            server.write_secret(tmp_path / "secrets" / "keys")
-            output = OutputSpec(
-                uri=f"s3://{server.make_bucket()}/store-root", endpoint=server.url, secret_ref=SecretRef(name="keys")
-            )
-        case scheme:
-            raise AssertionError(f"no store for {scheme}")
-    return Storage(output, mounts).open_output()
+FIELD = "spec.data.tasks[0].source"
+ROWS = '{"text": "Grüße"}\n{"text": "two"}\n'.encode()
+OTHER_ROWS = b'{"text": "three"}\n'
 
 
 @pytest.fixture(scope="session")
@@ -50,29 +35,43 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture
+def mounts(tmp_path: Path) -> Mounts:
+    """What the kubelet mounts into a pod; Secrets, a volume, ConfigMaps."""
+    for folder in ("secrets", "volumes/claim", "config"):
+        (tmp_path / folder).mkdir(parents=True)
+    return Mounts(tmp_path / "secrets", tmp_path / "volumes", tmp_path / "config")
+
+
+# --- a store
+
+
+@pytest.fixture(params=SCHEMES["output.uri"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, mounts: Mounts) -> Store:
+    """An empty store of each scheme, opened as a job's output is."""
+    match request.param:
+        case "file":
+            output = OutputSpec(uri=(tmp_path / "store root").as_uri())
+        case "pvc":
+            output = OutputSpec(uri="pvc://claim/store%20root")
+        case "s3":
+            server: S3Server = request.getfixturevalue("s3")
+            output = output_in(server, mounts)
+        case scheme:
+            raise AssertionError(f"no store for {scheme}")
+    return Storage(output, mounts).open_output()
+
+
+def output_in(server: S3Server, mounts: Mounts) -> OutputSpec:
+    server.write_secret(mounts.secrets / "keys")
+    return OutputSpec(
+        uri=f"s3://{server.make_bucket()}/store-root", endpoint=server.url, secret_ref=SecretRef(name="keys")
+    )
+
+
 def neighbours(folder: Path) -> set[str]:
     """What a test has left in its folder beside the stores."""
-    return {path.name for path in folder.iterdir()} - {"store root", "volumes", "secrets"}
-
-
-def make_tree(folder: Path, version: str, *, complete: bool = True) -> Path:
-    """A tree whose every file says which version it belongs to; versions do not have the same files."""
-    (folder / "sub" / version).mkdir(parents=True)
-    for name in ("README.md", "sub/same-name.bin", f"sub/{version}/own.bin"):
-        (folder / name).write_bytes(f"{version}:{name}".encode() * 500)
-    (folder / "empty").touch()
-    if complete:
-        write_manifest(folder)
-    return folder
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-
-
-# --- single files
+    return {path.name for path in folder.iterdir()} - {"store root", "volumes", "secrets", "config"}
 
 
 def test_new_store_is_writable_and_empty(store: Store) -> None:
@@ -115,9 +114,6 @@ def test_key_that_climbs_is_refused_by_every_method(store: Store, key: str, tmp_
     for call in calls:
         with pytest.raises(SpecError, match="is no key of a store"):
             call()
-
-
-# --- trees
 
 
 def test_tree_comes_back_as_it_was_put(store: Store, tmp_path: Path) -> None:
@@ -182,243 +178,190 @@ def test_link_in_the_tree_to_put_is_refused(store: Store, tmp_path: Path) -> Non
     assert store.list() == ()
 
 
-# --- the file system underneath: links, crashes, full and read-only disks
-
-STEPS = ("open", "mkdir", "rename", "fsync", "unlink", "rmdir")
-"""The calls that change a file system; shutil and pathlib use them too."""
+# --- a source
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: from the chosen call on, no call does anything any more."""
+@dataclass(frozen=True)
+class Source:
+    """A place of one scheme that holds files."""
+
+    storage: Storage
+    folder_uri: str
+    put: Callable[[str, bytes], None]
+    """Writes a file, given its name below the folder; a second time, another content."""
+
+    def fetch_rows(self, name: str, folder: Path) -> Path:
+        """Return what `Storage.fetch_rows` returns for the file, folder or pattern ``name``."""
+        return self.storage.fetch_rows(f"{self.folder_uri}/{name}", FIELD, None, folder)
+
+    def texts(self, name: str, folder: Path) -> list[object]:
+        return [row["text"] for row in read_rows(self.fetch_rows(name, folder), FIELD)]
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, chosen: int, action: Callable[[], None]) -> Callable[[], int]:
-    """Run ``action`` instead of the chosen file-system call, and whenever it raises, of all later ones."""
-    count = 0
+class Sources:
+    """Makes places, and holds the servers behind them until the test ends."""
 
-    def wrapped(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*args: object, **options: object) -> object:
-            nonlocal count
-            count += 1
-            if count >= chosen:
-                action()
-            return real(*args, **options)
+    def __init__(self, request: pytest.FixtureRequest, folder: Path, mounts: Mounts, stack: ExitStack) -> None:
+        self.request, self.folder, self.mounts, self.stack = request, folder, mounts, stack
 
-        return call
+    def make(self, scheme: str, kind: str) -> Source:
+        """Return an empty place; ``kind`` is what it will hold: dataset or model."""
+        elsewhere = Storage(OutputSpec(uri="file:///models"), self.mounts)
+        match scheme:
+            case "file":
+                folder = self.folder / "source"
+                return Source(elsewhere, folder.as_uri(), writer(folder))
+            case "pvc":
+                folder = self.mounts.volumes / "claim" / "some folder"
+                return Source(elsewhere, "pvc://claim/some%20folder", writer(folder))
+            case "configMap":
+                return Source(elsewhere, "configMap://settings", publisher(self.mounts.config / "settings"))
+            case "s3":
+                server: S3Server = self.request.getfixturevalue("s3")
+                output, bucket, client = output_in(server, self.mounts), server.make_bucket(), server.client()
 
-    for name in STEPS:
-        monkeypatch.setattr(os, name, wrapped(getattr(os, name)))
-    return lambda: count
+                def put(name: str, content: bytes) -> None:
+                    client.put_object(Bucket=bucket, Key=f"some/folder/{name}", Body=content)
 
+                return Source(Storage(output, self.mounts), f"s3://{bucket}/some/folder", put)
+            case "hf":
+                return self._hub(elsewhere, kind)
+        raise AssertionError(f"no source for {scheme}")
 
-def kill() -> None:
-    raise Killed
-
-
-def test_writer_killed_at_any_step_leaves_the_old_or_the_new_tree_or_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old, new = make_tree(tmp_path / "old", "one"), make_tree(tmp_path / "new", "two")
-    outcomes = []
-    for step in range(1, 1000):
-        root = tmp_path / f"store-{step}"
-        store = FileStore(root)
-        store.put_tree(old, PREFIX)
-        with monkeypatch.context() as patch:
-            at_step(patch, step, kill)
-            try:
-                store.put_tree(new, PREFIX)
-                finished = True
-            except Killed:
-                finished = False
-        if store.exists(f"{PREFIX}/COMPLETE"):
-            store.get_tree(PREFIX, tmp_path / f"out-{step}")
-            content = files_of(tmp_path / f"out-{step}")
-            outcomes.append("old" if content == files_of(old) else "new" if content == files_of(new) else "mixed")
-        else:
-            assert store.list() == ()
-            outcomes.append("none")
-        store.put_tree(new, PREFIX)
-        assert files_of(root / PREFIX) == files_of(new)
-        assert [path.name for path in (root / PREFIX).parent.iterdir()] == ["model"], "the next writer cleans up"
-        if finished:
-            break
-    assert set(outcomes) == {"old", "none", "new"}
-    assert len(outcomes) > 30, "the steps were really interrupted"
+    def _hub(self, storage: Storage, kind: str) -> Source:
+        folder = self.folder / "repository"
+        folder.mkdir()
+        (folder / "README.md").write_text("Every repository has one.")
+        hub = self.stack.enter_context(serve_hub("acme/some", folder, kind))
+        patch: pytest.MonkeyPatch = self.request.getfixturevalue("monkeypatch")
+        patch.setenv("HF_ENDPOINT", hub.url)
+        patch.delenv("HF_TOKEN", raising=False)
+        prefix = "hf://datasets/acme/some" if kind == "dataset" else "hf://acme/some"
+        return Source(storage, prefix, committer(hub))
 
 
-def test_second_writer_at_any_step_of_the_first_never_mixes_trees(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trees = {name: files_of(make_tree(tmp_path / name, name)) for name in ("old", "first", "second")}
-    winners = set()
-    for step in range(1, 1000):
-        root = tmp_path / f"store-{step}"
-        store = FileStore(root)
-        store.put_tree(tmp_path / "old", PREFIX)
-        with monkeypatch.context() as patch:
+def writer(folder: Path) -> Callable[[str, bytes], None]:
+    def put(name: str, content: bytes) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
 
-            def second(patch: pytest.MonkeyPatch = patch, root: Path = root) -> None:
-                patch.undo()
-                FileStore(root).put_tree(tmp_path / "second", PREFIX)
-                assert files_of(root / PREFIX) == trees["second"]
-
-            calls = at_step(patch, step, second)
-            try:
-                store.put_tree(tmp_path / "first", PREFIX)
-                allowed = {"first", "second"}
-            except StorageError:
-                allowed = {"second"}
-        verify_manifest(root / PREFIX)
-        (winner,) = [name for name, content in trees.items() if content == files_of(root / PREFIX)]
-        assert winner in allowed
-        winners.add(winner)
-        if calls() < step:
-            break
-    assert winners == {"first", "second"}
+    return put
 
 
-@pytest.mark.parametrize("method", ["list", "get_bytes", "put_bytes", "exists", "put_tree", "get_tree"])
-def test_link_inside_the_store_is_never_followed(tmp_path: Path, method: str) -> None:
-    outside = make_tree(tmp_path / "outside", "one", complete=False)
-    root = tmp_path / "root"
-    root.mkdir()
-    (root / "link").symlink_to(outside)
-    store = FileStore(root)
-    tree = make_tree(tmp_path / "tree", "two", complete=False)
-    call: dict[str, Callable[[], object]] = {
-        "list": lambda: store.list(),
-        "get_bytes": lambda: store.get_bytes("link/README.md"),
-        "put_bytes": lambda: store.put_bytes("link/new", b"x"),
-        "exists": lambda: store.exists("link/README.md"),
-        "put_tree": lambda: store.put_tree(tree, "link/model"),
-        "get_tree": lambda: store.get_tree("link", tmp_path / "out"),
-    }
-    before = files_of(outside)
-    with pytest.raises(StorageError, match="link"):
-        call[method]()
-    assert files_of(outside) == before
+def publisher(folder: Path) -> Callable[[str, bytes], None]:
+    """Write keys the way the kubelet does: links to a link to a folder, which is exchanged as a whole."""
+
+    def put(name: str, content: bytes) -> None:
+        version = folder / f"..{len(list(folder.iterdir())) if folder.is_dir() else 0}"
+        version.mkdir(parents=True)
+        (version / name).write_bytes(content)
+        (folder / "..new").symlink_to(version.name)
+        (folder / "..new").rename(folder / "..data")
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(f"..data/{name}")
+
+    return put
 
 
-def test_link_to_a_file_is_not_read_and_is_replaced_by_a_put(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("secret")
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "link").symlink_to(secret)
-    store = FileStore(tmp_path / "root")
-    with pytest.raises(StorageError, match="symbolic link"):
-        store.get_bytes("link")
-    store.put_bytes("link", b"new")
-    assert secret.read_text() == "secret"
-    assert store.get_bytes("link") == b"new"
+def committer(hub: FakeHub) -> Callable[[str, bytes], None]:
+    write = writer(hub.folder)
 
+    def put(name: str, content: bytes) -> None:
+        write(name, content)
+        hub.commit = f"{int(hub.commit, 16) + 1:040x}"
 
-def test_deleting_a_tree_does_not_reach_through_links(tmp_path: Path) -> None:
-    outside = make_tree(tmp_path / "outside", "one")
-    store = FileStore(tmp_path / "root")
-    store.put_bytes("a/file", b"x")
-    (tmp_path / "root" / "a" / "link").symlink_to(outside)
-    store.delete_tree("a")
-    assert not (tmp_path / "root" / "a").exists()
-    verify_manifest(outside)
-
-
-def test_pipe_in_the_store_does_not_block_the_reader(tmp_path: Path) -> None:
-    (tmp_path / "root").mkdir()
-    os.mkfifo(tmp_path / "root" / "pipe")
-    with pytest.raises(StorageError, match="no regular file"):
-        FileStore(tmp_path / "root").get_bytes("pipe")
-
-
-def test_root_below_a_file_is_refused_with_a_remedy(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"cannot write to .*file/below: Not a directory.*choose another place"):
-        FileStore(tmp_path / "file" / "below").check_writable()
-
-
-def test_file_system_that_takes_no_folders_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"cannot create /proc/nope: no folder can be made there"):
-        FileStore(Path("/proc/nope")).check_writable()
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Let the kernel refuse larger files (EFBIG). No fixture: pytest reports, perhaps to a file, before those end."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_file_that_the_disk_refuses_leaves_the_old_one_and_no_rest(tmp_path: Path) -> None:
-    store = FileStore(tmp_path)
-    store.put_bytes("a/file", b"old")
-    with files_of_at_most(4096), pytest.raises(StorageError, match=r"cannot write .*a/file: File too large"):
-        store.put_bytes("a/file", bytes(10_000))
-    assert store.get_bytes("a/file") == b"old"
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["file"]
-
-
-def mount(folder: Path, options: str) -> Iterator[Path]:
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
+    return put
 
 
 @pytest.fixture
-def full_disk(tmp_path: Path) -> Iterator[Path]:
-    yield from mount(tmp_path / "full", "size=64k")
+def sources(request: pytest.FixtureRequest, tmp_path: Path, mounts: Mounts) -> Iterator[Sources]:
+    with ExitStack() as stack:
+        yield Sources(request, tmp_path, mounts, stack)
 
 
-@pytest.fixture
-def read_only_disk(tmp_path: Path) -> Iterator[Path]:
-    yield from mount(tmp_path / "ro", "ro,size=64k")
+@pytest.fixture(params=SCHEMES["data.tasks[].source"])
+def source(request: pytest.FixtureRequest, sources: Sources) -> Source:
+    """An empty place of each scheme that rows come from."""
+    return sources.make(request.param, "dataset")
 
 
-def test_full_disk_keeps_the_old_tree_whole(full_disk: Path, tmp_path: Path) -> None:
-    store = FileStore(full_disk)
-    store.put_tree(make_tree(tmp_path / "one", "one"), PREFIX)
-    big = make_tree(tmp_path / "two", "two", complete=False)
-    (big / "weights").write_bytes(bytes(100_000))
-    write_manifest(big)
-    with pytest.raises(StorageError, match=r"No space left on device.*The disk is full: free space"):
-        store.put_tree(big, PREFIX)
-    assert files_of(full_disk / PREFIX) == files_of(tmp_path / "one")
-    assert [path.name for path in (full_disk / PREFIX).parent.iterdir()] == ["model"]
+@pytest.fixture(params=[scheme for scheme in SCHEMES["data.tasks[].source"] if scheme != "configMap"])
+def folder_source(request: pytest.FixtureRequest, sources: Sources) -> Source:
+    """One that has folders; a ConfigMap has keys."""
+    return sources.make(request.param, "dataset")
 
 
-def test_read_only_disk_is_named_before_any_work(read_only_disk: Path) -> None:
-    with pytest.raises(StorageError, match=r"Read-only file system.*mount it writable"):
-        FileStore(read_only_disk).check_writable()
+def test_rows_come_as_they_were_written(source: Source, tmp_path: Path) -> None:
+    source.put("rows.jsonl", ROWS)
+    file = source.fetch_rows("rows.jsonl", tmp_path / "rows")
+    files = [file] if file.is_file() else [path for path in file.rglob("*") if path.is_file()]
+    assert [path.read_bytes() for path in files] == [ROWS]
+    assert source.texts("rows.jsonl", tmp_path / "rows") == ["Grüße", "two"]
 
 
-def test_full_disk_is_named_also_where_none_can_be_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    store = FileStore(tmp_path / "root")
-    store.put_bytes("a", b"old")
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(StorageError, match=r"cannot write .*root/a: No space left"):
-        store.put_bytes("a", b"new")
-    assert store.get_bytes("a") == b"old"
-    assert store.list() == ("a",)
+def test_rows_that_changed_are_fetched_anew(source: Source, tmp_path: Path) -> None:
+    source.put("rows.jsonl", ROWS)
+    source.fetch_rows("rows.jsonl", tmp_path / "rows")
+    source.put("rows.jsonl", OTHER_ROWS)
+    assert source.texts("rows.jsonl", tmp_path / "rows") == ["three"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_folder_of_another_user_is_named_with_a_remedy(tmp_path: Path) -> None:
-    folder = tmp_path / "of-root"
-    folder.mkdir(mode=0o755)
-    os.seteuid(65534)
-    try:
-        with pytest.raises(StorageError, match=r"Permission denied.*mend the owner or mode"):
-            FileStore(folder).check_writable()
-    finally:
-        os.seteuid(0)
+def test_rows_that_are_not_there_are_a_fault_of_the_data_which_names_setting_and_file(
+    source: Source, tmp_path: Path
+) -> None:
+    source.put("rows.jsonl", ROWS)
+    with pytest.raises(DataError, match=rf"{FIELD.replace('[', '.').replace(']', '.')}: .*(gone|nothing)"):
+        source.texts("gone.jsonl", tmp_path / "rows")
+
+
+# The whole machine is the place of a file:// URI: whoever runs the job there may read what they may read.
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES["data.tasks[].source"] if scheme != "file"])
+def test_no_source_leads_out_of_its_place(scheme: str, sources: Sources, tmp_path: Path) -> None:
+    source = sources.make(scheme, "dataset")
+    source.put("rows.jsonl", ROWS)
+    for path in (tmp_path, tmp_path / "config", tmp_path / "volumes"):
+        (path / "secret.jsonl").write_text('{"text": "secret"}')
+    for uri in ("../secret.jsonl", "../../secret.jsonl", "%2e%2e/secret.jsonl", "a/../../../secret.jsonl"):
+        with pytest.raises((SpecError, DataError)):
+            source.texts(uri, tmp_path / "rows")
+
+
+def test_files_of_a_folder_are_read_in_the_order_of_their_names(folder_source: Source, tmp_path: Path) -> None:
+    folder_source.put("data/b.jsonl", OTHER_ROWS)
+    folder_source.put("data/a.jsonl", ROWS)
+    folder_source.put("data/notes.md", b"not rows")
+    assert folder_source.texts("data", tmp_path / "rows") == ["Grüße", "two", "three"]
+
+
+def test_pattern_chooses_files(folder_source: Source, tmp_path: Path) -> None:
+    folder_source.put("data/train-1.jsonl", ROWS)
+    folder_source.put("data/train-2.jsonl", OTHER_ROWS)
+    folder_source.put("data/test-1.jsonl", b'{"text": "unseen"}\n')
+    assert folder_source.texts("data/train*", tmp_path / "rows") == ["Grüße", "two", "three"]
+
+
+# --- a model
+
+
+@pytest.fixture(params=SCHEMES["model.source"])
+def model_source(request: pytest.FixtureRequest, sources: Sources) -> Source:
+    """An empty place of each scheme that models come from."""
+    return sources.make(request.param, "model")
+
+
+def test_model_comes_with_all_its_files(model_source: Source, tiny_model_dir: Path, tmp_path: Path) -> None:
+    original = files_of(tiny_model_dir)
+    for name, content in original.items():
+        model_source.put(name, content)
+    files = fetch_model(ModelSpec(source=model_source.folder_uri), tmp_path / "cache", storage=model_source.storage)
+    assert {name: content for name, content in files_of(files.path).items() if name != "README.md"} == original
+    pinned = ModelSpec(source=model_source.folder_uri, revision=files.revision)
+    assert fetch_model(pinned, tmp_path / "cache", storage=model_source.storage) == files
+
+
+def test_pickled_model_is_refused(model_source: Source, tiny_model_dir: Path, tmp_path: Path) -> None:
+    for name, content in files_of(tiny_model_dir).items():
+        model_source.put(name.replace("model.safetensors", "pytorch_model.bin"), content)
+    with pytest.raises(SpecError, match=r"only as pytorch_model\.bin;.*can run code"):
+        fetch_model(ModelSpec(source=model_source.folder_uri), tmp_path / "cache", storage=model_source.storage)
+    assert not list((tmp_path / "cache").rglob("pytorch_model.bin"))

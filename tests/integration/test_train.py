@@ -18,8 +18,9 @@ from finetune_trainer.errors import DataError, Preempted, StorageError, Training
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.manifest import is_complete
 from finetune_trainer.progress import Sink
+from finetune_trainer.run import Run
 from finetune_trainer.settings_map import plan_steps
-from finetune_trainer.stages import Run, train_stage
+from finetune_trainer.stages import train_stage
 from finetune_trainer.train import divergence
 from finetune_trainer.workspace import Workspace
 

@@ -27,7 +27,8 @@ from finetune_api.report import ExitCode, Progress, Stage, TrainingReport
 from finetune_api.stage_result import StageResult
 from finetune_trainer import stages
 from finetune_trainer.interrupt import StopFlag
-from finetune_trainer.stages import PodOptions, Run, train_stage
+from finetune_trainer.run import Run
+from finetune_trainer.stages import PodOptions, train_stage
 from finetune_trainer.worker import Assignment
 from finetune_trainer.workspace import Workspace
 

@@ -939,6 +939,33 @@ BAD_SPECS = [
         PASSES,
     ),
     BadSpec(
+        "a benchmark is a suite that is known or a file",
+        {"spec.evaluation.benchmarks": [{"suite": "squad"}]},
+        "spec.evaluation.benchmarks[0].suite",
+        '"squad"',
+        ("is no suite", "glue, superglue, mmlu, bigbench-hard", "file:///path/to/task.yaml"),
+        PASSES,
+    ),
+    BadSpec(
+        "a benchmark is asked once",
+        {"spec.evaluation.benchmarks": [{"suite": "mmlu"}, {"suite": "mmlu", "limit": 5}]},
+        "spec.evaluation.benchmarks[1].suite",
+        '"mmlu"',
+        ("named twice",),
+        PASSES,
+    ),
+    BadSpec(
+        "a gate beside benchmarks still names a figure that the task has",
+        {
+            "spec.evaluation.benchmarks": [{"suite": "mmlu"}],
+            "spec.evaluation.gates": [{"metric": "mmlu.acc"}, {"metric": "sentiment.acc"}],
+        },
+        "spec.evaluation.gates[1].metric",
+        "sentiment.acc",
+        ("is not measured",),
+        PASSES,
+    ),
+    BadSpec(
         "a gate's confidence is below 1",
         {"spec.evaluation.gates": [{"metric": "sentiment.accuracy", "confidence": 1}]},
         "spec.evaluation.gates[0].confidence",

@@ -19,6 +19,7 @@ class FakeJobApi:
     def __init__(self, job: dict[str, Any] | None = None) -> None:
         self.job = job
         self.pod_objects: list[dict[str, Any]] = []
+        self.event_objects: list[dict[str, Any]] = []
         self.logs: dict[str, list[str]] = {}
         self.changes: list[dict[str, Any]] = []
         self.on_watch: list[Callable[[], Iterator[tuple[str, dict[str, Any]]]]] = []
@@ -54,6 +55,10 @@ class FakeJobApi:
     def pods(self, namespace: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
         self._fail()
         return [copy.deepcopy(pod) for pod in self.pod_objects if labels.items() <= pod["metadata"]["labels"].items()]
+
+    def events(self, namespace: str) -> list[dict[str, Any]]:
+        self._fail()
+        return copy.deepcopy(self.event_objects)
 
     def watch_pods(self, namespace: str, labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
         self.on_pods_watched.pop(0)()

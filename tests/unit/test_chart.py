@@ -14,7 +14,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from finetune_api.status import Phase
+from finetune_api.status import Phase, Reason
 from finetune_operator.cluster import CLUSTER_ACCESS, JOB_ACCESS, OWN_ACCESS
 from finetune_operator.metric import Metrics
 from finetune_operator.naming import CHILD_SELECTOR
@@ -482,6 +482,13 @@ def test_prometheus_finds_the_service(everything: list[Manifest]) -> None:
 def test_dashboard_shows_figures_that_the_operator_has(everything: list[Manifest]) -> None:
     dashboard = json.loads(only(everything, "ConfigMap", "finetune-operator-dashboard")["data"]["finetune.json"])
     assert dashboard == json.loads((CHART / "files" / "dashboard.json").read_text(encoding="utf-8"))
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    queries += [one["query"] for one in dashboard["templating"]["list"] if one["type"] == "query"]
+    assert len(figures_of(queries)) >= 10
+
+
+def figures_of(queries: list[str]) -> set[str]:
+    """Return the figures in ``queries``; every one, and every phase and reason, is one that the operator knows."""
     metrics = Metrics()
     metrics.watch(lambda: [("team-a", Phase.TRAINING)], lambda: 0, lambda: True)
     known = {
@@ -489,13 +496,26 @@ def test_dashboard_shows_figures_that_the_operator_has(everything: list[Manifest
         for family in metrics.registry.collect()
         for name in (family.name, *(f"{family.name}_{part}" for part in ("total", "bucket", "count", "sum")))
     }
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    queries += [one["query"] for one in dashboard["templating"]["list"] if one["type"] == "query"]
     used = {name for query in queries for name in re.findall(r"\b(?:finetune|process)_[a-z_]+", query)}
-    assert len(used) >= 10
     assert used <= known
-    for phases in re.findall(r'phase[=!]~?"([^"]*)"', " ".join(queries)):
-        assert set(phases.split("|")) <= set(Phase)
+    for label, values in re.findall(r'(phase|reason)[=!]~?"([^"]*)"', " ".join(queries)):
+        assert set(values.split("|")) <= set({"phase": Phase, "reason": Reason}[label])
+    return used
+
+
+def test_alerts_are_about_figures_that_the_operator_has_and_in_the_runbook(everything: list[Manifest]) -> None:
+    (group,) = only(everything, "PrometheusRule")["spec"]["groups"]
+    assert len(figures_of([rule["expr"] for rule in group["rules"]])) >= 6
+    names = [rule["alert"] for rule in group["rules"]]
+    runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    assert re.findall(r"^### (Finetune\w+)$", runbook, re.MULTILINE) == names
+    assert {rule["labels"]["severity"] for rule in group["rules"]} <= {"critical", "warning", "info"}
+
+
+def test_the_runbook_says_what_to_do_about_every_reason() -> None:
+    runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|$", runbook, re.MULTILINE)
+    assert sorted(row[0] for row in rows) == sorted(Reason)
 
 
 def test_dashboard_leaves_no_figure_out() -> None:
@@ -507,5 +527,8 @@ def test_dashboard_leaves_no_figure_out() -> None:
 
 def test_what_is_optional_is_absent_by_default(default: list[Manifest]) -> None:
     kinds = {one["kind"] for one in default}
-    assert not {"NetworkPolicy", "ServiceMonitor", "PodDisruptionBudget", "ValidatingAdmissionPolicy"} & kinds
+    assert (
+        not {"NetworkPolicy", "ServiceMonitor", "PrometheusRule", "PodDisruptionBudget", "ValidatingAdmissionPolicy"}
+        & kinds
+    )
     assert [one["metadata"]["name"] for one in default if one["kind"] == "ConfigMap"] == ["finetune-operator-settings"]

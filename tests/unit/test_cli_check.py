@@ -12,6 +12,7 @@ from finetune_api.report import (
     LengthCount,
     PersonalData,
     Progress,
+    Rehearsal,
     SplitRows,
     Stage,
     TaskData,
@@ -32,6 +33,7 @@ REPORT = DataReport(
     duplicates=49,
     exact_duplicates=12,
     personal_data=PersonalData(emails=2, phones=1),
+    rehearsal=Rehearsal(steps=2, seconds=4.2),
     hash="a" * 64,
     format="chat",
     tasks=(
@@ -71,6 +73,7 @@ def test_what_was_found_is_printed_for_people(tmp_path, capsys):
         "  label positive: 1,201 training rows",
         "  | Good [2J?",
         "  | Sentiment:>> positive<<",
+        "rehearsed   yes: train, resume, evaluate and publish in small, in 4 s",
         "note: 2 rows hold an e-mail address.",
     ):
         assert line in lines
@@ -80,6 +83,18 @@ def test_programs_get_one_object_on_standard_output(tmp_path, capsys):
     assert run(tmp_path, REPORT, output="json") is ExitCode.OK
     data = json.loads(capsys.readouterr().out)["data"]
     assert DataReport.model_validate(data) == REPORT
+
+
+@pytest.mark.parametrize(
+    "rehearsal, said",
+    [
+        (None, "no: the model is as small as one to rehearse with, or spec.runPolicy.preflight is skip"),
+        (Rehearsal(why_not="no tiny\x1b llama"), "no: no tiny llama"),
+    ],
+)
+def test_why_there_was_no_rehearsal_is_told(tmp_path, capsys, rehearsal, said):
+    run(tmp_path, REPORT.model_copy(update={"rehearsal": rehearsal}))
+    assert f"rehearsed   {said}" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("preflight, code", [("enforce", ExitCode.BAD_DATA), ("warn", ExitCode.OK)])

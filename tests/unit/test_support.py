@@ -93,6 +93,11 @@ SUPPORTED = {
             },
             "generation": {"maxNewTokens": 8},
             "maxExamples": 10,
+            "benchmarks": [
+                {"suite": "mmlu", "limit": 100},
+                {"suite": "configMap://tasks/task.yaml"},
+                {"suite": "s3://bucket/tasks/other.yaml"},
+            ],
         }
     },
     "stores": {
@@ -181,10 +186,10 @@ def test_a_job_that_asks_for_what_is_not_there_yet_is_told_what_to_do(given: dic
 
 
 def test_what_is_not_supported_is_said_together_with_what_is_wrong():
-    given = {"spec.training.epochs": "3", "spec.evaluation.benchmarks": [{"suite": "mmlu"}]}
+    given = {"spec.training.epochs": "3", "spec.evaluation.holistic": {}}
     with pytest.raises(InvalidJobError) as caught:
         load_job(json.dumps(make_manifest(given)), "job.json")
-    assert {error.path for error in caught.value.errors} == {"spec.training.epochs", "spec.evaluation.benchmarks"}
+    assert {error.path for error in caught.value.errors} == {"spec.training.epochs", "spec.evaluation.holistic"}
 
 
 @pytest.mark.parametrize("name", [*NOT_YET, *ONLY, *SCHEMES])

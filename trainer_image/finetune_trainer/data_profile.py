@@ -9,7 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from finetune_api.report import DataReport, LengthCount, PersonalData, SplitRows, TaskData, TextPiece
+import py3langid
+
+from finetune_api.report import (
+    ColumnData,
+    DataReport,
+    LengthCount,
+    PersonalData,
+    SplitRows,
+    TaskData,
+    TextPiece,
+)
+from finetune_api.secret_text import SECRET
 from finetune_trainer.example import Encoded, Example
 from finetune_trainer.split import Split
 
@@ -17,15 +28,14 @@ _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){0,4
 _PHONE = re.compile(
     r"(?<![\w+])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{2,4}|\(?\d{3}\)?)(?:[ .-]\d{2,4}){2,3}(?!\w)"
 )
-_KEY = re.compile(
-    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
-    r"|\b(?:ghp|gho|ghs|hf|glpat)[_-][A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9_-]{20,}|\bxox[abp]-[A-Za-z0-9-]{10,}"
-)
 
 _MANY_TRUNCATED_PERCENT = 5.0
 _MANY_DUPLICATES = 0.2
 _ONE_SIDED = 0.9
 _RARE = 10
+_MOST_DISTINCT = 1000
+_GUESSED_ROWS = 200
+_MOST_LANGUAGES = 3
 
 
 def describe_task(
@@ -53,8 +63,56 @@ def describe_task(
         lengths=tuple(_histogram(lengths)),
         truncated=sum(item.truncated for items in encoded.values() for item in items),
         labels={label: answers[label] for label in labels},
+        columns=tuple(describe_columns([example.values for example in examples[Split.TRAIN]])),
+        languages=guess_languages(examples[Split.TRAIN]),
         sample=() if first is None else tuple(mask_pieces(first, decode)),
     )
+
+
+def describe_columns(rows: Sequence[Mapping[str, object]]) -> Iterator[ColumnData]:
+    """Yield every column of ``rows`` in the order in which they first appear."""
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        kinds = Counter(_kind(value) for value in values)
+        distinct = None if kinds.keys() & {"list", "object"} else len({value for value in values if _is_there(value)})
+        yield ColumnData(
+            name=name,
+            kinds=dict(kinds.most_common()),
+            distinct=None if distinct is None or distinct > _MOST_DISTINCT else distinct,
+        )
+
+
+def _is_there(value: object) -> bool:
+    return value is not None and not (isinstance(value, str) and not value.strip())
+
+
+def _kind(value: object) -> str:
+    if not _is_there(value):
+        return "nothing"
+    match value:
+        case str():
+            return "text"
+        case bool():
+            return "truth"
+        case int() | float():
+            return "number"
+        case list() | tuple():
+            return "list"
+        case _:
+            return "object"
+
+
+def guess_languages(examples: Sequence[Example]) -> dict[str, float]:
+    """Return the commonest languages of the longest texts of some of the rows, with their shares."""
+    step = max(1, len(examples) // _GUESSED_ROWS)
+    texts = [_longest_text(example) for example in examples[::step][:_GUESSED_ROWS]]
+    found = Counter(py3langid.classify(text)[0] for text in texts if text.strip())
+    return {language: count / found.total() for language, count in found.most_common(_MOST_LANGUAGES)}
+
+
+def _longest_text(example: Example) -> str:
+    texts = [value for value in example.values.values() if isinstance(value, str)]
+    return max(texts, key=len, default=example.prompt)
 
 
 def mask_pieces(item: Encoded, decode: Callable[[Sequence[int]], str]) -> Iterator[TextPiece]:
@@ -80,7 +138,7 @@ def find_personal_data(examples: Sequence[Example]) -> PersonalData:
     return PersonalData(emails=found["emails"], phones=found["phones"], keys=found["keys"])
 
 
-_PATTERNS = {"emails": _EMAIL, "phones": _PHONE, "keys": _KEY}
+_PATTERNS = {"emails": _EMAIL, "phones": _PHONE, "keys": SECRET}
 
 
 def find_warnings(report: DataReport) -> Iterator[str]:
@@ -108,6 +166,12 @@ def find_warnings(report: DataReport) -> Iterator[str]:
             f"{report.personal_data.emails} rows hold an e-mail address and {report.personal_data.phones} a telephone "
             f"number; the model may learn and repeat them. Replace them where nobody agreed to that."
         )
+    for overlap in report.overlaps:
+        if overlap.overlapping:
+            yield (
+                f"{overlap.overlapping} of {overlap.questions} questions of the {overlap.source} test stand in "
+                f"training rows, first {overlap.first!r}: what it measures is memory, not ability. Drop those rows."
+            )
     for task in report.tasks:
         yield from _label_warnings(task)
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune_api.job import FineTuneJob
 from finetune_api.report import (
     BaseAndTuned,
+    BenchmarkReport,
     Confusion,
     EvaluationReport,
     HarnessAccuracy,
@@ -33,6 +34,7 @@ from finetune_api.report import (
     Stage,
     TradeOff,
 )
+from finetune_trainer.benchmark import Benchmarks, check_gates
 from finetune_trainer.comparison import adjust_for_many, describe, few_shot_comparison, measure
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError, TrainingDivergedError
@@ -182,10 +184,12 @@ def evaluate(
     scorer_factory: Callable[[nn.Module], LogprobScorer],
     on_progress: Callable[[Progress], None],
     suite: GeneralSuite | None = None,
+    benchmarks: Benchmarks | None = None,
 ) -> tuple[EvaluationReport, list[dict[str, object]]]:
     """Return the comparison on the test split, and what both models said to every row of it.
 
-    ``suite`` is what ``spec.evaluation.forgetting`` is measured on, where the job has it.
+    ``suite`` is what ``spec.evaluation.forgetting`` is measured on, ``benchmarks`` what ``spec.evaluation.benchmarks``
+    names, where the job has them.
 
     Raises:
         DataError: a task has no test row, or none that the base's prompt can be chosen on.
@@ -220,14 +224,16 @@ def evaluate(
             raw_shown = examiner(base, "base", Renderer(tokenizer, "raw", None, room), True)
             few_shot = {paper.task: _ask_base(own_shown, raw_shown, paper) for paper in papers}
         base_abilities = suite and raw.answer_suite(suite)
-        base_said = own.answer_questions(suite.questions) if suite else []
+        base_said = own.answer_questions(suite.open_questions) if suite else []
+        base_benchmarks = benchmarks.ask(base) if benchmarks else ()
     with model.tuned() as tuned:
         probe = compare_probes(base_logits, probe_logits(tuned, probes))
         tuned_examiner = examiner(tuned, "tuned", renderer)
         tuned_answers = {paper.task: tuned_examiner.answer(paper, None) for paper in papers}
         tuned_raw = examiner(tuned, "tuned", Renderer(tokenizer, "raw", None, renderer.max_length))
         tuned_abilities = suite and tuned_raw.answer_suite(suite)
-        tuned_said = tuned_examiner.answer_questions(suite.questions) if suite else []
+        tuned_said = tuned_examiner.answer_questions(suite.open_questions) if suite else []
+        tuned_benchmarks = benchmarks.ask(tuned) if benchmarks else ()
 
     metrics: list[MetricComparison] = []
     measured: dict[str, Measurement] = {}
@@ -254,19 +260,25 @@ def evaluate(
             metrics.append(comparison.model_copy(update={"majority": commonest.get(name), **parts.get(name, {})}))
         examples += _pick_examples(paper, *answers, figures)
         predictions += _prediction_rows(paper, *answers, None if shown is None else shown.answers)
+    benchmark_reports: tuple[BenchmarkReport, ...] = ()
+    if benchmarks:
+        benchmark_reports, of_benchmarks = benchmarks.compare(base_benchmarks, tuned_benchmarks, seed)
+        check_gates(job.spec.evaluation.gates, dataset.tasks, of_benchmarks)
+        measured |= of_benchmarks
     gates = judge_gates(job.spec.evaluation.gates, measured)
     budget = job.spec.evaluation.forgetting
     forgetting = None
     if budget and suite and base_abilities and tuned_abilities:
         forgetting = compare_abilities(suite, base_abilities, tuned_abilities, budget, seed)
         labels = [label for paper in papers for label in paper.labels]
-        form = compare_answers(suite.questions, base_said, tuned_said, labels)
-        forgetting = forgetting.model_copy(update={"format": form if suite.questions else None})
+        form = compare_answers(suite.open_questions, base_said, tuned_said, labels)
+        forgetting = forgetting.model_copy(update={"format": form if suite.open_questions else None})
         gates = (*gates, forgetting_gate(forgetting))
     report = EvaluationReport(
         metrics=adjust_for_many(metrics),
         gates=gates,
         forgetting=forgetting,
+        benchmarks=benchmark_reports,
         probe=probe,
         few_shot=max((len(paper.shown) for paper in papers), default=0) or None,
         confusions=tuple(confusions),

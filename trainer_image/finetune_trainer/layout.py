@@ -59,6 +59,13 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits[learnt].float(), targets[learnt], reduction="none")
 
 
+def is_likeliest(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return for every learnt token, in the order of `token_losses`, whether no other is likelier: ``[learnt]``."""
+    targets = labels[:, 1:].to(logits.device)
+    learnt = targets != IGNORED
+    return logits[learnt].argmax(dim=-1) == targets[learnt]
+
+
 def split_by_item(items: Sequence[Encoded], values: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
     """Cut ``values``, one per learnt token, into one array per item."""
     ends = list(accumulate(len(item.learnt) for item in items))

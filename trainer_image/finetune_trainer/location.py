@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from finetune_trainer.errors import SpecError, StorageError
 
@@ -50,7 +50,7 @@ def local_path(uri: str) -> Path:
         SpecError: the URI names a host or a relative path, or climbs with ``..``.
     """
     path = unquote(uri.removeprefix("file://"))
-    if urlsplit(uri).scheme != "file" or not path.startswith("/"):
+    if not uri.startswith("file://") or not path.startswith("/"):
         raise SpecError(f"{uri!r} is no local folder. Write file:///absolute/path (three slashes).")
     if "\0" in path or ".." in path.split("/"):
         raise SpecError(f"{uri!r} climbs out with '..' or holds a NUL character. Write the path it really means.")

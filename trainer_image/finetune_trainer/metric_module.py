@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import evaluate  # type: ignore[import-untyped]
 import numpy as np
-from datasets import Features, Value  # type: ignore[import-untyped]
+from datasets import Features, Value
 from datasets import Sequence as Listed
 from evaluate import MetricInfo
 

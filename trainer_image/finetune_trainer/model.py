@@ -138,7 +138,7 @@ def fetch_small_files(
     if model.source.startswith("hf://"):
         hub = Hub.from_environment(storage.hub_token(model.secret_ref, environment), cache, environment)
         return retry(lambda: _fetch_small_from_hub(_wanted(model), hub), sleep)
-    folder = storage.fetch_model_folder(model.source, model.secret_ref, cache, check, _is_small)
+    folder = storage.fetch_model_folder(model.source, model.secret_ref, cache, check, is_small_file)
     if not folder.is_dir():
         raise SpecError(f"spec.model.source: {folder} is no folder. Write the folder that holds the model.")
     # What was copied has no weights, and their absence is no fault then.
@@ -146,7 +146,8 @@ def fetch_small_files(
     return folder
 
 
-def _is_small(name: str) -> bool:
+def is_small_file(name: str) -> bool:
+    """Whether a file of a model is config, tokenizer or text: anything but weights."""
     return any(fnmatch.fnmatch(name, pattern) for pattern in _SMALL_FILES)
 
 

@@ -148,6 +148,7 @@ def render_page(report: Report) -> str:
         forgetting=evaluation.forgetting,
         trade_off=_trade_off(evaluation.forgetting),
         sign_words=SIGN_WORDS,
+        benchmarks=[(one.name, one.suite, _metric_rows(one.metrics)) for one in evaluation.benchmarks],
         general_tasks=_metric_rows(evaluation.forgetting.tasks if evaluation.forgetting else ()),
         several_tasks=len({comparison.task for comparison in evaluation.metrics}) > 1,
         chart=lay_out_loss(report.training.curve),

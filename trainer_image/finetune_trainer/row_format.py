@@ -200,7 +200,9 @@ def _refuse_lone_surrogates(row: object) -> None:
 def _read_csv(file: BinaryIO, path: Path, field: str) -> Iterator[Row]:
     reader = csv.reader((line for _, line in _lines(file, path, field)), strict=True)
     try:
-        header = next(reader)
+        header = next(reader, None)
+        if header is None:
+            return
         _check_header(header, path, field)
         for cells in reader:
             if not cells:

@@ -98,6 +98,11 @@ class S3Client:
         self._environment = environment
         self._connected: Any = None
 
+    @property
+    def field(self) -> str:
+        """The setting that names the bucket."""
+        return self._access.uri_field
+
     def call(self, action: str, place: str, request: Callable[[Any], T], patience_seconds: float | None = None) -> T:
         """Return what ``request`` returns for a boto3 client; it is run again when the server did not answer.
 

@@ -125,21 +125,6 @@ class S3Store:
             lambda client: client.put_object(Bucket=self._client.bucket, Key=name, Body=content, **_SHA256),
         )
 
-    def get_file(self, key: str, folder: Path) -> Path:
-        """Copy one object into ``folder`` under its own name and return where it is.
-
-        Raises:
-            DataError: there is no such object.
-        """
-        name = self._key(key)
-        if self._head(name) is None:
-            raise DataError(f"there is no {self._show(name)}. Correct the path (a folder is not read: name one file).")
-        with disk_errors("create", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        path = folder / name.rpartition("/")[2]
-        self._download(name, path)
-        return path
-
     def get_matching(self, key: str, folder: Path, choose: Callable[[Collection[str]], Sequence[str]]) -> Path:
         """Copy objects into ``folder``: the one under ``key``, or those below it, or those that it is a pattern of.
 
@@ -147,9 +132,17 @@ class S3Store:
             key: with or without wildcards.
             folder: for the copies, which keep their names below ``key``.
             choose: is shown the names, relative to what is before the first wildcard, and returns those to copy.
+
+        Raises:
+            DataError: there is no such object.
         """
+        name = self._below(key)
         if not is_pattern(key) and self._head(self._key(key)) is not None:
-            return self.get_file(key, folder)
+            with disk_errors("create", folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            path = folder / name.rpartition("/")[2]
+            self._download(name, path)
+            return path
         parts = key.split("/")
         fixed = "/".join(takewhile(lambda part: not is_pattern(part), parts))
         rest = "/".join(parts)[len(fixed) :].strip("/")
@@ -157,7 +150,7 @@ class S3Store:
         names = [name[len(start) :] for name in self._objects(fixed)]
         matching = [name for name in names if not rest or fnmatchcase(name, rest) or fnmatchcase(name, f"{rest}/*")]
         if not matching:
-            raise DataError(f"there is no {self._show(self._below(key))}. Correct the path.")
+            raise DataError(f"{self._client.field}: there is no {self._show(name)}. Correct the path.")
         target = folder / hashlib.sha256(self._show(key).encode()).hexdigest()[:16]
         shutil.rmtree(target, ignore_errors=True)
         self._download_all(fixed, choose(matching), target)
@@ -218,7 +211,10 @@ class S3Store:
         skip = len(self._below(""))
         objects = {key[skip:]: found for key, found in self._objects("").items() if "/" not in key[skip:]}
         if not objects:
-            raise DataError(f"there is nothing at {self.uri}. Check the path and that this is where the model lies.")
+            raise DataError(
+                f"{self._client.field}: there is nothing at {self.uri}. "
+                "Check the path and that this is where the model lies."
+            )
         check_names(objects.keys())
         objects = {name: found for name, found in objects.items() if is_wanted(name)}
         identity = "".join(f"{name}\0{found.etag}\0{found.bytes}\n" for name, found in sorted(objects.items()))

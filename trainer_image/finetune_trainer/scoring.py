@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from finetune_trainer.example import Encoded
-from finetune_trainer.layout import Batch, Layout, build_batch, forward, split_by_item, token_losses
+from finetune_trainer.layout import (
+    Batch,
+    Layout,
+    build_batch,
+    forward,
+    is_likeliest,
+    split_by_item,
+    token_losses,
+)
 
 LogProbs = npt.NDArray[np.float64]
 
@@ -25,7 +33,20 @@ class Scorer:
         self, items: Sequence[Encoded], on_progress: Callable[[float], None] = lambda share: None
     ) -> list[LogProbs]:
         """Return for every item the log-probabilities, in nats, of its completion tokens, the end token included."""
-        scores: list[LogProbs] = [np.empty(0)] * len(items)
+        return [scores[:, 0] for scores in self._scored(items, on_progress, with_ranks=False)]
+
+    def continuations(
+        self, items: Sequence[Encoded], on_progress: Callable[[float], None] = lambda share: None
+    ) -> list[tuple[float, bool]]:
+        """Return for every item the log-probability of its completion, and whether each token was the likeliest one."""
+        scored = self._scored(items, on_progress, with_ranks=True)
+        return [(float(scores[:, 0].sum()), bool(scores[:, 1].all())) for scores in scored]
+
+    def _scored(
+        self, items: Sequence[Encoded], on_progress: Callable[[float], None], with_ranks: bool
+    ) -> list[LogProbs]:
+        """Return ``[tokens, 1 or 2]`` for every item: log-probabilities and, if asked for, 1 for the likeliest."""
+        scores: list[LogProbs] = [np.empty((0, 2))] * len(items)
         device = next(self._model.parameters()).device
         was_training = self._model.training
         self._model.eval()
@@ -34,7 +55,7 @@ class Scorer:
             for numbers in self._batches(items):
                 chosen = [items[number] for number in numbers]
                 batch = {name: value.to(device) for name, value in build_batch(chosen, self._layout).items()}
-                for number, values in zip(numbers, split_by_item(chosen, self._score(batch)), strict=True):
+                for number, values in zip(numbers, split_by_item(chosen, self._score(batch, with_ranks)), strict=True):
                     scores[number] = values
                 done += len(numbers)
                 on_progress(done / len(items))
@@ -49,9 +70,12 @@ class Scorer:
 
     # No inference mode: weights that are spread over workers are gathered here and learnt from later.
     @torch.no_grad()
-    def _score(self, batch: Batch) -> LogProbs:
-        losses = token_losses(forward(self._model, batch), batch["labels"])
-        return -losses.double().cpu().numpy()
+    def _score(self, batch: Batch, with_ranks: bool) -> LogProbs:
+        logits = forward(self._model, batch)
+        columns = [-token_losses(logits, batch["labels"]).double()]
+        if with_ranks:
+            columns.append(is_likeliest(logits, batch["labels"]).double())
+        return torch.stack(columns, dim=1).cpu().numpy()
 
     def _batches(self, items: Sequence[Encoded]) -> Iterator[list[int]]:
         """Yield item numbers whose tokens fit the budget together; sorted, so that common beginnings meet."""

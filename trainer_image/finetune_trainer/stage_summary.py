@@ -30,6 +30,7 @@ from finetune_trainer.verdict import format_value, judge, leading_comparisons
 _MOST_TASKS = 64
 _MOST_GATES = 32
 _MOST_FORGOTTEN = 16
+_MOST_BENCHMARKS = 16
 _TEXT = 256
 
 
@@ -105,6 +106,7 @@ def evaluate_result(report: Report, report_uri: str, report_sha256: str, report_
             if evaluation is None
             else tuple(sorted(evaluation.gates, key=lambda gate: gate.passed))[:_MOST_GATES],
             forgetting=tuple(_task_result(metric) for metric in _forgotten(evaluation)[:_MOST_FORGOTTEN]),
+            benchmarks=tuple(_task_result(metric) for metric in _benchmarked(evaluation)[:_MOST_BENCHMARKS]),
         ),
         artifacts=tuple(published),
         summary=None if evaluation is None else _summary(metrics, judge(evaluation).sentence),
@@ -116,6 +118,13 @@ def evaluate_result(report: Report, report_uri: str, report_sha256: str, report_
 
 def _forgotten(evaluation: EvaluationReport | None) -> tuple[MetricComparison, ...]:
     return () if evaluation is None or evaluation.forgetting is None else evaluation.forgetting.tasks
+
+
+def _benchmarked(evaluation: EvaluationReport | None) -> list[MetricComparison]:
+    """Return the figures of all benchmarks, the first ones of each before any of the others."""
+    found = () if evaluation is None else evaluation.benchmarks
+    ranked = [(rank, metric) for benchmark in found for rank, metric in enumerate(benchmark.metrics)]
+    return [metric for _, metric in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def _task_result(metric: MetricComparison) -> TaskResult:

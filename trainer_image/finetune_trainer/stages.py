@@ -20,14 +20,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_api import __version__
 from finetune_api.job import FineTuneJob, spec_hash
-from finetune_api.model import ApiModel
 from finetune_api.report import (
     Artifact,
     ArtifactKind,
     DataReport,
     EvaluationReport,
     ParityReport,
-    Progress,
+    Rehearsal,
     Report,
     SplitRows,
     Stage,
@@ -35,19 +34,20 @@ from finetune_api.report import (
     TrainingReport,
     VirtualToken,
 )
-from finetune_api.spec import ForgettingRemedy, LossOn, MethodType, Preflight
+from finetune_api.spec import FineTuneJobSpec, ForgettingRemedy, LossOn, MethodType, Preflight
 from finetune_api.spec.compute import is_distributed, processes
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
 from finetune_trainer.adapter_scale import SCALES, scaled
 from finetune_trainer.adjustment import Adjustment, adjusted
+from finetune_trainer.benchmark import BenchmarkRun, check_gates
 from finetune_trainer.best_weights import schedule_note
 from finetune_trainer.checkpoint import newest_complete, step_of
 from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.data_profile import describe_task, find_personal_data, find_warnings
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.durable import disk_errors, write_file
-from finetune_trainer.errors import DataError, FineTuneError, Preempted, SpecError, StorageError
+from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
 from finetune_trainer.evaluation import LONGEST_ANSWER_TOKENS, evaluate, weigh_candidates
 from finetune_trainer.example import Encoded
 from finetune_trainer.fit import LONGEST_TEXT, check_fit, find_room, find_row_length
@@ -56,18 +56,20 @@ from finetune_trainer.general_source import name_sources, read_general_rows
 from finetune_trainer.general_suite import (
     GeneralRow,
     GeneralSuite,
-    general_questions,
     general_rows,
     general_texts,
+    open_questions,
 )
 from finetune_trainer.in_context import check_room
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.interrupt import StopFlag
+from finetune_trainer.layout import Layout
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
 from finetune_trainer.methods import SoftPromptModel
 from finetune_trainer.mixture import Mixture, TaskRows, plan_mixture
 from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer, read_config
+from finetune_trainer.overlap import find_overlaps
 from finetune_trainer.pair import ModelPair, load_published, open_pair
 from finetune_trainer.parity import (
     Evaluated,
@@ -79,22 +81,30 @@ from finetune_trainer.parity import (
 )
 from finetune_trainer.plan import Workload, expected_gpus, expected_precision, plan_run
 from finetune_trainer.progress import Reporter, Sink
+from finetune_trainer.publication import find_publication, record_publication
 from finetune_trainer.publish import export_model, publish
+from finetune_trainer.rehearsal import rehearse
 from finetune_trainer.renderer import Renderer, encode_all
 from finetune_trainer.report_page import render_page
+from finetune_trainer.run import Run, interruptible, output_prefix
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.shared_state import SharedState
 from finetune_trainer.soft_prompt import describe_soft_prompt
 from finetune_trainer.split import Split
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
 from finetune_trainer.storage import Storage
+from finetune_trainer.task_file import TaskFile, read_task_file
 from finetune_trainer.trade_off import Candidate, with_trade_off
 from finetune_trainer.train import TrainingInput, threads_of_each, train
 from finetune_trainer.workspace import Workspace
 
 logger = logging.getLogger(__name__)
 
-_NUMBERS_DEPEND_ON = ("torch", "transformers", "peft", "ray", "tokenizers", "rouge-score", "sacrebleu")
+REHEARSED_PARAMETERS = 20_000_000
+"""A model below this is tuned in about the time that its rehearsal would take."""
+
+
+_NUMBERS_DEPEND_ON = ("torch", "transformers", "peft", "ray", "tokenizers", "rouge-score", "sacrebleu", "lm-eval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,33 +113,6 @@ class PodOptions:
 
     adjustment: Adjustment = field(default_factory=Adjustment)
     """See `Run`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One job on its way: what every stage is given."""
-
-    job: FineTuneJob
-    """Resolved."""
-    workspace: Workspace
-    sink: Sink
-    stop: StopFlag
-    mounts: Mounts = field(default_factory=Mounts)
-    shared: SharedState | None = None
-    """Where stages leave their results when each runs in a pod of its own; absent on a laptop."""
-    adjustment: Adjustment = field(default_factory=Adjustment)
-    """What training does otherwise than the spec says."""
-
-    @property
-    def storage(self) -> Storage:
-        """The job's stores."""
-        return Storage(self.job.spec.output, self.mounts)
-
-    def remember(self, name: str, result: ApiModel) -> None:
-        """Keep a stage's result where the next stage looks for it."""
-        self.workspace.remember(name, result)
-        if self.shared is not None:
-            self.shared.push_result(name)
 
 
 def run(job: FineTuneJob, folder: Path, sink: Sink) -> Report:
@@ -168,6 +151,8 @@ def run_one(stage: Stage, job: FineTuneJob, folder: Path, sink: Sink, pod: PodOp
             one = Run(job, workspace, sink, stop, mounts, shared, pod.adjustment if pod else Adjustment())
             match stage:
                 case Stage.CHECK:
+                    if shared is not None and (published := find_publication(shared.store, job)) is not None:
+                        return published
                     report, inputs = check_stage(one)
                     return check_result(report, inputs.model, workspace.recall("plan", PlanStatus))
                 case Stage.TRAIN:
@@ -176,7 +161,10 @@ def run_one(stage: Stage, job: FineTuneJob, folder: Path, sink: Sink, pod: PodOp
                     resumed_from = _find_checkpoint(one)
                     return train_result(train_stage(one))
                 case Stage.EVALUATE:
-                    return _evaluated(one, evaluate_stage(one))
+                    result = _evaluated(one, evaluate_stage(one))
+                    if shared is not None and result.published:
+                        record_publication(shared.store, job, result)
+                    return result
                 case _:
                     raise ValueError(f"{stage} is no stage that runs by itself")
     except FineTuneError as error:
@@ -214,7 +202,7 @@ def check_stage(run: Run) -> tuple[DataReport, Inputs]:
         DataError: test rows are trained on as well, and ``spec.runPolicy.preflight`` is enforce.
     """
     report, inputs = _inspect(run)
-    reporter = _interruptible(run, Stage.CHECK)
+    reporter = interruptible(run, Stage.CHECK)
     for warning in report.warnings:
         reporter.say(f"note: {warning}")
     if (refusal := why_stopped(report)) and run.job.spec.run_policy.preflight is Preflight.ENFORCE:
@@ -248,7 +236,7 @@ def check(job: FineTuneJob, folder: Path, sink: Sink) -> DataReport:
 
 def _inspect(run: Run) -> tuple[DataReport, Inputs]:
     workspace = run.workspace
-    reporter = _interruptible(run, Stage.CHECK)
+    reporter = interruptible(run, Stage.CHECK)
     reporter.say("checking that the output can be written")
     run.storage.open_output().check_writable()
     if run.shared is not None:
@@ -276,6 +264,9 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
         reporter.say("reading the rows of the forgetting test")
         # What does not fit is found here.
         _check_suite(suite, tokenizer, find_room(job.spec, files))
+    if job.spec.evaluation.benchmarks:
+        reporter.say("reading the benchmarks")
+        _check_benchmarks(run, files, tokenizer, dataset)
     renderer = _renderer(job, files, tokenizer)
     encoded: dict[Split, list[Encoded]] = {}
     for split in Split:
@@ -287,8 +278,11 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
         roomy = Renderer(tokenizer, renderer.format, renderer.system, LONGEST_TEXT)
         check_room(dataset, roomy, count, job.spec.training.seed, find_room(job.spec, files) - answer)
     reporter.say("working out what training needs")
-    run.remember("plan", _plan(run, files, encoded[Split.TRAIN]))
-    report = _describe_data(job, dataset, renderer, encoded)
+    plan = _plan(run, files, encoded[Split.TRAIN])
+    run.remember("plan", plan)
+    report = _describe_data(job, dataset, renderer, encoded, suite)
+    if is_rehearsed(job.spec, plan):
+        report = report.model_copy(update={"rehearsal": _rehearse(run, files, dataset, report)})
     run.remember("data", report)
     # Behind what belongs to them: whoever finds these finds the check's result.
     run.remember("inputs", Inputs(rows=dataset.hash, model=files.revision))
@@ -310,6 +304,18 @@ def _plan(run: Run, files: ModelFiles, rows: Sequence[Encoded]) -> PlanStatus:
     )
 
 
+def is_rehearsed(spec: FineTuneJobSpec, plan: PlanStatus) -> bool:
+    """Whether the job is worth a rehearsal: it is to be checked, and its model is not itself tuned in no time."""
+    return spec.run_policy.preflight is not Preflight.SKIP and (plan.parameters or 0) >= REHEARSED_PARAMETERS
+
+
+def _rehearse(run: Run, files: ModelFiles, dataset: Dataset, report: DataReport) -> Rehearsal:
+    rehearsal = rehearse(run, files, dataset, report, (train_stage, evaluate_stage))
+    if rehearsal.why_not:
+        interruptible(run, Stage.CHECK).say(f"note: not rehearsed: {rehearsal.why_not}")
+    return rehearsal
+
+
 def _check_suite(suite: GeneralSuite, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
     raw = Renderer(tokenizer, "raw", None, room)
     for (text, _), item in zip(suite.pairs, raw.encode_continuations(suite.pairs), strict=True):
@@ -318,6 +324,20 @@ def _check_suite(suite: GeneralSuite, tokenizer: PreTrainedTokenizerBase, room: 
                 f"spec.evaluation.forgetting: {text[:80]!r}… and what follows it take {len(item.ids):,} tokens, and "
                 f"the model has places for {room:,}. Shorten the row in spec.evaluation.forgetting.sources."
             )
+
+
+def _check_benchmarks(run: Run, files: ModelFiles, tokenizer: PreTrainedTokenizerBase, dataset: Dataset) -> None:
+    """Find what of the benchmarks cannot be asked or is not measured, before anything is trained."""
+    benchmarks = _load_benchmarks(run, files, tokenizer, Layout.PADDED)
+    assert benchmarks is not None
+    for index, benchmark in enumerate(benchmarks.benchmarks):
+        if benchmark.name in dataset.tasks:
+            raise SpecError(
+                f"spec.evaluation.benchmarks[{index}].suite: {benchmark.name!r} is a task of this job as well. Give "
+                f"one of them another name."
+            )
+    figures = [figure for benchmark in benchmarks.benchmarks for figure in benchmark.figures]
+    check_gates(run.job.spec.evaluation.gates, dataset.tasks, figures)
 
 
 def _is_unchanged(run: Run, inputs: Inputs, reporter: Reporter) -> bool:
@@ -343,7 +363,11 @@ def _is_unchanged(run: Run, inputs: Inputs, reporter: Reporter) -> bool:
 
 
 def _describe_data(
-    job: FineTuneJob, dataset: Dataset, renderer: Renderer, encoded: dict[Split, list[Encoded]]
+    job: FineTuneJob,
+    dataset: Dataset,
+    renderer: Renderer,
+    encoded: dict[Split, list[Encoded]],
+    suite: GeneralSuite | None,
 ) -> DataReport:
     everything = [item for items in encoded.values() for item in items]
     first = dataset.examples(Split.TRAIN)[0]
@@ -362,6 +386,7 @@ def _describe_data(
         leakage=len(dataset.leaks),
         first_leak="" if not dataset.leaks else "row {1} (counted from 0) of task {0}".format(*dataset.leaks[0]),
         personal_data=find_personal_data([*itertools.chain.from_iterable(rows.values()), *dataset.replay()]),
+        overlaps=tuple(find_overlaps([*rows[Split.TRAIN], *dataset.replay()], suite.questions if suite else {})),
         tasks=tuple(
             describe_task(
                 task,
@@ -391,7 +416,7 @@ def train_stage(run: Run) -> TrainingReport:
     done = workspace.recall("training", TrainingReport)
     if done is not None and (is_complete(workspace.tuned) if shared is None else shared.has_tuned()):
         return done
-    reporter = _interruptible(run, Stage.TRAIN)
+    reporter = interruptible(run, Stage.TRAIN)
     reporter.say("looking for a checkpoint to go on from")
     _find_checkpoint(run)
     reporter.say("reading the rows")
@@ -482,7 +507,7 @@ def _train_on_workers(
 def evaluate_stage(run: Run) -> Report:
     """Compare base and tuned model on the test split, then publish the report and, if the job says so, the model."""
     job, workspace, shared = run.job, run.workspace, run.shared
-    reporter = _interruptible(run, Stage.EVALUATE)
+    reporter = interruptible(run, Stage.EVALUATE)
     if shared is not None:
         reporter.say("fetching the tuned weights")
         shared.pull_results()
@@ -513,6 +538,7 @@ def evaluate_stage(run: Run) -> Report:
             lambda model: Scorer(model, layout),
             reporter.tell,
             suite.deciding() if suite and trade_off else suite,
+            _load_benchmarks(run, files, tokenizer, layout),
         )
         evaluation = with_trade_off(evaluation, trade_off)
         _write_predictions(predictions, workspace.predictions)
@@ -583,7 +609,9 @@ def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluat
         raise SpecError(
             f"workspace {workspace.root} holds no finished {'check' if data is None else 'train'} stage; run it first."
         )
+    plan = workspace.recall("plan", PlanStatus)
     return Report(
+        planned_memory_bytes=plan and plan.memory_bytes_per_gpu,
         name=job.metadata.name,
         namespace=job.metadata.namespace,
         spec_hash=spec_hash(job.spec),
@@ -650,14 +678,6 @@ def _publish(run: Run, report: Report, exports: Sequence[Path]) -> Report:
     return report
 
 
-def output_prefix(job: FineTuneJob) -> str:
-    """Return where below ``spec.output.uri`` the job's results go: ``<namespace>/<name>-<first 8 of the uid>``.
-
-    Without a cluster there is no uid; the hash of the spec takes its place, so that the same YAML finds its results.
-    """
-    return f"{job.metadata.namespace}/{job.metadata.name}-{(job.metadata.uid or spec_hash(job.spec))[:8]}"
-
-
 def _write_report(report: Report, folder: Path) -> None:
     write_file(folder / "report.json", report.model_dump_json(by_alias=True, indent=1).encode())
     write_file(folder / "report.html", render_page(report).encode())
@@ -685,6 +705,8 @@ def _fetch_model(run: Run) -> ModelFiles:
 
 
 def _load_dataset(run: Run, splits: Collection[Split] = tuple(Split)) -> Dataset:
+    if run.dataset is not None:
+        return run.dataset
     folder = run.workspace.rows
     return load_dataset(
         run.job.spec.data,
@@ -702,7 +724,28 @@ def _load_suite(run: Run) -> GeneralSuite | None:
     for index, (uri, name) in enumerate(zip(budget.sources, name_sources(budget.sources), strict=True)):
         field = f"spec.evaluation.forgetting.sources[{index}]"
         own += read_general_rows(run.storage.fetch_rows(uri, field, None, run.workspace.rows), name, field)
-    return GeneralSuite((*general_rows(), *own), general_texts(), general_questions())
+    return GeneralSuite((*general_rows(), *own), general_texts(), open_questions())
+
+
+def _load_benchmarks(
+    run: Run, files: ModelFiles, tokenizer: PreTrainedTokenizerBase, layout: Layout
+) -> BenchmarkRun | None:
+    """Return what ``spec.evaluation.benchmarks`` asks; absent where the job has none."""
+    spec, storage = run.job.spec, run.storage
+    if not spec.evaluation.benchmarks:
+        return None
+    # Imported here: the harness takes seconds to import.
+    from finetune_trainer.harness import open_benchmarks
+
+    def read(uri: str, field: str) -> TaskFile:
+        content = storage.read_file(uri, field)
+        return read_task_file(
+            uri, content, field, lambda rows, setting: storage.fetch_rows(rows, setting, None, run.workspace.rows)
+        )
+
+    return open_benchmarks(
+        spec.evaluation.benchmarks, read, tokenizer, find_room(spec, files), lambda model: Scorer(model, layout)
+    )
 
 
 def _renderer(job: FineTuneJob, files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> Renderer:
@@ -743,19 +786,3 @@ def _mixture(job: FineTuneJob, dataset: Dataset) -> Mixture:
     return plan_mixture(
         tasks, data.mixing, job.spec.training.seed, replay, data.replay.fraction if data.replay else 0.0
     )
-
-
-def _interruptible(run: Run, stage: Stage) -> Reporter:
-    """Return a reporter for a stage that can be left at any report and run again."""
-    return Reporter(_StoppingSink(run.sink, run.stop), stage)
-
-
-@dataclass(frozen=True, slots=True)
-class _StoppingSink:
-    sink: Sink
-    stop: StopFlag
-
-    def report(self, progress: Progress) -> None:
-        if self.stop.event.is_set():
-            raise Preempted(f"stopped in the {progress.stage.value} stage, which starts again on the next run.")
-        self.sink.report(progress)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from finetune_api.spec import OutputSpec, SecretRef
 from finetune_api.support import SCHEMES
 from finetune_trainer.durable import disk_errors
-from finetune_trainer.errors import SpecError
+from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.file_store import FileStore
 from finetune_trainer.hub import Hub, Wanted, retry
 from finetune_trainer.location import Mounts, bucket_and_key, config_map_path, local_path, volume_path
@@ -87,6 +87,26 @@ class Storage:
             case _:
                 raise _unknown_scheme(field, uri, scheme, "data.tasks[].source")
 
+    def read_file(self, uri: str, field: str) -> bytes:
+        """Return the content of a small file: of a benchmark's task.
+
+        Args:
+            uri: file://, pvc://, configMap:// or s3://.
+            field: the setting that names it.
+        """
+        match scheme := urlsplit(uri).scheme:
+            case "file":
+                return _read(fetch_local(uri, field), field)
+            case "pvc":
+                return _read(volume_path(uri, self.mounts, field), field)
+            case "configmap":  # urlsplit lowers a scheme's case
+                return _read(config_map_path(uri, self.mounts, field), field)
+            case "s3":
+                bucket, key = bucket_and_key(uri, field)
+                return S3Store(S3Client(bucket, self._access_to_source(field, None)), "").get_bytes(key)
+            case _:
+                raise _unknown_scheme(field, uri, scheme, "evaluation.benchmarks[].suite")
+
     def fetch_model_folder(
         self,
         uri: str,
@@ -148,6 +168,13 @@ class Storage:
         if folder is None:
             logger.info("secret not used, no Secrets are mounted here field=%s name=%s", field, secret_ref.name)
         return folder
+
+
+def _read(path: Path, field: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{field}: cannot read {path}: {error}. Correct the path.") from error
 
 
 def _fetch_data_set(uri: str, field: str, secret_field: str, hub: Hub) -> Path:

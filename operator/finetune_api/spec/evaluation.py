@@ -88,13 +88,27 @@ class ForgettingSpec(Block):
     row, which leaves half of them for the verdict."""
 
 
-class BenchmarkSpec(Block):
-    """A public benchmark, run through lm-evaluation-harness."""
+SUITES = ("glue", "superglue", "mmlu", "bigbench-hard")
+"""Benchmarks that are known by name; their rows come from the hub."""
 
-    suite: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.:/-]+$")]
-    """glue, superglue, mmlu, bigbench-hard, or the URI of a task file."""
+
+def _suite_is_known(suite: str) -> Iterator[Problem]:
+    if "://" not in suite and suite not in SUITES:
+        remedy = f"Write {', '.join(SUITES)} or the URI of a task file: file:///path/to/task.yaml."
+        yield Problem(("suite",), suite, "is no suite that is known by name", remedy)
+
+
+class BenchmarkSpec(Block):
+    """A benchmark, asked through lm-evaluation-harness of base and tuned model alike, without chat template."""
+
+    rules = (_suite_is_known,)
+
+    suite: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[A-Za-z0-9_.:/-]+$")]
+    """glue, superglue, mmlu or bigbench-hard, whose rows the hub has; or the URI of a task file in the harness's
+    format, with its rows (jsonl, parquet or csv) beside it: file://, s3://, pvc:// or configMap://. A task file may
+    hold templates but no code."""
     limit: Annotated[Int, Field(ge=1, le=1_000_000)] | None = None
-    """Rows of each task. Absent: all, which may take hours."""
+    """Rows of each task, the first ones. Absent: all, which may take hours."""
 
 
 class HolisticSpec(Block):
@@ -110,7 +124,7 @@ class GateSpec(Block):
     """What must hold for the model to be published: min, max and minDelta; ``minDelta: 0`` when none is set."""
 
     metric: Annotated[str, Field(min_length=3, max_length=128, pattern=GATE_METRIC)]
-    """<task>.<figure>: sentiment.accuracy, summary.rougeL."""
+    """<task>.<figure>: sentiment.accuracy, summary.rougeL; of a benchmark <suite or task>.<figure>: mmlu.acc."""
     min: Annotated[Number, Field(ge=-1000, le=1_000_000)] | None = None
     """The tuned model's figure must not be below this."""
     max: Annotated[Number, Field(ge=-1000, le=1_000_000)] | None = None
@@ -133,10 +147,17 @@ def _asked_once(metrics: tuple[Metric, ...]) -> Iterator[Problem]:
             yield Problem(("metrics", index), metric.value, "is named twice", "Name every metric once.")
 
 
+def _benchmarks_asked_once(benchmarks: tuple[BenchmarkSpec, ...]) -> Iterator[Problem]:
+    suites = [benchmark.suite for benchmark in benchmarks]
+    for index, suite in enumerate(suites):
+        if suite in suites[:index]:
+            yield Problem(("benchmarks", index, "suite"), suite, "is named twice", "Name every suite once.")
+
+
 class EvaluationSpec(Block):
     """The measurement of base and tuned model on the untouched test split."""
 
-    rules = (_asked_once,)
+    rules = (_asked_once, _benchmarks_asked_once)
 
     metrics: Annotated[tuple[Metric, ...], Field(max_length=16)] = ()
     """Absent: accuracy for tasks with labels, rouge and exact_match for others. perplexity is always measured, and
@@ -153,7 +174,7 @@ class EvaluationSpec(Block):
     forgetting: ForgettingSpec | None = None
     """What the model must not lose; ``{}`` measures it with the defaults. Absent: not measured."""
     benchmarks: Annotated[tuple[BenchmarkSpec, ...], Field(max_length=16)] = ()
-    """Public benchmarks, base against tuned."""
+    """Benchmarks, public ones or your own, base against tuned."""
     holistic: HolisticSpec | None = None
     """Calibration, robustness, fairness and more. Absent: not measured."""
     gates: Annotated[tuple[GateSpec, ...], Field(max_length=32)] = ()

@@ -84,6 +84,6 @@ class RunPolicySpec(Block):
     """New attempts after faults of the infrastructure; faults of spec or data are never tried again."""
     preflight: Preflight = Preflight.ENFORCE
     """What the check stage's findings do, leakage above all: enforce stops the job before a GPU is asked for, warn only
-    tells, skip leaves the stage out. On a laptop the rows are read all the same."""
+    tells, skip leaves the stage out, and the rehearsal with it. On a laptop the rows are read all the same."""
     check_queue_name: Name | None = None
     """Kueue queue of the check stage, for clusters whose GPU queue is long. Absent: it is not queued."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune_api.job import spec_hash
-from finetune_api.report import ExitCode, Stage
+from finetune_api.report import ExitCode, GateResult, Stage
 from finetune_api.status import (
     Condition,
     ConditionStatus,
@@ -24,10 +24,21 @@ from finetune_operator.action import Action, Create, Delete, Emit, EventType, Pl
 from finetune_operator.attempt import following
 from finetune_operator.condition import LONGEST_HEADLINE, Statement, derive_phase, find, stated
 from finetune_operator.manifest import trust_hash
-from finetune_operator.observed import JobView, Observed, PodPhase
+from finetune_operator.observed import DeliveredResult, JobView, Observed, PodPhase
 from finetune_operator.planner import plan
 
-from .objects import CA, IMAGE, NOW, after, make_child, make_pod, make_resolved, make_settings, make_view
+from .objects import (
+    CA,
+    IMAGE,
+    NOW,
+    after,
+    make_child,
+    make_pod,
+    make_resolved,
+    make_result,
+    make_settings,
+    make_view,
+)
 
 SETTINGS = make_settings()
 CHECK, TRAIN = Stage.CHECK, Stage.TRAIN
@@ -258,6 +269,27 @@ def test_time_to_the_end_is_not_shown_any_more():
     pod = make_pod(CHECK, phase=PodPhase.FAILED, exit_code=ExitCode.BAD_DATA)
     made = plan(job, seen(children=(make_child(CHECK, failed=True),), pods=(pod,)), SETTINGS, after(1))
     assert recorded(made).summary == Summary(progress="42 %", message=recorded(made).summary.message)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("gate", [None, GateResult(metric="t.accuracy", passed=True, why="0.9 is not below 0.8")])
+def test_a_spec_that_was_published_before_is_not_trained_again(gate: GateResult | None):
+    given = {"spec.evaluation.gates": [{"metric": "sentiment.accuracy"}]} if gate else None
+    found = make_result(Stage.EVALUATE, published=True).model_copy(update={"stage": CHECK})
+    pod = make_pod(CHECK, phase=PodPhase.SUCCEEDED, exit_code=ExitCode.OK)
+    delivered = DeliveredResult(CHECK, 1, found)
+    observed = seen(given, children=(make_child(CHECK, succeeded=True),), pods=(pod,), results=(delivered,))
+    job = checking_job(given)
+    made = plan(job, observed, SETTINGS, after(5))
+    assert "Create" not in kinds(made.actions)
+    complete = condition(made, ConditionType.COMPLETE)
+    assert (complete.status, complete.reason) == (ConditionStatus.TRUE, Reason.ALREADY_PUBLISHED)
+    assert recorded(made).phase is Phase.SUCCEEDED
+    assert recorded(made).artifacts == found.artifacts
+    for kind in (ConditionType.CHECKED, ConditionType.TRAINED, ConditionType.EVALUATED, ConditionType.PUBLISHED):
+        assert condition(made, kind).reason is Reason.ALREADY_PUBLISHED
+    assert condition(made, ConditionType.GATES_PASSED).reason is (Reason.GATES_PASSED if gate else Reason.NO_GATES)
+    later = plan(replace(job, status=recorded(made)), observed, SETTINGS, after(6))
+    assert "Create" not in kinds(later.actions)
 
 
 # --- certificates

@@ -1,5 +1,6 @@
 """What the check says of the rows: counts that can be counted by hand, and sentences where something is odd."""
 
+import dataclasses
 import re
 import time
 from collections.abc import Sequence
@@ -7,8 +8,24 @@ from typing import Any
 
 import pytest
 
-from finetune_api.report import DataReport, LengthCount, PersonalData, SplitRows, TaskData, TextPiece
-from finetune_trainer.data_profile import describe_task, find_personal_data, find_warnings, mask_pieces
+from finetune_api.report import (
+    ColumnData,
+    DataReport,
+    LengthCount,
+    Overlap,
+    PersonalData,
+    SplitRows,
+    TaskData,
+    TextPiece,
+)
+from finetune_trainer.data_profile import (
+    describe_columns,
+    describe_task,
+    find_personal_data,
+    find_warnings,
+    guess_languages,
+    mask_pieces,
+)
 from finetune_trainer.example import Encoded, Example
 from finetune_trainer.split import Split
 
@@ -39,6 +56,35 @@ def test_a_task_is_counted():
     assert found.truncated == 1
     assert found.labels == {"yes": 2, "no": 1, "maybe": 0}
     assert found.sample == (TextPiece(text="p" * 9, learnt=False), TextPiece(text="c", learnt=True))
+
+
+def test_columns_are_described_by_what_is_in_them():
+    rows = [
+        {"text": "a", "stars": 1, "ok": True, "tags": ["x"], "who": {"name": "y"}},
+        {"text": " ", "stars": 2.5, "ok": False, "tags": [], "who": None},
+        {"text": "a", "stars": "3", "more": "m"},
+    ]
+    assert list(describe_columns(rows)) == [
+        ColumnData(name="text", kinds={"text": 2, "nothing": 1}, distinct=1),
+        ColumnData(name="stars", kinds={"number": 2, "text": 1}, distinct=3),
+        ColumnData(name="ok", kinds={"truth": 2, "nothing": 1}, distinct=2),
+        ColumnData(name="tags", kinds={"list": 2, "nothing": 1}),
+        ColumnData(name="who", kinds={"nothing": 2, "object": 1}),
+        ColumnData(name="more", kinds={"nothing": 2, "text": 1}, distinct=1),
+    ]
+
+
+def test_a_column_of_ids_has_no_count_of_values():
+    (column,) = describe_columns([{"id": number} for number in range(1001)])
+    assert column.distinct is None
+
+
+def test_languages_are_guessed_from_the_longest_text_of_a_row():
+    german = {"label": "positive", "text": "Der Film war wirklich wunderbar und viel zu schnell vorbei."}
+    english = {"label": "positive", "text": "There is no way for me to plug it in unless I go by a converter."}
+    rows = [dataclasses.replace(row("Is this good?"), values=values) for values in [german, english, english, english]]
+    assert guess_languages(rows) == {"en": 0.75, "de": 0.25}
+    assert guess_languages([row("   ")]) == {}
 
 
 def test_the_mask_shows_every_answer_of_a_chat():
@@ -84,6 +130,10 @@ WARNINGS = {
     "copies": ({"duplicates": 40, "exact_duplicates": 7}, r"40 of 100 rows nearly equal another one \(7 exactly\)"),
     "keys": ({"personal_data": PersonalData(keys=2)}, "2 rows hold what looks like a secret key"),
     "addresses": ({"personal_data": PersonalData(emails=4)}, "4 rows hold an e-mail address and 0 a telephone"),
+    "questions given away": (
+        {"overlaps": [Overlap(source="general", questions=90, overlapping=2, first="a b c")]},
+        "2 of 90 questions of the general test stand in training rows, first 'a b c'",
+    ),
     "one label": (
         {"tasks": [TaskData(task="t", rows=SplitRows(train=1, validation=1, test=1), labels={"a": 95, "b": 10})]},
         "90% of the training rows of task t are labelled 'a'",
@@ -104,4 +154,7 @@ def test_what_is_odd_is_said_in_a_sentence(changes: dict[str, Any], words: str):
 def test_nothing_is_said_of_rows_that_are_as_they_should_be():
     tasks = [TaskData(task="t", rows=SplitRows(train=80, validation=10, test=10), labels={"a": 40, "b": 40})]
     lengths = (LengthCount(up_to=16, rows=100),)
-    assert not list(find_warnings(report(duplicates=5, tasks=[tasks[0].model_copy(update={"lengths": lengths})])))
+    clean = [Overlap(source="general", questions=90, overlapping=0)]
+    assert not list(
+        find_warnings(report(duplicates=5, overlaps=clean, tasks=[tasks[0].model_copy(update={"lengths": lengths})]))
+    )

@@ -19,12 +19,15 @@ from finetune_api.report import (
     LossPoint,
     MetricComparison,
     NearToken,
+    Overlap,
     PromptChoice,
+    Rehearsal,
     Report,
     Retention,
     RetentionResult,
     SideBySide,
     SplitRows,
+    TaskData,
     TaskShare,
     TradeOff,
     TradeOffPoint,
@@ -260,6 +263,11 @@ def test_the_page_says_what_was_found():
     assert "\N{MINUS SIGN}17.31" in page
 
 
+def test_planned_memory_stands_beside_the_measured():
+    assert "planned" not in render_page(make_report())
+    assert "1.9 GB <small>planned 1.2 GB of tensors</small>" in render_page(make_report(planned_memory_bytes=1.2e9))
+
+
 def test_the_page_says_what_was_seen_of_each_task():
     training = make_report().training.model_copy(
         update={
@@ -276,6 +284,19 @@ def test_the_page_says_what_was_seen_of_each_task():
     for cell in ("75 %", "750.5", ">751<", "0.4321", "250.1", f">{ABSENT}<"):
         assert cell in page
     assert "What was seen of each task" not in render_page(make_report())
+
+
+def test_the_page_says_what_the_check_found_in_the_rows():
+    task = TaskData(
+        task="t", rows=SplitRows(train=1, validation=0, test=0), languages={"en": 0.75, "<b>": 0.25}, labels={}
+    )
+    overlaps = (Overlap(source="general", questions=90, overlapping=2, first="x"),)
+    rehearsal = Rehearsal(steps=2, seconds=4.2)
+    data = make_report().data.model_copy(update={"tasks": (task,), "overlaps": overlaps, "rehearsal": rehearsal})
+    page = render_page(make_report(data=data))
+    assert "en 75 %, &lt;b&gt; 25 %" in page
+    assert "2 of 90" in page
+    assert "the whole pipeline with a tiny random model" in page
 
 
 def test_the_improved_row_comes_before_the_worsened_one():

@@ -3,6 +3,7 @@
 from finetune_api.report import (
     Artifact,
     ArtifactKind,
+    BenchmarkReport,
     DataReport,
     EvaluationReport,
     ExitCode,
@@ -114,3 +115,22 @@ def test_a_model_that_a_gate_keeps_back_is_told_with_the_gate_first():
         ("sentiment.macro_f1", False),
         ("sentiment.accuracy", True),
     ]
+
+
+def test_the_first_figure_of_every_benchmark_comes_before_the_others_of_any():
+    def comparison(task: str, metric: str) -> MetricComparison:
+        return MetricComparison(task=task, metric=metric, base=0.5, tuned=0.75, rows=40)
+
+    suites = (
+        BenchmarkReport(suite="mmlu", name="mmlu", metrics=tuple(comparison("mmlu", f"figure{n}") for n in range(20))),
+        BenchmarkReport(suite="file:///pick.yaml", name="pick", metrics=(comparison("pick", "acc"),)),
+    )
+    report = make_report().model_copy(update={"evaluation": EvaluationReport(metrics=(ACCURACY,), benchmarks=suites)})
+    found = evaluate_result(report, "file:///report", "e" * 64, 10).evaluation
+    assert found is not None
+    assert [(one.name, one.metric, one.tuned) for one in found.benchmarks][:3] == [
+        ("mmlu", "figure0", "0.75"),
+        ("pick", "acc", "0.75"),
+        ("mmlu", "figure1", "0.75"),
+    ]
+    assert len(found.benchmarks) == 16

@@ -1,0 +1,247 @@
+"""Benchmarks through lm-evaluation-harness on the tiny model: the numbers of its own hf model, base beside tuned."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from lm_eval import evaluator
+from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedTokenizerBase
+
+from finetune_api.report import Progress, Report
+from finetune_trainer import stages
+from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
+from finetune_trainer.harness import HarnessModel, Tasks, ask, load_task
+from finetune_trainer.layout import Layout
+from finetune_trainer.scoring import Scorer
+from finetune_trainer.task_file import TaskFile, read_task_file
+from finetune_trainer.workspace import Workspace
+
+from .jobs import tiny_job
+from .test_evaluation import TwoModels, models, tokenizer  # noqa: F401 - fixtures
+
+ROUNDING = 1e-4
+"""Largest difference in nats that fp32 sums in another order explain: batches and packing differ."""
+
+CONTEXT = 512
+
+
+class Silence:
+    def report(self, progress: Progress) -> None:
+        pass
+
+
+def rows(count: int = 40) -> list[dict[str, Any]]:
+    draw = np.random.default_rng(3)
+    words = ("film", "phone", "food", "plot", "soup", "service", "great", "dull")
+    return [
+        {
+            "text": " ".join(draw.choice(words, 6)),
+            "choices": [f"{word} {number}" for number, word in enumerate(draw.choice(words, 3))],
+            "gold": int(draw.integers(3)),
+            "binary": int(draw.integers(2)),
+        }
+        for _ in range(count)
+    ]
+
+
+CHOICE = {
+    "task": "pick",
+    "output_type": "multiple_choice",
+    "doc_to_text": "Review: {{ text }}\nSentiment:",
+    "doc_to_choice": "{{ choices }}",
+    "doc_to_target": "{{ gold }}",
+    "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")],
+}
+BINARY = {
+    "task": "yes",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{ text }}. Good or bad?",
+    "doc_to_choice": ["bad", "good"],
+    "doc_to_target": "binary",
+    "num_fewshot": 2,
+    "fewshot_split": "test",
+    "metric_list": [
+        {"metric": "f1", "aggregation": "f1", "higher_is_better": True},
+        {"metric": "mcc", "aggregation": "matthews_corrcoef", "higher_is_better": True},
+    ],
+}
+WRITE = {
+    "task": "write",
+    "output_type": "generate_until",
+    "doc_to_text": "Repeat: {{ text }}\n",
+    "doc_to_target": "{{ text }}",
+    "generation_kwargs": {"until": [" a", "\n"], "max_gen_toks": 12},
+    "filter_list": [
+        {"name": "plain", "filter": [{"function": "take_first"}]},
+        {
+            "name": "first-word",
+            "filter": [{"function": "regex", "regex_pattern": r"(\w+)"}, {"function": "take_first"}],
+        },
+    ],
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True}],
+}
+LAST_WORD = {
+    "task": "last",
+    "output_type": "loglikelihood",
+    "doc_to_text": "{{ text }} and ",
+    "doc_to_target": " more",
+    "metric_list": [
+        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+    ],
+}
+PROSE = {
+    "task": "prose",
+    "output_type": "loglikelihood_rolling",
+    "doc_to_text": "",
+    "doc_to_target": "{{ text }}",
+    "metric_list": [
+        {"metric": "word_perplexity", "aggregation": "weighted_perplexity", "higher_is_better": False},
+        {"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False},
+    ],
+}
+
+
+def write_task(folder: Path, task: Mapping[str, Any], lines: Sequence[Mapping[str, Any]] | None = None) -> Path:
+    """Write a task file with its rows beside it."""
+    whole = {
+        **task,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": f"{task['task']}.jsonl"}},
+        "test_split": "test",
+    }
+    (folder / f"{task['task']}.jsonl").write_text("\n".join(map(json.dumps, rows() if lines is None else lines)))
+    path = folder / f"{task['task']}.yaml"
+    path.write_text(yaml.safe_dump(whole))
+    return path
+
+
+def read_task(path: Path) -> TaskFile:
+    return read_task_file(path.as_uri(), path.read_bytes(), "here", lambda uri, _: Path(uri.removeprefix("file://")))
+
+
+def answers(model: Any, tasks: Tasks) -> dict[str, Any]:
+    for task in tasks.values():
+        task.set_fewshot_seed(seed=1234)
+    return evaluator.evaluate(model, {"tasks": dict(tasks), "groups": {}}, bootstrap_iters=0, log_samples=True)
+
+
+def numbers(samples: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return all log-probabilities that a task's answers consist of."""
+    return np.array([np.ravel(resp[0])[0] for sample in samples for resp in sample["resps"]], dtype=np.float64)
+
+
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("task", [CHOICE, BINARY, WRITE, LAST_WORD, PROSE], ids=lambda task: task["task"])
+def test_a_task_comes_out_as_with_the_hf_model_of_the_harness(
+    task: dict[str, Any],
+    layout: Layout,
+    models: TwoModels,  # noqa: F811
+    tokenizer: PreTrainedTokenizerBase,  # noqa: F811
+    tmp_path: Path,
+):
+    tasks = load_task(read_task(write_task(tmp_path, task)), None)
+    theirs = answers(HFLM(models.base_model, tokenizer=tokenizer, max_length=CONTEXT, batch_size=4), tasks)
+    ours = answers(HarnessModel(models.base_model, tokenizer, Scorer(models.base_model, layout), CONTEXT), tasks)
+    name = task["task"]
+    found, expected = ours["samples"][name], theirs["samples"][name]
+    if task is WRITE:
+        assert [sample["resps"] for sample in found] == [sample["resps"] for sample in expected]
+        assert any(sample["resps"] != [[""]] for sample in found)
+    else:
+        assert numbers(found) == pytest.approx(numbers(expected), abs=ROUNDING)
+    for figure, value in theirs["results"][name].items():
+        if isinstance(value, float):
+            assert ours["results"][name][figure] == pytest.approx(value, rel=1e-4, nan_ok=True), figure
+
+
+def test_both_models_are_shown_the_same_examples(
+    models: TwoModels,  # noqa: F811
+    tokenizer: PreTrainedTokenizerBase,  # noqa: F811
+    tmp_path: Path,
+):
+    tasks = load_task(read_task(write_task(tmp_path, LAST_WORD | {"num_fewshot": 3, "fewshot_split": "test"})), None)
+    model = HarnessModel(models.base_model, tokenizer, Scorer(models.base_model, Layout.PACKED), CONTEXT)
+    first, second = (ask(tasks, model, None)["last"] for _ in range(2))
+    assert first == second
+
+
+def run_job(model: Path, folder: Path, **changes: Any) -> Report:
+    job = tiny_job(model, folder, training__maxSteps=4, **changes)
+    return stages.run(job, folder / "workspace", Silence())
+
+
+def test_a_job_puts_base_and_tuned_side_by_side_and_gates_on_it(tiny_model_dir: Path, tmp_path: Path):
+    suites = [{"suite": write_task(tmp_path, task).as_uri()} for task in (CHOICE, BINARY, WRITE)]
+    suites[0]["limit"] = 35
+    gates = [{"metric": "pick.acc", "min": 0.0}, {"metric": "yes.f1", "min": 1.1}]
+    report = run_job(
+        tiny_model_dir, tmp_path, evaluation={"benchmarks": suites, "gates": gates}, output__publishOn="gates"
+    )
+    assert report.evaluation is not None
+    found = report.evaluation.benchmarks
+    assert [one.name for one in found] == ["pick", "yes", "write"]
+    assert [[metric.metric for metric in one.metrics] for one in found] == [
+        ["acc", "acc_norm"],
+        ["f1", "mcc"],
+        ["exact_match", "exact_match_first_word"],
+    ]
+    acc = found[0].metrics[0]
+    assert acc.rows == 35
+    assert acc.base is not None and acc.low is not None and acc.high is not None and acc.p_value is not None
+    assert acc.low <= acc.tuned - acc.base <= acc.high
+    assert [gate.passed for gate in report.evaluation.gates] == [True, False]
+    assert "yes.f1" in report.why_not_published
+    assert report.versions["lm-eval"]
+    page = (Workspace(tmp_path / "workspace").report / "report.html").read_text()
+    assert "Benchmarks" in page and "acc_norm" in page and ">pick<" in page
+
+
+def check_error(model: Path, folder: Path, suite: str, **evaluation: Any) -> FineTuneError:
+    job = tiny_job(model, folder, evaluation={"benchmarks": [{"suite": suite}], **evaluation})
+    with pytest.raises(FineTuneError) as caught:
+        stages.check(job, folder / "workspace", Silence())
+    return caught.value
+
+
+def test_a_suite_whose_rows_cannot_be_reached_is_found_by_the_check(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    error = check_error(tiny_model_dir, tmp_path, "superglue")
+    assert isinstance(error, StorageError)
+    assert str(error).startswith("spec.evaluation.benchmarks[0].suite: the rows of superglue cannot be had")
+
+
+@pytest.mark.parametrize(
+    "task, kind, message",
+    [
+        ({**CHOICE, "doc_to_text": "{{ nothing }}"}, DataError, "do not go with its rows"),
+        ({**CHOICE, "doc_to_text": "{{ ''.__class__.__mro__ }}"}, DataError, "unsafe"),
+        ({**WRITE, "generation_kwargs": {"until": ["x"], "max_gen_toks": 512}}, SpecError, "answers may have 512"),
+        ({**CHOICE, "task": "sentiment"}, SpecError, "'sentiment' is a task of this job as well"),
+    ],
+    ids=["unknown column", "a template that reaches for Python", "answers too long", "a name twice"],
+)
+def test_a_task_that_cannot_be_asked_is_found_by_the_check(
+    task: dict[str, Any], kind: type, message: str, tiny_model_dir: Path, tmp_path: Path
+):
+    error = check_error(tiny_model_dir, tmp_path, write_task(tmp_path, task).as_uri())
+    assert isinstance(error, kind)
+    assert message in str(error)
+    assert "spec.evaluation.benchmarks[0].suite" in str(error)
+
+
+def test_a_gate_on_what_no_benchmark_measures_is_found_by_the_check(tiny_model_dir: Path, tmp_path: Path):
+    suite = write_task(tmp_path, CHOICE).as_uri()
+    error = check_error(tiny_model_dir, tmp_path, suite, gates=[{"metric": "pick.bleu"}])
+    assert isinstance(error, SpecError)
+    assert "spec.evaluation.gates[0].metric: pick.bleu is not measured" in str(error)
+    assert "pick.acc, pick.acc_norm" in str(error)

@@ -1,0 +1,299 @@
+"""The only module that talks to lm-evaluation-harness: its tasks, asked through our own scoring and generation.
+
+Imported only by the stages that need it: the harness takes seconds to import.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import datasets
+import httpx2
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from lm_eval import evaluator, utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import AGGREGATION_REGISTRY
+from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.tasks import TaskManager
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from finetune_api.spec import BenchmarkSpec
+from finetune_trainer.benchmark import Answers, Benchmark, BenchmarkRun, Scores
+from finetune_trainer.errors import DataError, SpecError, StorageError
+from finetune_trainer.example import Encoded
+from finetune_trainer.generation import generate
+from finetune_trainer.task_file import TaskFile
+
+logger = logging.getLogger(__name__)
+
+SUITE_NAMES = {"glue": "glue", "superglue": "super-glue-lm-eval-v1", "mmlu": "mmlu", "bigbench-hard": "bbh"}
+"""What the harness calls the suites that the spec knows by name."""
+
+# As HFLM's default, which published numbers come from.
+_USUAL_ANSWER_TOKENS = 256
+_GENERATION_BATCH_SIZE = 16
+
+# What a wrong setting or a wrong row makes the harness raise while it renders them.
+_RENDERING_ERRORS = (TemplateError, KeyError, ValueError, TypeError, IndexError, AttributeError, SyntaxError)
+
+Tasks = Mapping[str, Task]
+"""By name."""
+
+
+class ContinuationScorer(Protocol):
+    """What `finetune_trainer.scoring.Scorer` does."""
+
+    def continuations(
+        self, items: Sequence[Encoded], on_progress: Callable[[float], None] = ...
+    ) -> list[tuple[float, bool]]:
+        """Return the log-probability of every completion, and whether each of its tokens was the likeliest one."""
+
+
+# The harness's own environment would let a template reach Python through its values.
+_SANDBOX = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+_SANDBOX.filters["regex_replace"] = utils.regex_replace
+utils.env = _SANDBOX
+
+
+def load_task(file: TaskFile, limit: int | None) -> Tasks:
+    """Return the task of a file, every row of it rendered once.
+
+    Raises:
+        DataError: a template does not go with the rows.
+    """
+    rows = {split: datasets.Dataset.from_list([dict(row) for row in found]) for split, found in file.rows.items()}
+    config = {**file.config, "custom_dataset": lambda **settings: datasets.DatasetDict(rows)}
+    with _rendering(file.field):
+        return _prepared({file.name: ConfigurableTask(config=config)}, limit)
+
+
+def load_suite(suite: str, field: str, limit: int | None) -> Tasks:
+    """Return the tasks of one of `SUITE_NAMES`; their rows come from the hub.
+
+    Raises:
+        StorageError: the hub does not answer.
+    """
+    try:
+        tasks = TaskManager().load([SUITE_NAMES[suite]])["tasks"]
+    except (OSError, httpx2.HTTPError) as error:
+        raise StorageError(
+            f"{field}: the rows of {suite} cannot be had from the hub: {error}. Set HF_ENDPOINT to a mirror that has "
+            f"them, or name a task file with its rows beside it."
+        ) from error
+    with _rendering(field):
+        return _prepared(tasks, limit)
+
+
+def ask(tasks: Tasks, model: TemplateLM, limit: int | None) -> dict[str, list[Scores]]:
+    """Return how ``model`` did, row by row, for every task and figure."""
+    for task in tasks.values():
+        # Else every model is shown other examples: the harness goes on drawing where it stopped.
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+    results = evaluator.evaluate(
+        model, {"tasks": dict(tasks), "groups": {}}, limit=limit, bootstrap_iters=0, log_samples=True
+    )
+    return {name: list(_scores(task, results["samples"][name])) for name, task in tasks.items()}
+
+
+def longest_answer(tasks: Tasks) -> int:
+    """Return how many tokens an answer may have; 0 where none is generated."""
+    settings = [
+        task.get_config("generation_kwargs") or {}
+        for task in tasks.values()
+        if task.get_config("output_type") == "generate_until"
+    ]
+    return max((normalize_gen_kwargs(one, _USUAL_ANSWER_TOKENS)["max_gen_toks"] for one in settings), default=0)
+
+
+def open_benchmarks(
+    specs: Sequence[BenchmarkSpec],
+    read: Callable[[str, str], TaskFile],
+    tokenizer: PreTrainedTokenizerBase,
+    room: int,
+    scorer_factory: Callable[[nn.Module], ContinuationScorer],
+) -> BenchmarkRun:
+    """Return a job's benchmarks, every question rendered once.
+
+    Args:
+        specs: ``spec.evaluation.benchmarks``.
+        read: returns the task file at a URI, given the setting that names it.
+        tokenizer: of both models.
+        room: tokens that the models have places for.
+        scorer_factory: scores with the model that is asked.
+
+    Raises:
+        SpecError: two benchmarks have a task of one name, or answers may be longer than the model has places for.
+        DataError: templates do not go with the rows.
+        StorageError: the hub does not answer.
+    """
+    opened: list[Benchmark] = []
+    taken: dict[str, str] = {}
+    for index, spec in enumerate(specs):
+        field = f"spec.evaluation.benchmarks[{index}].suite"
+        file = read(spec.suite, field) if "://" in spec.suite else None
+        tasks = load_suite(spec.suite, field, spec.limit) if file is None else load_task(file, spec.limit)
+        name = spec.suite if file is None else file.name
+        for one in {name, *tasks}:
+            if one in taken:
+                raise SpecError(f"{field}: {one!r} is also a task of {taken[one]}. Give the task another name.")
+            taken[one] = field
+        if (longest := longest_answer(tasks)) >= room:
+            raise SpecError(
+                f"{field}: answers may have {longest} tokens (generation_kwargs.max_gen_toks), and the model has "
+                f"places for {room:,}, prompt included. Lower it."
+            )
+
+        def ask_all(model: nn.Module, tasks: Tasks = tasks, limit: int | None = spec.limit) -> Answers:
+            return ask(tasks, HarnessModel(model, tokenizer, scorer_factory(model), room), limit)
+
+        opened.append(
+            Benchmark(spec.suite, name, None if file is None else file.sha256, _figure_names(name, tasks), ask_all)
+        )
+    return BenchmarkRun(opened)
+
+
+class HarnessModel(TemplateLM):  # type: ignore[misc]
+    """One of our models as the harness sees it; tokens are cut and joined as its own ``hf`` model does."""
+
+    def __init__(
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, scorer: ContinuationScorer, max_length: int
+    ) -> None:
+        """Wrap ``model``, which has places for ``max_length`` tokens."""
+        super().__init__()
+        self.tokenizer = tokenizer
+        self._model, self._scorer, self._max_length = model, scorer, max_length
+
+    @property
+    def eot_token_id(self) -> int:
+        """What ends a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What a text without a beginning begins with."""
+        begin = self.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else int(begin)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Return the tokens of ``string``, none of the special ones twice."""
+        begins = has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
+        if add_special_tokens is None and begins:
+            add_special_tokens = False
+        settings = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return [int(token) for token in self.tokenizer.encode(string, verbose=False, **settings)]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Return log-probability and greediness of every continuation."""
+        return super().loglikelihood(requests, disable_tqdm=True)  # type: ignore[no-any-return]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Return the log-probability of every text, cut into windows of what the model has places for."""
+        windows = [self._windows(request.args[0]) for request in requests]
+        scores = iter(self._scorer.continuations([window for found in windows for window in found]))
+        return [sum(next(scores)[0] for _ in found) for found in windows]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Return greedy answers, each cut before the first of its stop strings."""
+        answers: list[str] = [""] * len(requests)
+        by_length: dict[int, list[int]] = defaultdict(list)
+        settings = [normalize_gen_kwargs(request.args[1], _USUAL_ANSWER_TOKENS) for request in requests]
+        for number, one in enumerate(settings):
+            by_length[one["max_gen_toks"]].append(number)
+        for length, numbers in by_length.items():
+            room = self._max_length - length
+            prompts = [tuple(self.tok_encode(requests[number].args[0])[-room:]) for number in numbers]
+            texts = generate(
+                self._model,
+                self.tokenizer,
+                prompts,
+                length,
+                [self.eot_token_id],
+                _GENERATION_BATCH_SIZE,
+                lambda done, total: None,
+            )
+            for number, text in zip(numbers, texts, strict=True):
+                answers[number] = postprocess_generated_text(text, settings[number].get("until"), None)
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        return self._scorer.continuations([self._item(before, after) for _, before, after in requests])
+
+    def _item(self, before: Sequence[int], after: Sequence[int]) -> Encoded:
+        # What does not fit goes from the beginning.
+        ids = (*before, *after)[-self._max_length :]
+        return Encoded(ids, max(len(ids) - len(after), 0))
+
+    def _windows(self, text: str) -> list[Encoded]:
+        windows = utils.get_rolling_token_windows(
+            token_list=self.tok_encode(text),
+            prefix_token=self.prefix_token_id,
+            # One place less than the harness: it never feeds the last token, we do.
+            max_seq_len=self._max_length - 1,
+            context_len=1,
+        )
+        return [self._item(*utils.make_disjoint_window(window)) for window in windows]
+
+
+def _figure_names(name: str, tasks: Tasks) -> tuple[str, ...]:
+    """Return ``<suite or task>.<figure>`` for what gates can be about."""
+    owners = [*([name] if len(tasks) > 1 else []), *tasks]
+    found = {owner: tasks[owner].aggregation() if owner in tasks else {} for owner in owners}
+    if len(tasks) > 1:
+        found[name] = {
+            metric: combine
+            for task in tasks.values()
+            for metric, combine in task.aggregation().items()
+            if combine is AGGREGATION_REGISTRY["mean"]
+        }
+    return tuple(f"{owner}.{metric}" for owner, metrics in found.items() for metric in metrics)
+
+
+def _prepared(tasks: Mapping[str, Task], limit: int | None) -> Tasks:
+    for task in tasks.values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.build_all_requests(limit=limit)
+        # Metrics read the expected answers, too.
+        for doc in task.eval_docs:
+            task.doc_to_target(doc)
+    return dict(tasks)
+
+
+@contextmanager
+def _rendering(field: str) -> Iterator[None]:
+    try:
+        yield
+    except _RENDERING_ERRORS as error:
+        raise DataError(
+            f"{field}: the task's templates do not go with its rows ({type(error).__name__}: {error}). Correct "
+            f"doc_to_text, doc_to_target and doc_to_choice, or the rows."
+        ) from error
+
+
+def _scores(task: Task, samples: Sequence[Mapping[str, Any]]) -> Iterator[Scores]:
+    """Yield every figure of a task; of several filters the first gives the plain names."""
+    names = {function: name for name, function in AGGREGATION_REGISTRY.items()}
+    filters = list(dict.fromkeys(sample["filter"] for sample in samples))
+    for place, one in enumerate(filters):
+        chosen = [sample for sample in samples if sample["filter"] == one]
+        for metric in chosen[0]["metrics"]:
+            combine = task.aggregation().get(metric)
+            if combine is None:
+                raise SpecError(f"{task.config.task}: the harness does not say how {metric} is combined.")
+            values = [sample[metric] for sample in chosen]
+            yield Scores(
+                figure=metric if place == 0 else f"{metric}_{one.replace('-', '_')}",
+                values=values,
+                value=float(combine(values)),
+                aggregation=names.get(combine, ""),
+                higher_is_better=bool(task.higher_is_better().get(metric, True)),
+            )
