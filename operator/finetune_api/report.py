@@ -258,11 +258,20 @@ class VirtualToken(ApiModel):
     """By Euclidean distance."""
 
 
+class Span(ApiModel):
+    """A 95 % confidence interval of a figure."""
+
+    low: float
+    high: float
+
+
 class FewShotComparison(ApiModel):
     """One metric of the base model with examples in its prompt, and what the tuned model without any has over it."""
 
     value: float
     """Of the base with examples."""
+    interval: Span | None = None
+    """Of ``value``."""
     delta: float
     """tuned - value."""
     low: float
@@ -286,6 +295,9 @@ class MetricComparison(ApiModel):
     ``chrf``, ``perplexity``, ``bits_per_byte``."""
     base: float | None = None
     tuned: float
+    base_interval: Span | None = None
+    """Of ``base`` alone, by the same bootstrap. What is sure about the difference, ``low`` and ``high`` tell better."""
+    tuned_interval: Span | None = None
     delta: float | None = None
     """tuned - base."""
     low: float | None = None

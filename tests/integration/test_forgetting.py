@@ -25,7 +25,7 @@ from finetune_trainer.attention import register
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import DataError
 from finetune_trainer.evaluation import evaluate, weigh_candidates
-from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_questions, general_rows, general_texts
+from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_rows, general_texts, open_questions
 from finetune_trainer.layout import Layout
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.scoring import Scorer
@@ -153,7 +153,7 @@ def test_a_job_measures_it_on_the_suite_and_on_its_own_rows(tiny_model_dir: Path
     ]
     assert [task.task for task in found.tasks] == ["knowledge", "grammar", "counting", "house-rules", "general prose"]
     assert found.format is not None
-    assert [one.question for one in found.format.answers] == list(general_questions())
+    assert [one.question for one in found.format.answers] == list(open_questions())
     (gate,) = report.evaluation.gates
     assert report.published == gate.passed == (found.verdict is Retention.PASSED)
     assert gate.passed or "the gate on forgetting did not pass: " in report.why_not_published
@@ -187,7 +187,7 @@ def test_training_rows_that_give_the_test_away_are_told(tiny_model_dir: Path, tm
     report = stages.check(job, tmp_path / "workspace", Silence())
     counts = {one.source: (one.overlapping, one.questions) for one in report.overlaps}
     assert counts["own"] == (1, 2)
-    assert counts["general"] == (0, len(general_rows()) + len(general_texts()) + len(general_questions()))
+    assert counts["general"] == (0, len(general_rows()) + len(general_texts()) + len(open_questions()))
     assert any("1 of 2 questions of the own test stand in training rows" in warning for warning in report.warnings)
 
 

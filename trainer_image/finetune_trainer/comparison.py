@@ -3,10 +3,18 @@
 import math
 from collections.abc import Hashable, Sequence
 
-from finetune_api.report import FewShotComparison, MetricComparison
+from finetune_api.report import FewShotComparison, MetricComparison, Span
 from finetune_trainer.figure import Figure
 from finetune_trainer.gate import Measurement
-from finetune_trainer.statistics import FEW_ROWS, Difference, adjusted_p_values, paired_difference, rows_needed
+from finetune_trainer.statistics import (
+    FEW_ROWS,
+    Difference,
+    Interval,
+    adjusted_p_values,
+    paired_difference,
+    rows_needed,
+    value_interval,
+)
 
 
 def measure(base: Figure, tuned: Figure, seed: int, groups: Sequence[Hashable] | None = None) -> Measurement:
@@ -18,6 +26,8 @@ def measure(base: Figure, tuned: Figure, seed: int, groups: Sequence[Hashable] |
         rows=len(base.rows),
         higher_is_better=base.higher_is_better,
         groups=None if groups is None else len({*groups}),
+        base_interval=value_interval(base.rows, base.combine, seed, groups),
+        tuned_interval=value_interval(tuned.rows, tuned.combine, seed, groups),
     )
 
 
@@ -36,6 +46,8 @@ def describe(task: str, metric: str, found: Measurement, note: str = "") -> Metr
         p_value=None if math.isnan(p_value) else p_value,
         rows=found.rows,
         groups=found.groups,
+        base_interval=_span(found.base_interval),
+        tuned_interval=_span(found.tuned_interval),
         rows_needed=_rows_needed(found),
         higher_is_better=found.higher_is_better,
         note=note,
@@ -62,4 +74,14 @@ def _rows_needed(found: Measurement) -> int | None:
 def few_shot_comparison(found: Measurement) -> FewShotComparison:
     """Return ``found``, whose base was shown examples, as the report has it."""
     interval = found.difference.interval()
-    return FewShotComparison(value=found.base, delta=found.difference.measured, low=interval.low, high=interval.high)
+    return FewShotComparison(
+        value=found.base,
+        interval=_span(found.base_interval),
+        delta=found.difference.measured,
+        low=interval.low,
+        high=interval.high,
+    )
+
+
+def _span(interval: Interval | None) -> Span | None:
+    return None if interval is None else Span(low=interval.low, high=interval.high)

@@ -224,16 +224,16 @@ def evaluate(
             raw_shown = examiner(base, "base", Renderer(tokenizer, "raw", None, room), True)
             few_shot = {paper.task: _ask_base(own_shown, raw_shown, paper) for paper in papers}
         base_abilities = suite and raw.answer_suite(suite)
+        base_said = own.answer_questions(suite.open_questions) if suite else []
         base_benchmarks = benchmarks.ask(base) if benchmarks else ()
-        base_said = own.answer_questions(suite.questions) if suite else []
     with model.tuned() as tuned:
         probe = compare_probes(base_logits, probe_logits(tuned, probes))
         tuned_examiner = examiner(tuned, "tuned", renderer)
         tuned_answers = {paper.task: tuned_examiner.answer(paper, None) for paper in papers}
         tuned_raw = examiner(tuned, "tuned", Renderer(tokenizer, "raw", None, renderer.max_length))
         tuned_abilities = suite and tuned_raw.answer_suite(suite)
+        tuned_said = tuned_examiner.answer_questions(suite.open_questions) if suite else []
         tuned_benchmarks = benchmarks.ask(tuned) if benchmarks else ()
-        tuned_said = tuned_examiner.answer_questions(suite.questions) if suite else []
 
     metrics: list[MetricComparison] = []
     measured: dict[str, Measurement] = {}
@@ -271,8 +271,8 @@ def evaluate(
     if budget and suite and base_abilities and tuned_abilities:
         forgetting = compare_abilities(suite, base_abilities, tuned_abilities, budget, seed)
         labels = [label for paper in papers for label in paper.labels]
-        form = compare_answers(suite.questions, base_said, tuned_said, labels)
-        forgetting = forgetting.model_copy(update={"format": form if suite.questions else None})
+        form = compare_answers(suite.open_questions, base_said, tuned_said, labels)
+        forgetting = forgetting.model_copy(update={"format": form if suite.open_questions else None})
         gates = (*gates, forgetting_gate(forgetting))
     report = EvaluationReport(
         metrics=adjust_for_many(metrics),

@@ -25,6 +25,7 @@ from finetune_api.report import (
     SideBySide,
 )
 from finetune_trainer.loss_chart import lay_out_loss
+from finetune_trainer.task_chart import lay_out_tasks
 from finetune_trainer.trade_off_chart import TradeOffChart, lay_out_trade_off
 from finetune_trainer.verdict import SIGN_WORDS, Outcome, format_value, judge, judge_in_context, outcome_of
 
@@ -147,8 +148,10 @@ def render_page(report: Report) -> str:
         in_context=judge_in_context(evaluation),
         forgetting=evaluation.forgetting,
         trade_off=_trade_off(evaluation.forgetting),
-        benchmarks=[(one.name, one.suite, _metric_rows(one.metrics)) for one in evaluation.benchmarks],
         sign_words=SIGN_WORDS,
+        task_charts=lay_out_tasks(evaluation.metrics),
+        metric_names=METRIC_NAMES,
+        benchmarks=[(one.name, one.suite, _metric_rows(one.metrics)) for one in evaluation.benchmarks],
         general_tasks=_metric_rows(evaluation.forgetting.tasks if evaluation.forgetting else ()),
         several_tasks=len({comparison.task for comparison in evaluation.metrics}) > 1,
         chart=lay_out_loss(report.training.curve),

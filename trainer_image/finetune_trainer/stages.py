@@ -56,9 +56,9 @@ from finetune_trainer.general_source import name_sources, read_general_rows
 from finetune_trainer.general_suite import (
     GeneralRow,
     GeneralSuite,
-    general_questions,
     general_rows,
     general_texts,
+    open_questions,
 )
 from finetune_trainer.in_context import check_room
 from finetune_trainer.inputs import Inputs, describe_change
@@ -264,7 +264,7 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
         reporter.say("reading the rows of the forgetting test")
         # What does not fit is found here.
         _check_suite(suite, tokenizer, find_room(job.spec, files))
-    questions: dict[str, Sequence[str]] = {} if suite is None else {**suite.asked}
+    questions: dict[str, Sequence[str]] = {} if suite is None else {**suite.questions}
     if job.spec.evaluation.benchmarks:
         reporter.say("reading the benchmarks")
         questions |= _check_benchmarks(run, files, tokenizer, dataset)
@@ -728,7 +728,7 @@ def _load_suite(run: Run) -> GeneralSuite | None:
     for index, (uri, name) in enumerate(zip(budget.sources, name_sources(budget.sources), strict=True)):
         field = f"spec.evaluation.forgetting.sources[{index}]"
         own += read_general_rows(run.storage.fetch_rows(uri, field, None, run.workspace.rows), name, field)
-    return GeneralSuite((*general_rows(), *own), general_texts(), general_questions())
+    return GeneralSuite((*general_rows(), *own), general_texts(), open_questions())
 
 
 def _load_benchmarks(

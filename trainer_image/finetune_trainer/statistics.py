@@ -93,6 +93,22 @@ def paired_difference(
     return Difference(float(measured), known if len(known) else np.array([np.nan]))
 
 
+def value_interval(
+    rows: Floats,
+    combine: Callable[[Floats], Floats],
+    seed: int,
+    groups: Sequence[object] | None = None,
+    samples: int = 2000,
+    confidence: float = 0.95,
+) -> Interval | None:
+    """Return where one model's own figure lies, rows or groups drawn again; nothing where a draw is no number.
+
+    Two such intervals that overlap do not tell that the models are alike: that is what `paired_difference` is for.
+    """
+    drawn = combine(_resampled_sums(rows if groups is None else _sums_by_group(rows, groups), seed, samples))
+    return _percentiles(drawn, confidence) if np.isfinite(drawn).all() else None
+
+
 def adjusted_p_values(p_values: Sequence[float]) -> list[float]:
     """Return Holm's step-down adjustment: with many figures, some look better by luck (jstor.org/stable/4615733)."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])

@@ -43,7 +43,7 @@ class GeneralSuite:
 
     rows: tuple[GeneralRow, ...]
     texts: tuple[str, ...]
-    questions: tuple[str, ...] = ()
+    open_questions: tuple[str, ...] = ()
     """Whose answers are generated, and looked at for their form."""
 
     @property
@@ -53,17 +53,17 @@ class GeneralSuite:
         return [*choices, *map(text_parts, self.texts)]
 
     @property
-    def asked(self) -> dict[str, list[str]]:
+    def size(self) -> int:
+        """Rows, texts and questions together."""
+        return len(self.rows) + len(self.texts) + len(self.open_questions)
+
+    @property
+    def questions(self) -> dict[str, list[str]]:
         """Everything that is asked, by source; a row with its right answer."""
-        asked: dict[str, list[str]] = {SHIPPED: [*self.texts, *self.questions]}
+        asked: dict[str, list[str]] = {SHIPPED: [*self.texts, *self.open_questions]}
         for row in self.rows:
             asked.setdefault(row.source, []).append(row.prompt + row.choices[row.right])
         return asked
-
-    @property
-    def size(self) -> int:
-        """Rows, texts and questions together."""
-        return len(self.rows) + len(self.texts) + len(self.questions)
 
     def development(self) -> "GeneralSuite":
         """Return the rows on which something may be chosen."""
@@ -71,7 +71,7 @@ class GeneralSuite:
 
     def deciding(self) -> "GeneralSuite":
         """Return what nothing was chosen on."""
-        return GeneralSuite(self.rows[1::2], self.texts, self.questions)
+        return GeneralSuite(self.rows[1::2], self.texts, self.open_questions)
 
 
 def text_parts(text: str) -> tuple[str, str]:
@@ -93,7 +93,7 @@ def general_texts() -> tuple[str, ...]:
 
 
 @cache
-def general_questions() -> tuple[str, ...]:
+def open_questions() -> tuple[str, ...]:
     """Return short questions that belong to no task."""
     return tuple(_load("questions.yaml"))
 
