@@ -24,7 +24,6 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.tasks import TaskManager
 from torch import nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.spec import BenchmarkSpec
@@ -63,7 +62,7 @@ _SANDBOX.filters["regex_replace"] = utils.regex_replace
 utils.env = _SANDBOX
 
 # Its bars would be drawn over the stage's own progress, and its warnings are about its own command line.
-task_module.tqdm = partial(tqdm, disable=True)
+task_module.tqdm = partial(task_module.tqdm, disable=True)
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
