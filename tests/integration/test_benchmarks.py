@@ -168,9 +168,12 @@ def test_both_models_are_shown_the_same_examples(
     tmp_path: Path,
 ):
     tasks = load_task(read_task(write_task(tmp_path, LAST_WORD | {"num_fewshot": 3, "fewshot_split": "test"})), None)
-    model = HarnessModel(models.base_model, tokenizer, Scorer(models.base_model, Layout.PACKED), CONTEXT)
+    told: list[float] = []
+    model = HarnessModel(models.base_model, tokenizer, Scorer(models.base_model, Layout.PACKED), CONTEXT, told.append)
     first, second = (ask(tasks, model, None)["last"] for _ in range(2))
     assert first == second
+    assert told == sorted(told)
+    assert told[-1] == 80
 
 
 def run_job(model: Path, folder: Path, **changes: Any) -> Report:

@@ -1,5 +1,6 @@
 """Rows and models of every scheme, with the Secret that is meant."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from finetune_trainer.location import Mounts
 from finetune_trainer.model import fetch_model
 from finetune_trainer.source import read_rows
 from finetune_trainer.storage import Storage
+from finetune_trainer.task_file import read_task_file
 
 from .hub_server import FakeHub, serve_hub
 from .s3_server import S3Server, serve_s3
@@ -235,3 +237,37 @@ def test_hub_token_comes_from_the_models_secret(mounts: Mounts, key: str) -> Non
     (mounts.secrets / "hub" / key).write_text("hf_secret\n")
     assert storage.hub_token(SecretRef(name="hub"), {"HF_TOKEN": "of the environment"}) == "hf_secret"
     assert storage.hub_token(None, {"HF_TOKEN": "of the environment"}) == "of the environment"
+
+
+SUITE = "spec.evaluation.benchmarks[0].suite"
+
+
+def test_a_benchmarks_task_file_is_read_from_a_bucket_with_its_rows(
+    server: S3Server, mounts: Mounts, tmp_path: Path
+) -> None:
+    bucket = server.make_bucket()
+    task = b"{task: pick, dataset_path: json, dataset_kwargs: {data_files: rows.jsonl}, test_split: train}"
+    for key, content in (("tasks/pick.yaml", task), ("tasks/rows.jsonl", b'{"text": "x"}')):
+        server.client().put_object(Bucket=bucket, Key=key, Body=content)
+    storage = storage_of(server, mounts)
+    uri = f"s3://{bucket}/tasks/pick.yaml"
+    content = storage.read_file(uri, SUITE, tmp_path / "rows")
+    found = read_task_file(
+        uri, content, SUITE, lambda rows, field: storage.fetch_rows(rows, field, None, tmp_path / "rows")
+    )
+    assert (found.name, found.rows) == ("pick", {"train": [{"text": "x"}]})
+    with pytest.raises(DataError, match="there is no s3://"):
+        storage.read_file(f"s3://{bucket}/tasks/other.yaml", SUITE, tmp_path / "rows")
+
+
+def test_a_benchmarks_task_file_is_read_where_it_is_mounted(mounts: Mounts, tmp_path: Path) -> None:
+    storage = Storage(OutputSpec(uri="pvc://claim/x"), mounts)
+    for folder in (mounts.volumes / "claim", mounts.config / "data", tmp_path):
+        (folder / "pick.yaml").write_text(folder.name)
+    uris = {"pvc://claim/pick.yaml": "claim", "configMap://data/pick.yaml": "data"}
+    uris[(tmp_path / "pick.yaml").as_uri()] = tmp_path.name
+    assert {uri: storage.read_file(uri, SUITE, tmp_path).decode() for uri in uris} == uris
+    with pytest.raises(DataError, match=rf"{re.escape(SUITE)}: cannot read .*gone.yaml"):
+        storage.read_file("pvc://claim/gone.yaml", SUITE, tmp_path)
+    with pytest.raises(SpecError, match="hf"):
+        storage.read_file("hf://datasets/acme/rows/pick.yaml", SUITE, tmp_path)

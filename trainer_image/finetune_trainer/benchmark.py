@@ -38,6 +38,9 @@ class Scores:
     higher_is_better: bool
 
 
+Advance = Callable[[float], None]
+"""Is told which share, 0 to 1, is done."""
+
 Answers = Mapping[str, Sequence[Scores]]
 """By task."""
 
@@ -56,15 +59,21 @@ class Benchmark:
     """``<suite or task>.<figure>`` for what gates can be about."""
     questions: Sequence[str]
     """Everything that is asked, rendered, without the answers."""
-    ask: Callable[[nn.Module], Answers]
+    requests: int
+    """How often a model is asked: once for every answer to choose from, or for every text."""
+    ask: Callable[[nn.Module, Advance], Answers]
     """Puts all its questions to a model."""
 
 
 class Benchmarks(Protocol):
     """What an evaluation needs of the job's benchmarks."""
 
-    def ask(self, model: nn.Module) -> Sequence[Answers]:
-        """Return what ``model`` makes of each."""
+    @property
+    def requests(self) -> int:
+        """How often a model is asked."""
+
+    def ask(self, model: nn.Module, part: Callable[[int], Advance]) -> Sequence[Answers]:
+        """Return what ``model`` makes of each; ``part`` returns what is told how far so many requests are."""
 
     def compare(
         self, base: Sequence[Answers], tuned: Sequence[Answers], seed: int
@@ -78,9 +87,14 @@ class BenchmarkRun:
 
     benchmarks: Sequence[Benchmark]
 
-    def ask(self, model: nn.Module) -> list[Answers]:
-        """Return what ``model`` makes of each."""
-        return [benchmark.ask(model) for benchmark in self.benchmarks]
+    @property
+    def requests(self) -> int:
+        """How often a model is asked."""
+        return sum(benchmark.requests for benchmark in self.benchmarks)
+
+    def ask(self, model: nn.Module, part: Callable[[int], Advance]) -> list[Answers]:
+        """Return what ``model`` makes of each; ``part`` returns what is told how far so many requests are."""
+        return [benchmark.ask(model, part(benchmark.requests)) for benchmark in self.benchmarks]
 
     def compare(
         self, base: Sequence[Answers], tuned: Sequence[Answers], seed: int

@@ -200,7 +200,9 @@ def evaluate(
     seed = job.spec.training.seed
     papers = [_set_paper(task, dataset, job) for task in dataset.tasks]
     work = sum(_work(paper, renderer.format) for paper in papers)
-    meter = _Meter(work + (2 * suite.size if suite else 0), on_progress)
+    work += 2 * suite.size if suite else 0
+    work += 2 * benchmarks.requests if benchmarks else 0
+    meter = _Meter(work, on_progress)
     max_new_tokens = job.spec.evaluation.generation.max_new_tokens or answer_bound(
         tokenizer, (example.completion for example in dataset.examples(Split.TRAIN))
     )
@@ -225,7 +227,9 @@ def evaluate(
             few_shot = {paper.task: _ask_base(own_shown, raw_shown, paper) for paper in papers}
         base_abilities = suite and raw.answer_suite(suite)
         base_said = own.answer_questions(suite.open_questions) if suite else []
-        base_benchmarks = benchmarks.ask(base) if benchmarks else ()
+        base_benchmarks = (
+            benchmarks.ask(base, lambda count: meter.part(count, "asking base model benchmarks")) if benchmarks else ()
+        )
     with model.tuned() as tuned:
         probe = compare_probes(base_logits, probe_logits(tuned, probes))
         tuned_examiner = examiner(tuned, "tuned", renderer)
@@ -233,7 +237,11 @@ def evaluate(
         tuned_raw = examiner(tuned, "tuned", Renderer(tokenizer, "raw", None, renderer.max_length))
         tuned_abilities = suite and tuned_raw.answer_suite(suite)
         tuned_said = tuned_examiner.answer_questions(suite.open_questions) if suite else []
-        tuned_benchmarks = benchmarks.ask(tuned) if benchmarks else ()
+        tuned_benchmarks = (
+            benchmarks.ask(tuned, lambda count: meter.part(count, "asking tuned model benchmarks"))
+            if benchmarks
+            else ()
+        )
 
     metrics: list[MetricComparison] = []
     measured: dict[str, Measurement] = {}

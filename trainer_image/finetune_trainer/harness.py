@@ -7,6 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import datasets
@@ -14,6 +15,7 @@ import httpx2
 from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval import evaluator, utils
+from lm_eval.api import task as task_module
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import AGGREGATION_REGISTRY
@@ -25,13 +27,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.spec import BenchmarkSpec
-from finetune_trainer.benchmark import Answers, Benchmark, BenchmarkRun, Scores
+from finetune_trainer.benchmark import Advance, Answers, Benchmark, BenchmarkRun, Scores
 from finetune_trainer.errors import DataError, SpecError, StorageError
 from finetune_trainer.example import Encoded
 from finetune_trainer.generation import generate
 from finetune_trainer.task_file import TaskFile
-
-logger = logging.getLogger(__name__)
 
 SUITE_NAMES = {"glue": "glue", "superglue": "super-glue-lm-eval-v1", "mmlu": "mmlu", "bigbench-hard": "bbh"}
 """What the harness calls the suites that the spec knows by name."""
@@ -60,6 +60,10 @@ class ContinuationScorer(Protocol):
 _SANDBOX = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 _SANDBOX.filters["regex_replace"] = utils.regex_replace
 utils.env = _SANDBOX
+
+# Its bars would be drawn over the stage's own progress, and its warnings are about its own command line.
+task_module.tqdm = partial(task_module.tqdm, disable=True)
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 def load_task(file: TaskFile, limit: int | None) -> Tasks:
@@ -150,8 +154,17 @@ def open_benchmarks(
                 f"places for {room:,}, prompt included. Lower it."
             )
 
-        def ask_all(model: nn.Module, tasks: Tasks = tasks, limit: int | None = spec.limit) -> Answers:
-            return ask(tasks, HarnessModel(model, tokenizer, scorer_factory(model), room), limit)
+        requests = sum(len(task.instances) for task in tasks.values())
+
+        def ask_all(
+            model: nn.Module,
+            advance: Advance,
+            tasks: Tasks = tasks,
+            limit: int | None = spec.limit,
+            requests: int = requests,
+        ) -> Answers:
+            asked = HarnessModel(model, tokenizer, scorer_factory(model), room, lambda done: advance(done / requests))
+            return ask(tasks, asked, limit)
 
         opened.append(
             Benchmark(
@@ -160,6 +173,7 @@ def open_benchmarks(
                 sha256=None if file is None else file.sha256,
                 figures=_figure_names(name, tasks),
                 questions=[str(task.doc_to_text(doc)) for task in tasks.values() for doc in task.eval_docs],
+                requests=requests,
                 ask=ask_all,
             )
         )
@@ -170,12 +184,19 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     """One of our models as the harness sees it; tokens are cut and joined as its own ``hf`` model does."""
 
     def __init__(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, scorer: ContinuationScorer, max_length: int
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        scorer: ContinuationScorer,
+        max_length: int,
+        on_progress: Callable[[float], None] = lambda done: None,
     ) -> None:
-        """Wrap ``model``, which has places for ``max_length`` tokens."""
+        """Wrap ``model``, which has places for ``max_length`` tokens; ``on_progress`` is told the requests done."""
         super().__init__()
         self.tokenizer = tokenizer
         self._model, self._scorer, self._max_length = model, scorer, max_length
+        self._on_progress = on_progress
+        self._done = 0
 
     @property
     def eot_token_id(self) -> int:
@@ -197,13 +218,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return [int(token) for token in self.tokenizer.encode(string, verbose=False, **settings)]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Return log-probability and greediness of every continuation."""
+        """Return the log-probability of every continuation, and whether it is what the model would have written."""
         return super().loglikelihood(requests, disable_tqdm=True)  # type: ignore[no-any-return]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Return the log-probability of every text, cut into windows of what the model has places for."""
         windows = [self._windows(request.args[0]) for request in requests]
-        scores = iter(self._scorer.continuations([window for found in windows for window in found]))
+        scores = iter(
+            self._scorer.continuations([window for found in windows for window in found], self._part(len(requests)))
+        )
         return [sum(next(scores)[0] for _ in found) for found in windows]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
@@ -215,6 +238,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             by_length[one["max_gen_toks"]].append(number)
         for length, numbers in by_length.items():
             room = self._max_length - length
+            advance = self._part(len(numbers))
             prompts = [tuple(self.tok_encode(requests[number].args[0])[-room:]) for number in numbers]
             texts = generate(
                 self._model,
@@ -223,7 +247,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 length,
                 [self.eot_token_id],
                 _GENERATION_BATCH_SIZE,
-                lambda done, total: None,
+                lambda done, total, advance=advance: advance(done / total),  # type: ignore[misc]
             )
             for number, text in zip(numbers, texts, strict=True):
                 answers[number] = postprocess_generated_text(text, settings[number].get("until"), None)
@@ -232,7 +256,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        return self._scorer.continuations([self._item(before, after) for _, before, after in requests])
+        items = [self._item(before, after) for _, before, after in requests]
+        return self._scorer.continuations(items, self._part(len(items)))
+
+    def _part(self, count: int) -> Advance:
+        """Return what is told the finished share of the next ``count`` requests."""
+        before = self._done
+        self._done += count
+        return lambda share: self._on_progress(before + share * count)
 
     def _item(self, before: Sequence[int], after: Sequence[int]) -> Encoded:
         # What does not fit goes from the beginning.

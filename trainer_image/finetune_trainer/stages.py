@@ -742,7 +742,7 @@ def _load_benchmarks(
     from finetune_trainer.harness import open_benchmarks
 
     def read(uri: str, field: str) -> TaskFile:
-        content = storage.read_file(uri, field)
+        content = storage.read_file(uri, field, run.workspace.rows)
         return read_task_file(
             uri, content, field, lambda rows, setting: storage.fetch_rows(rows, setting, None, run.workspace.rows)
         )

@@ -87,12 +87,13 @@ class Storage:
             case _:
                 raise _unknown_scheme(field, uri, scheme, "data.tasks[].source")
 
-    def read_file(self, uri: str, field: str) -> bytes:
+    def read_file(self, uri: str, field: str, folder: Path) -> bytes:
         """Return the content of a small file: of a benchmark's task.
 
         Args:
             uri: file://, pvc://, configMap:// or s3://.
             field: the setting that names it.
+            folder: for a copy of what is in a bucket; made when it is needed.
         """
         match scheme := urlsplit(uri).scheme:
             case "file":
@@ -103,7 +104,8 @@ class Storage:
                 return _read(config_map_path(uri, self.mounts, field), field)
             case "s3":
                 bucket, key = bucket_and_key(uri, field)
-                return S3Store(S3Client(bucket, self._access_to_source(field, None)), "").get_bytes(key)
+                store = S3Store(S3Client(bucket, self._access_to_source(field, None)), "")
+                return _read(store.get_file(key, folder), field)
             case _:
                 raise _unknown_scheme(field, uri, scheme, "evaluation.benchmarks[].suite")
 

@@ -71,6 +71,7 @@ EVERYTHING = {
         },
     },
     "spec.evaluation.resources": {"memory": "16Gi"},
+    "spec.evaluation.benchmarks": [{"suite": "mmlu"}, {"suite": "configMap://tasks/pick.yaml"}],
     "spec.output": {"uri": "s3://models/tuned", "endpoint": "http://minio.example:9000", "secretRef": {"name": "s3-w"}},
     "spec.runPolicy": {"checkQueueName": "cpu"},
 }

@@ -61,10 +61,9 @@ def test_a_suite_has_the_figures_of_all_rows_together():
 
 
 def run(*names: str) -> BenchmarkRun:
-    def never(model):
-        raise AssertionError("nothing is asked here")
-
-    return BenchmarkRun([Benchmark(name, name, None, (), (), never) for name in names])
+    return BenchmarkRun(
+        [Benchmark(name, name, None, (), (), 10, lambda model, advance: advance(1.0) or {}) for name in names]
+    )
 
 
 def test_base_and_tuned_are_compared_row_by_row():
@@ -103,3 +102,11 @@ def test_a_gate_must_be_about_what_is_measured():
     check_gates(gates, ["sentiment"], ["mmlu.acc"])
     with pytest.raises(SpecError, match=r"spec.evaluation.gates\[1\].metric: mmlu.acc is not measured.*glue.acc"):
         check_gates(gates, ["sentiment"], ["glue.acc"])
+
+
+def test_every_benchmark_tells_how_far_it_is():
+    told: list[tuple[int, float]] = []
+    both = run("one", "two")
+    assert both.ask(None, lambda count: lambda share: told.append((count, share))) == [{}, {}]
+    assert told == [(10, 1.0), (10, 1.0)]
+    assert both.requests == 20
