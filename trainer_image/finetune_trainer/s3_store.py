@@ -125,6 +125,24 @@ class S3Store:
             lambda client: client.put_object(Bucket=self._client.bucket, Key=name, Body=content, **_SHA256),
         )
 
+    def get_file(self, key: str, folder: Path) -> Path:
+        """Copy one object into ``folder`` under its own name and return where it is.
+
+        Raises:
+            DataError: there is no such object.
+        """
+        name = self._key(key)
+        if self._head(name) is None:
+            raise self._nothing_at(key)
+        with disk_errors("create", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name.rpartition("/")[2]
+        self._download(name, path)
+        return path
+
+    def _nothing_at(self, key: str) -> DataError:
+        return DataError(f"{self._client.field}: there is no {self._show(self._below(key))}. Correct the path.")
+
     def get_matching(self, key: str, folder: Path, choose: Callable[[Collection[str]], Sequence[str]]) -> Path:
         """Copy objects into ``folder``: the one under ``key``, or those below it, or those that it is a pattern of.
 
@@ -136,13 +154,8 @@ class S3Store:
         Raises:
             DataError: there is no such object.
         """
-        name = self._below(key)
         if not is_pattern(key) and self._head(self._key(key)) is not None:
-            with disk_errors("create", folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            path = folder / name.rpartition("/")[2]
-            self._download(name, path)
-            return path
+            return self.get_file(key, folder)
         parts = key.split("/")
         fixed = "/".join(takewhile(lambda part: not is_pattern(part), parts))
         rest = "/".join(parts)[len(fixed) :].strip("/")
@@ -150,7 +163,7 @@ class S3Store:
         names = [name[len(start) :] for name in self._objects(fixed)]
         matching = [name for name in names if not rest or fnmatchcase(name, rest) or fnmatchcase(name, f"{rest}/*")]
         if not matching:
-            raise DataError(f"{self._client.field}: there is no {self._show(name)}. Correct the path.")
+            raise self._nothing_at(key)
         target = folder / hashlib.sha256(self._show(key).encode()).hexdigest()[:16]
         shutil.rmtree(target, ignore_errors=True)
         self._download_all(fixed, choose(matching), target)
