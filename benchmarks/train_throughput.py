@@ -165,10 +165,11 @@ def load_job(options: argparse.Namespace, folder: Path) -> Any:
 
 def encode_rows(options: argparse.Namespace) -> list[Any]:
     """Return the training rows of our own data pipeline, as many as the steps need."""
-    from finetune_trainer.dataset import Split, load_dataset
+    from finetune_trainer.dataset import load_dataset
     from finetune_trainer.fit import find_row_length
     from finetune_trainer.model import fetch_model, load_tokenizer
     from finetune_trainer.renderer import Renderer, encode_all
+    from finetune_trainer.split import Split
 
     job = load_job(options, Path("/tmp"))
     files = fetch_model(job.spec.model, Path("/tmp"))
@@ -184,6 +185,8 @@ def run_ours(options: argparse.Namespace, encoded: list[Any], folder: Path) -> l
     """Train through the product's own training stage."""
     import threading
 
+    from finetune_api.spec import MixingSpec
+    from finetune_trainer.mixture import TaskRows, plan_mixture
     from finetune_trainer.model import fetch_model
     from finetune_trainer.train import TrainingInput, train
     from finetune_trainer.workspace import Workspace
@@ -195,7 +198,16 @@ def run_ours(options: argparse.Namespace, encoded: list[Any], folder: Path) -> l
     job = load_job(options, folder)
     workspace = Workspace(folder)
     report = train(
-        TrainingInput(job, fetch_model(job.spec.model, folder), encoded, [], workspace, Silence(), threading.Event())
+        TrainingInput(
+            job,
+            fetch_model(job.spec.model, folder),
+            encoded,
+            plan_mixture([TaskRows("rows", range(len(encoded)))], MixingSpec(), job.spec.training.seed, range(0), 0.0),
+            {},
+            workspace,
+            Silence(),
+            threading.Event(),
+        )
     )
     return [point.loss for point in report.curve]
 
