@@ -218,6 +218,22 @@ BAD_SPECS = [
         ("none of the choices", "Did you mean causal-lm?"),
     ),
     BadSpec(
+        "an encoder-decoder model learns completions alone",
+        {"spec.model.task": "seq2seq-lm", "spec.data.lossOn": "all"},
+        "spec.data.lossOn",
+        '"all"',
+        ("the encoder reads the prompt", "Set it to completion"),
+        PASSES,
+    ),
+    BadSpec(
+        "an encoder-decoder model has no chat template",
+        {"spec.model.task": "seq2seq-lm", "spec.data.format": "chat"},
+        "spec.data.format",
+        '"chat"',
+        ("have no chat template", "Leave it out"),
+        PASSES,
+    ),
+    BadSpec(
         "a dtype is known",
         {"spec.model.dtype": "int3"},
         "spec.model.dtype",

@@ -196,19 +196,19 @@ def evaluate(
     with model.base() as base:
         base_logits = probe_logits(base, probes)
         own = examiner(base, "base", renderer)
-        raw = examiner(base, "base", Renderer(tokenizer, "raw", None, renderer.max_length))
+        raw = examiner(base, "base", renderer.raw())
         zero_shot = {paper.task: _ask_base(own, raw, paper) for paper in papers}
         if job.spec.evaluation.baselines.few_shot:
             room = (position_limit(cast(PreTrainedModel, base).config) or LONGEST_TEXT) - max_new_tokens
-            own_shown = examiner(base, "base", Renderer(tokenizer, renderer.format, renderer.system, room), True)
-            raw_shown = examiner(base, "base", Renderer(tokenizer, "raw", None, room), True)
+            own_shown = examiner(base, "base", renderer.with_length(room), True)
+            raw_shown = examiner(base, "base", renderer.raw(room), True)
             few_shot = {paper.task: _ask_base(own_shown, raw_shown, paper) for paper in papers}
         base_abilities = suite and raw.answer_suite(suite)
     with model.tuned() as tuned:
         probe = compare_probes(base_logits, probe_logits(tuned, probes))
         tuned_examiner = examiner(tuned, "tuned", renderer)
         tuned_answers = {paper.task: tuned_examiner.answer(paper, None) for paper in papers}
-        tuned_raw = examiner(tuned, "tuned", Renderer(tokenizer, "raw", None, renderer.max_length))
+        tuned_raw = examiner(tuned, "tuned", renderer.raw())
         tuned_abilities = suite and tuned_raw.answer_suite(suite)
 
     metrics: list[MetricComparison] = []
@@ -378,20 +378,18 @@ class _Examiner:
     def _label_logprobs(self, labels: Sequence[str], examples: Sequence[Example]) -> list[Floats]:
         """Return the log-probabilities of every label's completion, label by label within row by row."""
         encoded = self.renderer.encode_many(examples, self.dataset)
-        prompts = [item.ids[: item.prompt_length] for item in encoded]
         return self._scored(
             [
-                [self._with_label(example, prompt, label) for label in labels]
-                for example, prompt in zip(examples, prompts, strict=True)
+                [
+                    self.renderer.with_completion(item, example, with_label(example.completion, label))
+                    for label in labels
+                ]
+                for example, item in zip(examples, encoded, strict=True)
             ]
         )
 
     def _completion_logprobs(self, examples: Sequence[Example]) -> list[Floats]:
         return self._scored([[encoded] for encoded in self.renderer.encode_many(examples, self.dataset)])
-
-    def _with_label(self, example: Example, prompt: tuple[int, ...], label: str) -> Encoded:
-        completion = self.renderer.encode_completion(prompt, example, with_label(example.completion, label))
-        return Encoded(prompt + completion, len(prompt))
 
     def _scored(self, rows: Sequence[Sequence[Encoded]]) -> list[Floats]:
         logprobs = self.scorer.token_logprobs(
@@ -414,7 +412,7 @@ class _Examiner:
         return generate(
             self.model,
             self.tokenizer,
-            [item.ids[: item.prompt_length] for item in self.renderer.encode_many(examples, self.dataset)],
+            [item.prompt_ids for item in self.renderer.encode_many(examples, self.dataset)],
             self.max_new_tokens,
             self.renderer.end_token_ids,
             GENERATION_BATCH_SIZE,

@@ -235,6 +235,33 @@ def _only_low_rank_scales(method: MethodSpec, evaluation: EvaluationSpec) -> Ite
         )
 
 
+def _encoders_read_plain_prompts(model: ModelSpec, data: DataSpec) -> Iterator[Problem]:
+    if model.task is not ModelTask.SEQ2SEQ_LM:
+        return
+    if data.loss_on is not LossOn.COMPLETION:
+        yield Problem(
+            ("data", "lossOn"),
+            data.loss_on.value,
+            "is not possible with seq2seq-lm: the encoder reads the prompt, and only what the decoder writes is learnt",
+            "Set it to completion, or leave it out.",
+        )
+    if data.format is Format.CHAT:
+        yield Problem(
+            ("data", "format"),
+            data.format.value,
+            "is not possible with seq2seq-lm: encoder-decoder models have no chat template",
+            "Leave it out.",
+        )
+    for index, task in enumerate(data.tasks):
+        if task.messages is not None:
+            yield Problem(
+                ("data", "tasks", index, "messages"),
+                task.messages,
+                "is not possible with seq2seq-lm: encoder-decoder models know no turns",
+                "Write templates, or take an instruct model and task: causal-lm.",
+            )
+
+
 def _weights_are_used(data: DataSpec) -> Iterator[Problem]:
     for index, task in enumerate(data.tasks):
         if task.weight != 1.0 and data.mixing.strategy is not Mixing.WEIGHTS:
@@ -318,6 +345,7 @@ class FineTuneJobSpec(Block):
         _products_are_no_finer_than_weights,
         _only_low_rank_merges,
         _only_low_rank_scales,
+        _encoders_read_plain_prompts,
         _weights_are_used,
         _accuracy_needs_labels,
         _gates_name_what_is_measured,
