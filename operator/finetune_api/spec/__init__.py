@@ -235,6 +235,17 @@ def _only_low_rank_scales(method: MethodSpec, evaluation: EvaluationSpec) -> Ite
         )
 
 
+def _encoders_have_one_worker(model: ModelSpec, compute: ComputeSpec) -> Iterator[Problem]:
+    for field, count in (("workers", compute.workers), ("gpusPerWorker", compute.gpus_per_worker or 0)):
+        if model.task is ModelTask.SEQ2SEQ_LM and count > 1:
+            yield Problem(
+                ("compute", field),
+                count,
+                "is too many: seq2seq-lm is not supported on several workers yet",
+                f"Set {field}: 1.",
+            )
+
+
 def _encoders_read_plain_prompts(model: ModelSpec, data: DataSpec) -> Iterator[Problem]:
     if model.task is not ModelTask.SEQ2SEQ_LM:
         return
@@ -345,6 +356,7 @@ class FineTuneJobSpec(Block):
         _products_are_no_finer_than_weights,
         _only_low_rank_merges,
         _only_low_rank_scales,
+        _encoders_have_one_worker,
         _encoders_read_plain_prompts,
         _weights_are_used,
         _accuracy_needs_labels,
