@@ -4,12 +4,21 @@ Inputs: nothing from outside. The model (random weights, fixed seed) and its tok
 sentences below) are made once per session. Outputs: folders under pytest's temporary directory.
 """
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5Tokenizer,
+)
 
 SENTENCES = (
     "This film is a wonderful surprise, the best I have seen this year.",
@@ -88,6 +97,65 @@ def save_tiny_model(folder: Path, chat_template: str | None = None) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def make_sentencepiece_tokenizer() -> T5Tokenizer:
+    """Return a tokenizer as T5 has it: pieces that begin with their space, and an end token behind every text."""
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        initial_alphabet=[chr(code) for code in range(33, 127)],
+        show_progress=False,
+    )
+    backend.train_from_iterator(SENTENCES, trainer)
+    pieces = json.loads(backend.to_str())["model"]["vocab"]
+    return T5Tokenizer(vocab=[(piece, score) for piece, score in pieces], extra_ids=0)
+
+
+def save_tiny_encoder_decoder(folder: Path, *, like_flan: bool = False, dropout: float = 0.1) -> Path:
+    """Write a random T5 with its tokenizer to ``folder``: more encoder than decoder layers, narrow attention.
+
+    Like the first T5 its output layer is its embedding; like FLAN-T5 it has one of its own, and gates.
+    """
+    tokenizer = make_sentencepiece_tokenizer()
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_kv=8,
+        d_ff=128,
+        num_layers=3,
+        num_decoder_layers=2,
+        num_heads=4,
+        dropout_rate=dropout,
+        feed_forward_proj="gated-gelu" if like_flan else "relu",
+        tie_word_embeddings=not like_flan,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(17)
+        model = T5ForConditionalGeneration(config)
+        if like_flan:
+            model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) / 8)
+    model.save_pretrained(folder)
+    if like_flan:
+        # As the files on the hub say it, to which transformers 5 adds a name of its own.
+        path = folder / "config.json"
+        saved = json.loads(path.read_text()) | {"tie_word_embeddings": False}
+        del saved["scale_decoder_outputs"]
+        path.write_text(json.dumps(saved))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_decoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a base model with encoder and decoder, like the first T5. Read only."""
+    return save_tiny_encoder_decoder(tmp_path_factory.mktemp("tiny-encoder-decoder"))
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    MT5Config,
+    PretrainedConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+    UMT5Config,
+)
 
 from finetune_api.spec import ModelSpec
+from finetune_trainer.encoder_decoder import text_logits
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
-from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_model, load_tokenizer
+from finetune_trainer.model import (
+    ModelFiles,
+    fetch_model,
+    find_licence,
+    load_model,
+    load_tokenizer,
+    outline_model,
+)
 
 from .hub_server import COMMIT, FakeHub, serve_hub
 
@@ -245,11 +264,31 @@ def test_weights_that_do_not_fit_the_config_are_not_filled_up_in_silence(
         load_model(files, torch.float32, "sdpa")
 
 
-def test_encoder_decoder_model_is_refused(folder: Path) -> None:
-    small = T5Config(vocab_size=509, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    T5ForConditionalGeneration(small).save_pretrained(folder)
-    with pytest.raises(SpecError, match=r"encoder-decoder model \(T5ForConditionalGeneration\).*ForCausalLM"):
+def test_encoder_decoder_model_of_another_family_than_t5_is_refused(folder: Path) -> None:
+    small = BartConfig(vocab_size=509, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16)
+    BartForConditionalGeneration(small).save_pretrained(folder)
+    said = r"encoder-decoder model \(BartForConditionalGeneration\).*t5, mt5, umt5.*ForCausalLM"
+    with pytest.raises(SpecError, match=said):
         load_model(fetch_folder(folder), torch.float32, "sdpa")
+
+
+def test_decoder_deeper_than_its_encoder_is_refused(folder: Path) -> None:
+    small = T5Config(vocab_size=509, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_decoder_layers=2, num_heads=2)
+    T5ForConditionalGeneration(small).save_pretrained(folder)
+    with pytest.raises(SpecError, match=r"num_decoder_layers 2 and num_layers 1.*Choose another model"):
+        load_model(fetch_folder(folder), torch.float32, "sdpa")
+
+
+@pytest.mark.parametrize("kind", [T5Config, MT5Config, UMT5Config])
+def test_models_of_the_t5_family_are_loaded(folder: Path, kind: type[PretrainedConfig]) -> None:
+    small = kind(vocab_size=509, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    AutoModelForSeq2SeqLM.from_config(small).save_pretrained(folder)
+    files = fetch_folder(folder)
+    logits = text_logits(load_model(files, torch.float32, None).eval(), [5, 6, 7])
+    alone = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "decoder_input_ids": torch.tensor([[0, 5, 6, 7]])}
+    torch.testing.assert_close(logits, alone(**inputs).logits)
+    assert sum(p.numel() for p in outline_model(files).parameters()) == sum(p.numel() for p in alone.parameters())
 
 
 def test_masked_language_model_is_refused_though_transformers_would_load_it(folder: Path) -> None:

@@ -54,7 +54,7 @@ def test_advice_names_no_choice_that_is_refused_then():
                 named = remedy.partition("Choose one of ")[2].removesuffix(".").split(", ")
                 assert set(named) <= {str(value) for value in ONLY[name]}, row.sentence
                 checked += 1
-    assert checked >= 2
+    assert checked
 
 
 def test_all_mistakes_are_found_at_once():

@@ -150,7 +150,6 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
 @pytest.mark.parametrize(
     "given, path, remedy",
     [
-        ({"spec.model.task": "seq2seq-lm"}, "spec.model.task", "Use causal-lm"),
         (
             {"spec.evaluation.forgetting": {"sources": ["hf://a/b"]}},
             "spec.evaluation.forgetting.sources[0]",

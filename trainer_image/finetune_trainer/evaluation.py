@@ -218,12 +218,12 @@ def evaluate(
     with model.base() as base:
         base_logits = probe_logits(base, probes)
         own = examiner(base, "base", renderer)
-        raw = examiner(base, "base", Renderer(tokenizer, "raw", None, renderer.max_length))
+        raw = examiner(base, "base", renderer.raw())
         zero_shot = {paper.task: _ask_base(own, raw, paper) for paper in papers}
         if job.spec.evaluation.baselines.few_shot:
             room = (position_limit(cast(PreTrainedModel, base).config) or LONGEST_TEXT) - max_new_tokens
-            own_shown = examiner(base, "base", Renderer(tokenizer, renderer.format, renderer.system, room), True)
-            raw_shown = examiner(base, "base", Renderer(tokenizer, "raw", None, room), True)
+            own_shown = examiner(base, "base", renderer.with_length(room), True)
+            raw_shown = examiner(base, "base", renderer.raw(room), True)
             few_shot = {paper.task: _ask_base(own_shown, raw_shown, paper) for paper in papers}
         base_abilities = suite and raw.answer_suite(suite)
         base_said = own.answer_questions(suite.open_questions) if suite else []
@@ -234,7 +234,7 @@ def evaluate(
         probe = compare_probes(base_logits, probe_logits(tuned, probes))
         tuned_examiner = examiner(tuned, "tuned", renderer)
         tuned_answers = {paper.task: tuned_examiner.answer(paper, None) for paper in papers}
-        tuned_raw = examiner(tuned, "tuned", Renderer(tokenizer, "raw", None, renderer.max_length))
+        tuned_raw = examiner(tuned, "tuned", renderer.raw())
         tuned_abilities = suite and tuned_raw.answer_suite(suite)
         tuned_said = tuned_examiner.answer_questions(suite.open_questions) if suite else []
         tuned_benchmarks = (
@@ -344,7 +344,7 @@ def weigh_candidates(
         lent.eval()
         own, raw = (
             _Examiner(lent, name, scorer_factory(lent), tokenizer, asked, dataset, 0, meter)
-            for asked in (renderer, Renderer(tokenizer, "raw", None, renderer.max_length))
+            for asked in (renderer, renderer.raw())
         )
         reached = {paper.task: _task_figure(paper, own.answer(paper, None)).value for paper in papers}
         return Findings(reached, raw.answer_suite(suite))
@@ -472,20 +472,18 @@ class _Examiner:
     def _label_logprobs(self, labels: Sequence[str], examples: Sequence[Example]) -> list[Floats]:
         """Return the log-probabilities of every label's completion, label by label within row by row."""
         encoded = self.renderer.encode_many(examples, self.dataset)
-        prompts = [item.ids[: item.prompt_length] for item in encoded]
         return self._scored(
             [
-                [self._with_label(example, prompt, label) for label in labels]
-                for example, prompt in zip(examples, prompts, strict=True)
+                [
+                    self.renderer.with_completion(item, example, with_label(example.completion, label))
+                    for label in labels
+                ]
+                for example, item in zip(examples, encoded, strict=True)
             ]
         )
 
     def _completion_logprobs(self, examples: Sequence[Example]) -> list[Floats]:
         return self._scored([[encoded] for encoded in self.renderer.encode_many(examples, self.dataset)])
-
-    def _with_label(self, example: Example, prompt: tuple[int, ...], label: str) -> Encoded:
-        completion = self.renderer.encode_completion(prompt, example, with_label(example.completion, label))
-        return Encoded(prompt + completion, len(prompt))
 
     def _scored(self, rows: Sequence[Sequence[Encoded]]) -> list[Floats]:
         logprobs = self.scorer.token_logprobs(
@@ -508,7 +506,7 @@ class _Examiner:
         return self._written([self.renderer.encode_question(question) for question in questions], ANSWER_TOKENS)
 
     def _generated(self, examples: Sequence[Example]) -> list[str]:
-        prompts = [item.ids[: item.prompt_length] for item in self.renderer.encode_many(examples, self.dataset)]
+        prompts = [item.prompt_ids for item in self.renderer.encode_many(examples, self.dataset)]
         return self._written(prompts, self.max_new_tokens)
 
     def _written(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> list[str]:

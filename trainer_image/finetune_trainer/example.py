@@ -1,7 +1,7 @@
 """The two forms a row takes on its way to the model: text, then tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class Encoded:
     truncated: bool = False
     answers: tuple[tuple[int, int], ...] = ()
     """Start and end of what else is learnt: the assistant's earlier turns in a chat's prompt."""
+    decoder_start: int | None = None
+    """Of an encoder-decoder model, whose encoder reads the prompt alone: what its decoder begins a completion with."""
 
     @property
     def learnt(self) -> Sequence[int]:
@@ -47,3 +49,14 @@ class Encoded:
     def completion_ids(self) -> tuple[int, ...]:
         """The tokens to be learnt, the end token included."""
         return self.ids[self.prompt_length :]
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The tokens before them."""
+        return self.ids[: self.prompt_length]
+
+    def without_beginning(self, tokens: int) -> "Encoded":
+        """Return what is left without the first ``tokens``; an encoder keeps one to read."""
+        if self.decoder_start is not None:
+            tokens = min(tokens, self.prompt_length - 1)
+        return replace(self, ids=self.ids[tokens:], prompt_length=max(0, self.prompt_length - tokens), answers=())

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from finetune_api.spec import BLOCK_OF, DEFAULT_MAX_LENGTH, FineTuneJobSpec, MethodSpec
+from transformers import PretrainedConfig
+
+from finetune_api.spec import BLOCK_OF, DEFAULT_MAX_LENGTH, FineTuneJobSpec, MethodSpec, ModelSpec, ModelTask
 from finetune_trainer.errors import SpecError
 from finetune_trainer.methods import check_method
 from finetune_trainer.model import ModelFiles, outline_model, position_limit, read_config
@@ -16,7 +18,7 @@ LONGEST_TEXT = 1_048_576
 
 @dataclass(frozen=True, slots=True)
 class RowLength:
-    """How many tokens prompt and completion may have together."""
+    """How many tokens prompt and completion may have together; of an encoder-decoder model, each."""
 
     tokens: int
     note: str = ""
@@ -30,8 +32,27 @@ def check_fit(spec: FineTuneJobSpec, files: ModelFiles) -> None:
         SpecError: layers that the model does not have, or more tokens than it has places for.
         DataError: the weights are of another model than config.json.
     """
+    check_task(spec.model, read_config(files))
     find_row_length(spec, files)
     check_method(outline_model(files), spec.method)
+
+
+def check_task(model: ModelSpec, config: PretrainedConfig) -> None:
+    """Find out whether the model is of the kind that the job says.
+
+    Raises:
+        SpecError: it is of the other.
+    """
+    kind, what = (
+        (ModelTask.SEQ2SEQ_LM, "an encoder and a decoder")
+        if config.is_encoder_decoder
+        else (ModelTask.CAUSAL_LM, "a decoder alone")
+    )
+    if model.task is not kind:
+        raise SpecError(
+            f"spec.model.task ({model.task.value}): {model.source} ({config.model_type}) has {what}. "
+            f"Set spec.model.task: {kind.value}, or choose another model in spec.model.source."
+        )
 
 
 def find_row_length(spec: FineTuneJobSpec, files: ModelFiles) -> RowLength:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune_trainer.encoder_decoder import decoder_start, encoder_of
 from finetune_trainer.model import position_limit
 
 
@@ -37,7 +38,7 @@ def generate(
     places for tokens.
 
     Args:
-        model: any causal language model with or without PEFT methods, soft prompts included; put into eval mode.
+        model: any language model with or without PEFT methods, soft prompts included; put into eval mode.
         tokenizer: decodes the answers; its padding settings are neither used nor changed.
         prompts: token ids with every special token already in place.
         max_new_tokens: upper bound of an answer's length.
@@ -47,7 +48,8 @@ def generate(
     """
     model.eval()
     answers: dict[int, str] = {}
-    virtual = _virtual_tokens(model)
+    # In front of an encoder, padding behind the text keeps nothing apart.
+    virtual = 0 if encoder_of(model) is not None else _virtual_tokens(model)
     limit = position_limit(cast(PreTrainedModel, model).config)
     room = None if limit is None else limit - virtual
     for batch in _batches([len(prompt) for prompt in prompts], batch_size, virtual > 0, max_new_tokens, room):
@@ -98,7 +100,9 @@ def _virtual_tokens(model: nn.Module) -> int:
 def _generate_batch(
     model: nn.Module, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, end_token_ids: Sequence[int]
 ) -> list[list[int]]:
-    input_ids, attention_mask = _pad_left(prompts, end_token_ids[0])
+    start = decoder_start(cast(PreTrainedModel, model).config)
+    input_ids, attention_mask = _pad(prompts, end_token_ids[0], on_the_left=start is None)
+    decoder = {} if start is None else {"decoder_start_token_id": start}
     device = next(model.parameters()).device
     with torch.inference_mode(), warnings.catch_warnings():
         # Without padding, which `_virtual_tokens` is asked for, position ids say nothing that PEFT could lose.
@@ -119,19 +123,21 @@ def _generate_batch(
             repetition_penalty=1.0,
             no_repeat_ngram_size=0,
             min_new_tokens=0,
+            **decoder,
         )
-    answers = output[:, input_ids.shape[1] :].tolist()
+    answers = output[:, 1 if decoder else input_ids.shape[1] :].tolist()
     return [_before_end(answer, end_token_ids) for answer in answers]
 
 
-def _pad_left(prompts: Sequence[tuple[int, ...]], filler: int) -> tuple[Tensor, Tensor]:
+def _pad(prompts: Sequence[tuple[int, ...]], filler: int, on_the_left: bool) -> tuple[Tensor, Tensor]:
     """Return ids and mask, both ``[batch, longest]``; the mask goes by position, as a prompt may contain the filler."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), longest), filler)
     mask = torch.zeros((len(prompts), longest), dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[row, longest - len(prompt) :] = 1
+        start = longest - len(prompt) if on_the_left else 0
+        ids[row, start : start + len(prompt)] = torch.tensor(prompt)
+        mask[row, start : start + len(prompt)] = 1
     return ids, mask
 
 

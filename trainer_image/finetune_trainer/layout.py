@@ -49,6 +49,8 @@ def build_batch(items: Sequence[Encoded], layout: Layout) -> Batch:
     ``labels`` is ``[rows, 1 + kept]``: the tokens to predict, in the items' order, behind one ignored column, because
     transformers counts the labels of a causal model from the second column on.
     """
+    if items[0].decoder_start is not None:
+        return _with_decoder(items)
     return _packed(items) if layout is Layout.PACKED else _padded(items)
 
 
@@ -103,6 +105,26 @@ def _padded(items: Sequence[Encoded]) -> Batch:
         for place in item.learnt:
             labels[number, 1 + column[place - 1]] = item.ids[place]
     return {"input_ids": ids, "attention_mask": mask, "logits_to_keep": torch.tensor(kept), "labels": labels}
+
+
+def _with_decoder(items: Sequence[Encoded]) -> Batch:
+    """Return prompts for the encoder, and for the decoder completions moved one place on behind the start token."""
+    prompts, completions = [item.prompt_ids for item in items], [item.completion_ids for item in items]
+    begun = [(item.decoder_start or 0, *item.completion_ids[:-1]) for item in items]
+    return {
+        "input_ids": _right_padded(prompts, 0),
+        "attention_mask": _right_padded([[1] * len(prompt) for prompt in prompts], 0),
+        # No mask: what stands behind a completion is seen by nothing before it.
+        "decoder_input_ids": _right_padded(begun, 0),
+        "labels": _right_padded([(IGNORED, *completion) for completion in completions], IGNORED),
+    }
+
+
+def _right_padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    padded = torch.full((len(rows), max(map(len, rows))), filler)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = torch.tensor(values)
+    return padded
 
 
 def forward(model: nn.Module, batch: Batch) -> Tensor:

@@ -29,6 +29,7 @@ from finetune_api.spec import (
     LoraTargets,
     MethodSpec,
     MethodType,
+    ModelTask,
     PrefixTuningSpec,
     PromptInit,
     PromptTuningSpec,
@@ -58,8 +59,8 @@ def prepare_model(model: PreTrainedModel, method: MethodSpec, tokenizer_path: st
         case MethodType.LORA:
             return get_peft_model(model, _lora_config(model, method.lora or LoraSpec()))
         case MethodType.PROMPT_TUNING:
-            config = _prompt_tuning_config(method.prompt_tuning or PromptTuningSpec(), tokenizer_path)
-            return SoftPromptModel(model, config)
+            config = _prompt_tuning_config(model, method.prompt_tuning or PromptTuningSpec(), tokenizer_path)
+            return get_peft_model(model, config) if model.config.is_encoder_decoder else SoftPromptModel(model, config)
         case MethodType.PREFIX_TUNING:
             prefix = _prefix_tuning_config(model, method.prefix_tuning or PrefixTuningSpec())
             return get_peft_model(model, prefix)
@@ -93,6 +94,8 @@ def check_method(model: PreTrainedModel, method: MethodSpec) -> None:
 
 def why_padded(spec: FineTuneJobSpec) -> str:
     """Return why this job's rows must not be packed, whatever the model; empty where it is the model that decides."""
+    if spec.model.task is ModelTask.SEQ2SEQ_LM:
+        return "every layer of an encoder goes by places in its whole row"
     if spec.method.type is MethodType.PREFIX_TUNING:
         return "a prefix is a cache, and packed rows have none"
     return "" if spec.data.packing else "spec.data.packing is false"
@@ -142,7 +145,7 @@ class SoftPromptModel(PeftModelForCausalLM):
 
 def _lora_config(model: PreTrainedModel, lora: LoraSpec) -> LoraConfig:
     return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=_task_type(model),
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -151,6 +154,10 @@ def _lora_config(model: PreTrainedModel, lora: LoraSpec) -> LoraConfig:
         target_modules=_lora_targets(model, lora),
         fan_in_fan_out=_holds_transposed(model),
     )
+
+
+def _task_type(model: PreTrainedModel) -> TaskType:
+    return TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
 
 
 def _holds_transposed(model: nn.Module) -> bool:
@@ -202,11 +209,13 @@ def _existing_names(model: nn.Module, wanted: list[str], field: str) -> list[str
     return wanted
 
 
-def _prompt_tuning_config(prompt: PromptTuningSpec, tokenizer_path: str) -> PromptTuningConfig:
+def _prompt_tuning_config(model: PreTrainedModel, prompt: PromptTuningSpec, tokenizer_path: str) -> PromptTuningConfig:
     from_text = prompt.init is PromptInit.TEXT
     return PromptTuningConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=_task_type(model),
         num_virtual_tokens=prompt.virtual_tokens,
+        # PEFT would make vectors for the decoder as well, which nothing reads.
+        num_transformer_submodules=1,
         prompt_tuning_init=PromptTuningInit.TEXT if from_text else PromptTuningInit.RANDOM,
         prompt_tuning_init_text=prompt.init_text if from_text else None,
         tokenizer_name_or_path=tokenizer_path if from_text else None,
@@ -219,7 +228,13 @@ def _prefix_tuning_config(model: PreTrainedModel, prefix: PrefixTuningSpec) -> P
             f"spec.method.type: {type(model).__name__} keeps no keys and values that a prefix could stand before. "
             "Take promptTuning or lora."
         )
-    return PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=prefix.virtual_tokens)
+    config = PrefixTuningConfig(task_type=_task_type(model), num_virtual_tokens=prefix.virtual_tokens)
+    if model.config.is_encoder_decoder:
+        # The prefix stands in the decoder; an attention of T5 may be wider or narrower than the model.
+        config.num_layers = model.config.num_decoder_layers
+        config.num_attention_heads = model.config.num_heads
+        config.token_dim = model.config.num_heads * model.config.d_kv
+    return config
 
 
 def _ia3_config(model: PreTrainedModel, ia3: Ia3Spec) -> IA3Config:
@@ -234,7 +249,7 @@ def _ia3_config(model: PreTrainedModel, ia3: Ia3Spec) -> IA3Config:
             "networks is not known here. Name them, and in feedforwardNames the feed-forward ones among them."
         )
     return IA3Config(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=_task_type(model),
         target_modules=_existing_names(model, targets, "spec.method.ia3.targetNames"),
         feedforward_modules=feedforward,
         fan_in_fan_out=_holds_transposed(model),

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import yaml
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -32,6 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from finetune_api.spec import ModelSpec, OutputSpec
 from finetune_trainer.durable import disk_errors
+from finetune_trainer.encoder_decoder import FAMILY
 from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.hub import Hub, Wanted, retry
 from finetune_trainer.location import Mounts
@@ -192,7 +194,7 @@ def load_model(files: ModelFiles, dtype: torch.dtype, attention: str | None) -> 
         attention: a name that transformers' AttentionInterface knows; None for the model's own choice.
 
     Raises:
-        SpecError: the architecture is no causal language model.
+        SpecError: the architecture is no language model that can be tuned.
         DataError: the weights lack tensors, hold others, or have other shapes than config.json says.
         OutOfMemoryError: they are larger than the memory.
     """
@@ -209,7 +211,7 @@ def outline_model(files: ModelFiles) -> PreTrainedModel:
     Takes a fraction of a second and no memory, whatever the model's size.
 
     Raises:
-        SpecError: the architecture is no causal language model.
+        SpecError: the architecture is no language model that can be tuned.
         DataError: no model can be built from config.json, or the weights are of another one.
     """
     _check_weights(files.path)
@@ -255,6 +257,15 @@ def read_config_in(folder: Path) -> PretrainedConfig:
     return cast(PretrainedConfig, config)
 
 
+def build_model(config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the language model that ``config`` describes, with random weights."""
+    return cast(PreTrainedModel, _auto_class(config).from_config(config, dtype=dtype))
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
 def find_broken_tensors(files: ModelFiles, most: int = _SHOWN_TENSORS) -> list[str]:
     """Return the names of the first ``most`` tensors that hold NaN or infinity; reads the weights until then."""
     broken: list[str] = []
@@ -273,7 +284,7 @@ def _load(files: ModelFiles, **how: object) -> PreTrainedModel:
     try:
         model, loaded = cast(
             tuple[PreTrainedModel, dict[str, Collection[object]]],
-            AutoModelForCausalLM.from_pretrained(
+            _auto_class(read_config(files)).from_pretrained(
                 files.path,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -456,15 +467,27 @@ def _weight_files(path: Path) -> Iterator[Path]:
 def _refuse_architecture(config: PretrainedConfig, path: Path) -> None:
     names = list(config.architectures or [])
     if config.is_encoder_decoder:
+        if config.model_type in FAMILY and not any(name.endswith("EncoderModel") for name in names):
+            _refuse_deep_decoder(config, path)
+            return
         raise SpecError(
-            f"{path} is an encoder-decoder model ({', '.join(names) or config.model_type}); only decoder-only causal "
-            "language models can be tuned so far. Choose a model whose architecture ends in ForCausalLM."
+            f"{path} is an encoder-decoder model ({', '.join(names) or config.model_type}) that cannot be tuned so "
+            f"far. Choose one whose model_type is {', '.join(FAMILY)}, or whose architecture ends in ForCausalLM."
         )
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or (names and not causal & set(names)):
         raise SpecError(
             f"{path} is no causal language model: its architecture is {', '.join(names) or config.model_type}. "
             "Choose a model whose architecture ends in ForCausalLM."
+        )
+
+
+def _refuse_deep_decoder(config: PretrainedConfig, path: Path) -> None:
+    # transformers makes room in its cache for as many layers as the encoder has, and generation ends in an IndexError.
+    if config.num_decoder_layers > config.num_layers:
+        raise SpecError(
+            f"{path / CONFIG} says num_decoder_layers {config.num_decoder_layers} and num_layers {config.num_layers}: "
+            "this version of transformers cannot generate with a decoder deeper than its encoder. Choose another model."
         )
 
 

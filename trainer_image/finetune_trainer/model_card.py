@@ -8,6 +8,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from finetune_api.report import ArtifactKind, Report
+from finetune_api.spec import ModelTask
 from finetune_trainer.prompt_file import PromptFile, PromptTask
 from finetune_trainer.template import Template
 
@@ -61,6 +62,11 @@ class CardFacts:
     """As the base model's own card states it."""
 
 
+_PIPELINE = {ModelTask.CAUSAL_LM: "text-generation", ModelTask.SEQ2SEQ_LM: "text2text-generation"}
+_AUTO_CLASS = {ModelTask.CAUSAL_LM: "AutoModelForCausalLM", ModelTask.SEQ2SEQ_LM: "AutoModelForSeq2SeqLM"}
+_ANSWER = {ModelTask.CAUSAL_LM: 'output[0, inputs["input_ids"].shape[1]:]', ModelTask.SEQ2SEQ_LM: "output[0]"}
+
+
 def render_card(report: Report, facts: CardFacts) -> str:
     """Return the card as markdown with YAML front matter."""
     environment = Environment(
@@ -87,7 +93,7 @@ def _front_matter(report: Report, facts: CardFacts) -> str:
     """Return the facts that a hub reads: https://huggingface.co/docs/hub/model-cards."""
     front: dict[str, object] = {
         "library_name": "peft" if facts.kind is ArtifactKind.ADAPTER else "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": _PIPELINE[facts.prompt.model_task],
         "tags": ["fine-tuned", report.training.method],
     }
     if facts.base.on_hub:
@@ -96,15 +102,15 @@ def _front_matter(report: Report, facts: CardFacts) -> str:
     if facts.licence is not None:
         front["license"] = facts.licence
     if report.evaluation is not None and report.evaluation.metrics:
-        front["model-index"] = [{"name": report.name, "results": _results(report)}]
+        front["model-index"] = [{"name": report.name, "results": _results(report, facts)}]
     return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
 
 
-def _results(report: Report) -> list[dict[str, object]]:
+def _results(report: Report, facts: CardFacts) -> list[dict[str, object]]:
     metrics = report.evaluation.metrics if report.evaluation is not None else ()
     return [
         {
-            "task": {"type": "text-generation"},
+            "task": {"type": _PIPELINE[facts.prompt.model_task]},
             "dataset": {"name": f"{task} (test split)", "type": "custom"},
             "metrics": [
                 {"type": metric.metric, "value": round(metric.tuned, 6)} for metric in metrics if metric.task == task
@@ -123,7 +129,7 @@ def _snippet(facts: CardFacts) -> str:
         "",
         *(["from jinja2.sandbox import ImmutableSandboxedEnvironment"] if task.templates else []),
         *(["from peft import PeftModel"] if is_adapter else []),
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {_AUTO_CLASS[facts.prompt.model_task]}, AutoTokenizer",
         "",
         'folder = "."',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
@@ -134,7 +140,7 @@ def _snippet(facts: CardFacts) -> str:
         *_prompt(task),
         *_tokenise(facts.prompt),
         'output = model.generate(**inputs, max_new_tokens=64, do_sample=False, eos_token_id=settings["endTokenIds"])',
-        'answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip()',
+        f"answer = tokenizer.decode({_ANSWER[facts.prompt.model_task]}, skip_special_tokens=True).strip()",
         "print(answer)",
     ]
     return "\n".join(lines)
@@ -157,13 +163,13 @@ def _load_adapter(facts: CardFacts) -> Sequence[str]:
     base, dtype = json.dumps(facts.base.name, ensure_ascii=False), json.dumps(facts.dtype)
     revision = f", revision={json.dumps(facts.base.revision)}" if facts.base.revision is not None else ""
     return (
-        f"base = AutoModelForCausalLM.from_pretrained({base}{revision}, dtype={dtype})",
+        f"base = {_AUTO_CLASS[facts.prompt.model_task]}.from_pretrained({base}{revision}, dtype={dtype})",
         "model = PeftModel.from_pretrained(base, folder)",
     )
 
 
 def _load_weights(facts: CardFacts) -> str:
-    return f"model = AutoModelForCausalLM.from_pretrained(folder, dtype={json.dumps(facts.dtype)})"
+    return f"model = {_AUTO_CLASS[facts.prompt.model_task]}.from_pretrained(folder, dtype={json.dumps(facts.dtype)})"
 
 
 def _tokenise(prompt: PromptFile) -> Sequence[str]:

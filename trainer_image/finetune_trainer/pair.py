@@ -66,7 +66,7 @@ def load_published(job: FineTuneJob, files: ModelFiles, folder: Path, kind: Arti
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """Return ``base`` with the adapter in ``folder`` switched on, for inference."""
     config = PeftConfig.from_pretrained(str(folder))
-    if config.peft_type != PeftType.PROMPT_TUNING:
+    if config.peft_type != PeftType.PROMPT_TUNING or base.config.is_encoder_decoder:
         return PeftModel.from_pretrained(base, str(folder)).eval()
     model = SoftPromptModel(base, config)
     model.load_adapter(str(folder), model.active_adapter)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.report import ArtifactKind, ParityReport, ProbeReport
+from finetune_trainer.encoder_decoder import text_logits
 from finetune_trainer.errors import ParityError, SpecError
 
 PROBES = 8
@@ -56,15 +57,8 @@ def encode_probes(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> t
 def probe_logits(model: nn.Module, probes: Sequence[Sequence[int]]) -> tuple[Tensor, ...]:
     """Return for each probe the logits ``[positions, vocabulary]`` at its last positions, float32 on the CPU."""
     model.eval()
-    device = next(model.parameters()).device
     with torch.no_grad():
-        return tuple(
-            model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False)
-            .logits[0, -_LAST_POSITIONS:]
-            .float()
-            .cpu()
-            for ids in probes
-        )
+        return tuple(text_logits(model, ids)[0, -_LAST_POSITIONS:].float().cpu() for ids in probes)
 
 
 def largest_difference(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import DType, FineTuneJobSpec, GradientCheckpointing, Precision, RegularizationType
@@ -27,12 +27,13 @@ from finetune_api.spec.compute import DeepspeedSpec, Offload, processes
 from finetune_api.spec.field import amount
 from finetune_api.status import MemoryStatus, PlanStatus, figure
 from finetune_trainer import attention
+from finetune_trainer.encoder_decoder import decoder_start
 from finetune_trainer.example import Encoded
-from finetune_trainer.fit import row_length
+from finetune_trainer.fit import check_task, row_length
 from finetune_trainer.layout import Batch, Layout, build_batch, forward
 from finetune_trainer.location import Mounts
 from finetune_trainer.methods import count_parameters, prepare_model, why_padded
-from finetune_trainer.model import fetch_small_files, position_limit, read_config_in
+from finetune_trainer.model import build_model, fetch_small_files, position_limit, read_config_in
 from finetune_trainer.precision import PrecisionChoice, choose_precision, decide_precision
 from finetune_trainer.regularization import copies_bytes, divergence, trained_bytes
 from finetune_trainer.settings_map import Steps, plan_steps
@@ -56,10 +57,17 @@ class Workload:
     """The longest of them, longest first: as many as a micro-batch may hold, or all."""
 
 
-def whole_rows(tokens: int, rows: int) -> Workload:
-    """Return a workload whose every row has ``tokens`` tokens, all of them learnt: the most that a job may meet."""
+def whole_rows(tokens: int, rows: int, start: int | None = None) -> Workload:
+    """Return a workload whose every row has ``tokens`` tokens, all of them learnt: the most that a job may meet.
+
+    ``start`` is what an encoder-decoder model's decoder begins with: as many tokens are read then, and as many learnt.
+    """
+    prompt = 0 if start is None else tokens
     # No two begin alike: packed rows would share what they have in common.
-    return Workload(rows, [Encoded(tuple([number, *range(1, tokens)]), 0) for number in range(min(rows, 64))])
+    return Workload(
+        rows,
+        [Encoded((number, *range(1, prompt + tokens)), prompt, decoder_start=start) for number in range(min(rows, 64))],
+    )
 
 
 def plan_run(
@@ -116,7 +124,7 @@ def _built(
     spec: FineTuneJobSpec, config: PretrainedConfig, precision: PrecisionChoice, tokenizer_path: str
 ) -> nn.Module:
     with torch.device("meta"):
-        base = AutoModelForCausalLM.from_config(config, dtype=precision.weights)
+        base = build_model(config, precision.weights)
     return prepare_model(base, spec.method, tokenizer_path)
 
 
@@ -184,10 +192,11 @@ def plan_from_config(job: FineTuneJob, cache: Path) -> PlanStatus:
     spec = job.spec
     folder = fetch_small_files(spec.model, cache, Storage(spec.output, Mounts.from_environment(os.environ)))
     config = read_config_in(folder)
+    check_task(spec.model, config)
     length = row_length(spec, position_limit(config))
     gpus = expected_gpus(spec, is_local=spec.output.uri.startswith("file://"))
     precision = expected_precision(spec, on_gpu=gpus > 0)
-    workload = whole_rows(length.tokens, spec.training.global_batch_size)
+    workload = whole_rows(length.tokens, spec.training.global_batch_size, decoder_start(config))
     return plan_run(spec, config, workload, precision, tokenizer_path=str(folder), gpus=gpus)
 
 

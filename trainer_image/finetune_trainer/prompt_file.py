@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.job import FineTuneJob
 from finetune_api.model import ApiModel
+from finetune_api.spec import ModelTask
 
 
 class RendererInfo(Protocol):
@@ -57,11 +58,13 @@ class PromptFile(ApiModel):
     """
 
     version: Literal[1] = 1
+    model_task: ModelTask = ModelTask.CAUSAL_LM
+    """Of a seq2seq-lm the encoder reads the prompt, and what the decoder writes is the answer, all of it."""
     format: Literal["raw", "chat"]
     system: str | None
     assistant_header: str
     max_length: int
-    """Longest prompt and answer together that was trained on, in tokens."""
+    """Longest prompt and answer together that was trained on, in tokens; of a seq2seq-lm, longest of each."""
     end_token_ids: tuple[int, ...]
     end_tokens: tuple[str, ...]
     tasks: tuple[PromptTask, ...]
@@ -70,6 +73,7 @@ class PromptFile(ApiModel):
 def make_prompt_file(renderer: RendererInfo, job: FineTuneJob, tokenizer: PreTrainedTokenizerBase) -> PromptFile:
     """Return what ``prompt.json`` of this job's model says."""
     return PromptFile(
+        model_task=job.spec.model.task,
         format=renderer.format,
         system=renderer.system,
         assistant_header=renderer.assistant_header,

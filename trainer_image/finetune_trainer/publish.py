@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Artifact, ArtifactKind, Report
 from finetune_trainer.durable import disk_errors, partial_name, sync_folder, write_file
+from finetune_trainer.encoder_decoder import text_logits
 from finetune_trainer.errors import SpecError, StorageError
 from finetune_trainer.location import local_path
 from finetune_trainer.manifest import COMPLETE_NAME, MANIFEST_NAME, Manifest, verify_manifest, write_manifest
@@ -172,6 +173,9 @@ def _write_full_weights(model: PreTrainedModel, folder: Path) -> None:
         model.config = training_config
     config = json.loads((folder / "config.json").read_bytes())
     config.pop("_name_or_path", None)
+    if "scale_decoder_outputs" in config:
+        # transformers 4 reads this fact of a T5, and whether its output layer is tied, from here.
+        config["tie_word_embeddings"] = config["scale_decoder_outputs"]
     write_file(folder / "config.json", _json(config))
 
 
@@ -182,16 +186,15 @@ def _merged(model: PeftModel, probe: Sequence[int]) -> tuple[PreTrainedModel, Me
             f"spec.output.merge: a {model.active_peft_config.peft_type.value} adapter cannot be merged into weights, "
             "only lora can. Leave merge out; the adapter is published."
         )
-    ids = torch.tensor([list(probe)], device=model.device)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            expected = model(input_ids=ids, use_cache=False).logits.float()
+            expected = text_logits(model, probe).float()
             with model.disable_adapter():
-                untuned = model(input_ids=ids, use_cache=False).logits.float()
+                untuned = text_logits(model, probe).float()
             merged = copy.deepcopy(model).merge_and_unload(safe_merge=True)
-            actual = merged(input_ids=ids, use_cache=False).logits.float()
+            actual = text_logits(merged, probe).float()
     finally:
         model.train(was_training)
     check = MergeCheck(

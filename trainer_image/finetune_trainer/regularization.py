@@ -132,7 +132,8 @@ def estimate_importance(model: nn.Module, rows: Sequence[Encoded], seed: int) ->
     was_training = model.training
     model.eval()
     for row in rows[:: max(1, len(rows) // FISHER_ROWS)][:FISHER_ROWS]:
-        batch = {name: value.to(device) for name, value in build_batch([Encoded(row.ids, 0)], Layout.PADDED).items()}
+        text = Encoded(row.ids, 0) if row.decoder_start is None else row
+        batch = {name: value.to(device) for name, value in build_batch([text], Layout.PADDED).items()}
         logits = forward(model, batch)[0].float()
         drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
         surprise = functional.cross_entropy(logits, drawn.to(device), reduction="sum")

@@ -6,7 +6,7 @@ model and no padding; what is learnt follows from positions, never from token id
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from jinja2 import TemplateError
@@ -49,14 +49,23 @@ class _ChatFrame:
 class Renderer:
     """Examples to tokens for one tokenizer, one format and one system prompt."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", format: str, system: str | None, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        format: str,
+        system: str | None,
+        max_length: int,
+        decoder_start: int | None = None,
+    ) -> None:
         """Settle the format and find out how the chat template frames the assistant's turn.
 
         Args:
             tokenizer: its chat template decides what ``auto`` means.
             format: ``auto``, ``raw`` or ``chat``.
             system: system prompt for format chat; None leaves it to the template.
-            max_length: tokens of prompt, completion and end token together.
+            max_length: tokens of prompt, completion and end token together; of an encoder-decoder model, of the prompt
+                and of the completion each.
+            decoder_start: see `Encoded`; given, prompts and completions are texts of their own.
 
         Raises:
             SpecError: the tokenizer lacks a chat template or an end token, or the template takes no system prompt.
@@ -65,11 +74,22 @@ class Renderer:
         self._tokenizer = tokenizer
         self.system = system
         self.max_length = max_length
+        self._decoder_start = decoder_start
+        if decoder_start is not None and format == "auto":
+            format = "raw"
         self.format: Literal["raw", "chat"] = _resolve_format(tokenizer, format, system)
-        self._leading_ids = self._find_leading_ids()
+        self._leading_ids, self._trailing_ids = self._find_surrounding_ids()
         self._anchor_ids = self._find_anchor_ids()
         self._frame = self._find_frame() if self.format == "chat" else None
         self._reserved: dict[tuple[str, str, str], int] = {}
+
+    def raw(self, max_length: int | None = None) -> "Renderer":
+        """Return the renderer of the same model's texts without a chat template."""
+        return Renderer(self._tokenizer, "raw", None, max_length or self.max_length, self._decoder_start)
+
+    def with_length(self, max_length: int) -> "Renderer":
+        """Return the same renderer for longer or shorter texts."""
+        return Renderer(self._tokenizer, self.format, self.system, max_length, self._decoder_start)
 
     @property
     def end_token_ids(self) -> Ids:
@@ -96,7 +116,7 @@ class Renderer:
         prompt, _ = self._texts(example)
         if self._frame is not None:
             return prompt
-        return self.decode(self._leading_ids) + prompt
+        return self.decode(self._leading_ids) + prompt + self.decode(self._trailing_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ``ids``, special tokens included, for people."""
@@ -113,8 +133,7 @@ class Renderer:
 
     def encode_prompt(self, example: Example, dataset: Dataset) -> Ids:
         """Return what generation sees: exactly the tokens of `encode` before the completion."""
-        encoded = self.encode(example, dataset)
-        return encoded.ids[: encoded.prompt_length]
+        return self.encode(example, dataset).prompt_ids
 
     def encode_question(self, question: str) -> Ids:
         """Return what generation sees of a question that belongs to no task, in the format that tasks are asked in."""
@@ -131,6 +150,11 @@ class Renderer:
         if not prompt_ids:
             raise ValueError("a completion needs a prompt before it")
         return self._completion_ids([self._completion_text(example, completion_text)])[0]
+
+    def with_completion(self, encoded: Encoded, example: Example, completion_text: str) -> Encoded:
+        """Return what `encode` gave for ``example`` with the tokens of another completion behind its prompt."""
+        completion = self.encode_completion(encoded.prompt_ids, example, completion_text)
+        return replace(encoded, ids=encoded.prompt_ids + completion)
 
     def encode_turns(self, example: Example, dataset: Dataset) -> Encoded:
         """Return what `encode` gives with every answer of a chat to be learnt, each tokenised as the last one is.
@@ -178,17 +202,28 @@ class Renderer:
     def encode_continuations(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
         """Return the tokens of every text and of what goes on from it, as they stand: no format, no end, none cut."""
         prompts = self._prompt_ids([text.rstrip() for text, _ in pairs])
-        behind = self._continuation_ids([text[len(text.rstrip()) :] + more for text, more in pairs])
-        return [Encoded(prompt + more, len(prompt)) for prompt, more in zip(prompts, behind, strict=True)]
+        if self._decoder_start is not None:
+            behind = self._tokenise([more.strip() for _, more in pairs])
+        else:
+            behind = self._continuation_ids([text[len(text.rstrip()) :] + more for text, more in pairs])
+        return [
+            Encoded(prompt + more, len(prompt), decoder_start=self._decoder_start)
+            for prompt, more in zip(prompts, behind, strict=True)
+        ]
 
     def _fitted(self, example: Example, dataset: Dataset, prompt: Ids, completion: Ids) -> Encoded:
         fitted, prompt, completion = self._fit(example, dataset, prompt, completion)
-        return Encoded(prompt + completion, len(prompt), truncated=fitted is not example)
+        return Encoded(
+            prompt + completion, len(prompt), truncated=fitted is not example, decoder_start=self._decoder_start
+        )
 
     def _fit(self, example: Example, dataset: Dataset, prompt: Ids, completion: Ids) -> tuple[Example, Ids, Ids]:
         """Return the example as long as it may be, and its tokens."""
         # Room for the longest label, not only for the right one: the prompt must not tell how long the answer is.
         reserved = max(len(completion), self._longest_label(example, dataset))
+        if self._decoder_start is not None:
+            self._check_completion(example, reserved)
+            reserved = 0
         shortened = example
         while (excess := len(prompt) + reserved - self.max_length) > 0:
             value = dataset.cuttable(shortened)
@@ -202,12 +237,20 @@ class Renderer:
             keep = len(value) * (tokens - excess) // tokens if tokens > excess else 0
             shortened = dataset.shortened(shortened, min(keep, len(value) - 1))
             prompt = self._prompt_ids([self._texts(shortened)[0]])[0]
-        if not prompt:
+        if len(prompt) <= len(self._trailing_ids):
             raise DataError(
                 f"spec.data.tasks: the prompt of row {example.row} (counted from 0) of task {example.task!r} is blank; "
                 f"the model needs at least one token to go on from. Put words into the prompt template."
             )
         return shortened, prompt, completion
+
+    def _check_completion(self, example: Example, tokens: int) -> None:
+        if tokens > self.max_length:
+            raise DataError(
+                f"spec.data.maxLength: row {example.row} (counted from 0) of task {example.task!r} needs {tokens} "
+                f"completion tokens, {self.max_length} are allowed, and completions are never shortened. Raise "
+                f"spec.data.maxLength or drop the row."
+            )
 
     def _longest_label(self, example: Example, dataset: Dataset) -> int:
         labels = dataset.labels(example.task)
@@ -241,6 +284,8 @@ class Renderer:
     def _completion_text(self, example: Example, completion: str) -> str:
         if self._frame is not None:
             return self._frame.lead + completion.strip() + self._frame.ending
+        if self._decoder_start is not None:
+            return completion.strip()
         # White space belongs to the word behind it, as tokenizers see it: "a: |b" would meet tokens never trained on.
         return example.prompt[len(example.prompt.rstrip()) :] + completion
 
@@ -248,10 +293,12 @@ class Renderer:
         tokenised = self._tokenise(texts)
         if self.format == "chat":  # chat templates write their special tokens themselves
             return tokenised
-        leading = self._leading_ids
-        return [ids if leading and ids[: len(leading)] == leading else leading + ids for ids in tokenised]
+        leading, trailing = self._leading_ids, self._trailing_ids
+        return [(ids if leading and ids[: len(leading)] == leading else leading + ids) + trailing for ids in tokenised]
 
     def _completion_ids(self, texts: Sequence[str]) -> list[Ids]:
+        if self._decoder_start is not None:
+            return [(*ids, self._tokenizer.eos_token_id) for ids in self._tokenise(texts)]
         ends = self._frame.end_ids if self._frame is not None else (self._tokenizer.eos_token_id,)
         return [ids + ends for ids in self._continuation_ids(texts)]
 
@@ -271,12 +318,17 @@ class Renderer:
         encoded = self._tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
         return [tuple(ids) for ids in encoded["input_ids"]]
 
-    def _find_leading_ids(self) -> Ids:
-        """Return the special tokens that the tokenizer puts before a text, such as BOS."""
+    def _find_surrounding_ids(self) -> tuple[Ids, Ids]:
+        """Return the special tokens that the tokenizer puts before a text, such as BOS, and behind one for an encoder.
+
+        A text that is gone on from does not end.
+        """
         (plain,) = self._tokenise(["a"])
         whole = tuple(self._tokenizer("a")["input_ids"])
         starts = [start for start in range(len(whole)) if whole[start : start + len(plain)] == plain]
-        return whole[: starts[0]] if starts else ()
+        if not starts:
+            return (), ()
+        return whole[: starts[0]], whole[starts[0] + len(plain) :] if self._decoder_start is not None else ()
 
     def _find_anchor_ids(self) -> Ids | None:
         """Return the tokens of _ANCHOR when the tokenizer puts a space before every text, which a completion is not."""

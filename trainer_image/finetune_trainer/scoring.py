@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from finetune_trainer.encoder_decoder import encoding_once
 from finetune_trainer.example import Encoded
 from finetune_trainer.layout import (
     Batch,
@@ -55,7 +56,9 @@ class Scorer:
             for numbers in self._batches(items):
                 chosen = [items[number] for number in numbers]
                 batch = {name: value.to(device) for name, value in build_batch(chosen, self._layout).items()}
-                for number, values in zip(numbers, split_by_item(chosen, self._score(batch, with_ranks)), strict=True):
+                with encoding_once(self._model, [item.prompt_ids for item in chosen]):
+                    found = self._score(batch, with_ranks)
+                for number, values in zip(numbers, split_by_item(chosen, found), strict=True):
                     scores[number] = values
                 done += len(numbers)
                 on_progress(done / len(items))
@@ -79,15 +82,25 @@ class Scorer:
 
     def _batches(self, items: Sequence[Encoded]) -> Iterator[list[int]]:
         """Yield item numbers whose tokens fit the budget together; sorted, so that common beginnings meet."""
-        key = (lambda n: items[n].ids) if self._layout is Layout.PACKED else (lambda n: (len(items[n].ids),))
         numbers: list[int] = []
         tokens = 0
-        for number in sorted(range(len(items)), key=key):
-            length = len(items[number].ids)
-            if numbers and tokens + length > self._batch_tokens:
+        for number in sorted(range(len(items)), key=lambda number: self._neighbourhood(items[number])):
+            item = items[number]
+            # One pass through the encoder serves all that goes on from a prompt.
+            is_shared = (
+                bool(numbers) and item.decoder_start is not None and item.prompt_ids == items[numbers[-1]].prompt_ids
+            )
+            length = len(item.completion_ids if is_shared else item.ids)
+            if numbers and not is_shared and tokens + length > self._batch_tokens:
                 yield numbers
                 numbers, tokens = [], 0
             numbers.append(number)
             tokens += length
         if numbers:
             yield numbers
+
+    def _neighbourhood(self, item: Encoded) -> tuple[int, ...]:
+        """Return by what items are sorted, so that those come together which share work or length."""
+        if item.decoder_start is not None:
+            return (item.prompt_length, *item.prompt_ids)
+        return item.ids if self._layout is Layout.PACKED else (len(item.ids),)

@@ -50,7 +50,13 @@ def _in_last_layers(model: PreTrainedModel, names: list[str], count: int) -> fro
 
 def _layers(model: PreTrainedModel) -> tuple[str, int]:
     """Return path and length of the list of layers: the outermost one; lists of experts and the like lie inside."""
-    lists = [(name, len(module)) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    # Of an encoder and a decoder, the last layers are the decoder's.
+    outer = "decoder" if model.config.is_encoder_decoder else ""
+    lists = [
+        (name, len(module))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and name.startswith(outer)
+    ]
     if not lists:
         raise SpecError(
             f"spec.method.selective.train: no list of layers found in {type(model).__name__}; set train: patterns."

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from finetune_trainer.durable import disk_errors
-from finetune_trainer.model import CONFIG, ModelFiles, is_small_file, read_config
+from finetune_trainer.encoder_decoder import text_logits
+from finetune_trainer.model import CONFIG, ModelFiles, build_model, is_small_file, read_config
 
 logger = logging.getLogger(__name__)
 
 LAYERS = 4
 """Enough for what differs from layer to layer, such as a sliding window in every second one."""
 _EXPERTS = 4
-_FEED_FORWARD = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+_FEED_FORWARD = ("intermediate_size", "d_ff", "ffn_dim", "n_inner", "ffn_hidden_size")
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _EXPERT_WIDTHS = ("moe_intermediate_size", "shared_expert_intermediate_size")
 
@@ -42,10 +43,10 @@ def make_small(files: ModelFiles, folder: Path, layers: int = LAYERS) -> str:
         config = small_config(whole, layers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = build_model(config, torch.float32)
             model.eval()
             with torch.inference_mode():
-                model(torch.arange(8)[None])
+                text_logits(model, range(8))
     # Sizes may depend on each other in ways that only the architecture's own code knows.
     except Exception as error:
         logger.info("no tiny model of this architecture type=%s", whole.model_type, exc_info=True)
@@ -91,3 +92,5 @@ def _small_sizes(config: PretrainedConfig, layers: int) -> Iterator[tuple[str, A
         if isinstance(value, list) and len(value) == of("num_hidden_layers") and name != "architectures":
             yield name, value[:kept]
     yield "num_hidden_layers", kept
+    if config.is_encoder_decoder:
+        yield "num_decoder_layers", min(layers, of("num_decoder_layers"))

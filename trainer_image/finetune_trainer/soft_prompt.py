@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.report import NearToken, VirtualToken
-from finetune_trainer.methods import SoftPromptModel
 
 SHOWN = 5
 """Nearest tokens of each vector."""
@@ -22,7 +22,7 @@ SHOWN = 5
 _CHUNK = 16_384
 
 
-def describe_soft_prompt(model: SoftPromptModel, tokenizer: PreTrainedTokenizerBase) -> tuple[VirtualToken, ...]:
+def describe_soft_prompt(model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> tuple[VirtualToken, ...]:
     """Return the nearest tokens of every virtual token of ``model``, in their order."""
     table = cast(Tensor, cast(PreTrainedModel, model.get_base_model()).get_input_embeddings().weight).detach()
     # Behind the last token there may be rows that make the table a round size and stand for nothing.

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_api import __version__
@@ -47,6 +48,7 @@ from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.data_profile import describe_task, find_personal_data, find_warnings
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.durable import disk_errors, write_file
+from finetune_trainer.encoder_decoder import decoder_start
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
 from finetune_trainer.evaluation import LONGEST_ANSWER_TOKENS, evaluate, weigh_candidates
 from finetune_trainer.example import Encoded
@@ -66,7 +68,6 @@ from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.layout import Layout
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
-from finetune_trainer.methods import SoftPromptModel
 from finetune_trainer.mixture import Mixture, TaskRows, plan_mixture
 from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer, read_config
 from finetune_trainer.overlap import find_overlaps
@@ -260,15 +261,15 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
     if note := schedule_note(job.spec.training):
         reporter.say(note)
     tokenizer = load_tokenizer(files)
+    renderer = _renderer(job, files, tokenizer)
     if (suite := _load_suite(run)) is not None:
         reporter.say("reading the rows of the forgetting test")
         # What does not fit is found here.
-        _check_suite(suite, tokenizer, find_room(job.spec, files))
+        _check_suite(suite, renderer.raw(), find_room(job.spec, files))
     questions: dict[str, Sequence[str]] = {} if suite is None else {**suite.questions}
     if job.spec.evaluation.benchmarks:
         reporter.say("reading the benchmarks")
         questions |= _check_benchmarks(run, files, tokenizer, dataset)
-    renderer = _renderer(job, files, tokenizer)
     encoded: dict[Split, list[Encoded]] = {}
     for split in Split:
         reporter.say(f"tokenising the {split.value} split")
@@ -276,8 +277,13 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
     if count := job.spec.evaluation.baselines.few_shot:
         reporter.say("trying how much room the shown rows leave")
         answer = job.spec.evaluation.generation.max_new_tokens or LONGEST_ANSWER_TOKENS
-        roomy = Renderer(tokenizer, renderer.format, renderer.system, LONGEST_TEXT)
-        check_room(dataset, roomy, count, job.spec.training.seed, find_room(job.spec, files) - answer)
+        check_room(
+            dataset,
+            renderer.with_length(LONGEST_TEXT),
+            count,
+            job.spec.training.seed,
+            find_room(job.spec, files) - answer,
+        )
     reporter.say("working out what training needs")
     plan = _plan(run, files, encoded[Split.TRAIN])
     run.remember("plan", plan)
@@ -317,8 +323,7 @@ def _rehearse(run: Run, files: ModelFiles, dataset: Dataset, report: DataReport)
     return rehearsal
 
 
-def _check_suite(suite: GeneralSuite, tokenizer: PreTrainedTokenizerBase, room: int) -> None:
-    raw = Renderer(tokenizer, "raw", None, room)
+def _check_suite(suite: GeneralSuite, raw: Renderer, room: int) -> None:
     for (text, _), item in zip(suite.pairs, raw.encode_continuations(suite.pairs), strict=True):
         if len(item.ids) > room:
             raise DataError(
@@ -403,7 +408,7 @@ def _describe_data(
         ),
         hash=dataset.hash,
         format=renderer.format,
-        sample_prompt=renderer.decode(whole.ids[: whole.prompt_length]),
+        sample_prompt=renderer.decode(whole.prompt_ids),
         sample_completion=renderer.decode(whole.completion_ids),
     )
     return report.model_copy(update={"warnings": tuple(find_warnings(report))})
@@ -603,7 +608,7 @@ def _soft_prompt(job: FineTuneJob, pair: ModelPair, tokenizer: PreTrainedTokeniz
     if job.spec.method.type is not MethodType.PROMPT_TUNING:
         return ()
     with pair.tuned() as model:
-        assert isinstance(model, SoftPromptModel)
+        assert isinstance(model, PeftModel)
         return describe_soft_prompt(model, tokenizer)
 
 
@@ -754,7 +759,8 @@ def _load_benchmarks(
 
 def _renderer(job: FineTuneJob, files: ModelFiles, tokenizer: PreTrainedTokenizerBase) -> Renderer:
     data = job.spec.data
-    renderer = Renderer(tokenizer, data.format.value, data.system, find_row_length(job.spec, files).tokens)
+    length = find_row_length(job.spec, files).tokens
+    renderer = Renderer(tokenizer, data.format.value, data.system, length, decoder_start(read_config(files)))
     chats = next((index for index, task in enumerate(data.tasks) if task.messages is not None), None)
     if chats is not None and renderer.format == "raw":
         raise SpecError(

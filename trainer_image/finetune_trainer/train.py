@@ -239,8 +239,7 @@ def _computes_twice(
         return True
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     device = next(model.parameters()).device
-    cut = max(0, len(longest.ids) - _SAMPLE_TOKENS)
-    sample = Encoded(longest.ids[cut:], max(0, longest.prompt_length - cut))
+    sample = longest.without_beginning(max(0, len(longest.ids) - _SAMPLE_TOKENS))
     batch = {name: value.to(device) for name, value in build_batch([sample], layout).items()}
     kept = kept_bytes(model.train(), lambda: token_losses(forward(model, batch), batch["labels"]).sum())
     tokens = steps.micro_batch * len(longest.ids)

@@ -257,6 +257,54 @@ def _remedies_need_validation_rows(data: DataSpec, evaluation: EvaluationSpec) -
         )
 
 
+def _encoders_have_one_worker(model: ModelSpec, compute: ComputeSpec) -> Iterator[Problem]:
+    for field, count in (("workers", compute.workers), ("gpusPerWorker", compute.gpus_per_worker or 0)):
+        if model.task is ModelTask.SEQ2SEQ_LM and count > 1:
+            yield Problem(
+                ("compute", field),
+                count,
+                "is too many: seq2seq-lm is not supported on several workers yet",
+                f"Set {field}: 1.",
+            )
+
+
+def _benchmarks_ask_decoders(model: ModelSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
+    if model.task is ModelTask.SEQ2SEQ_LM and evaluation.benchmarks:
+        yield Problem(
+            ("evaluation", "benchmarks"),
+            [benchmark.suite for benchmark in evaluation.benchmarks],
+            "are not supported with seq2seq-lm yet: they are asked as texts to go on from",
+            "Leave them out.",
+        )
+
+
+def _encoders_read_plain_prompts(model: ModelSpec, data: DataSpec) -> Iterator[Problem]:
+    if model.task is not ModelTask.SEQ2SEQ_LM:
+        return
+    if data.loss_on is not LossOn.COMPLETION:
+        yield Problem(
+            ("data", "lossOn"),
+            data.loss_on.value,
+            "is not possible with seq2seq-lm: the encoder reads the prompt, and only what the decoder writes is learnt",
+            "Set it to completion, or leave it out.",
+        )
+    if data.format is Format.CHAT:
+        yield Problem(
+            ("data", "format"),
+            data.format.value,
+            "is not possible with seq2seq-lm: encoder-decoder models have no chat template",
+            "Leave it out.",
+        )
+    for index, task in enumerate(data.tasks):
+        if task.messages is not None:
+            yield Problem(
+                ("data", "tasks", index, "messages"),
+                task.messages,
+                "is not possible with seq2seq-lm: encoder-decoder models know no turns",
+                "Write templates, or take an instruct model and task: causal-lm.",
+            )
+
+
 def _weights_are_used(data: DataSpec) -> Iterator[Problem]:
     for index, task in enumerate(data.tasks):
         if task.weight != 1.0 and data.mixing.strategy is not Mixing.WEIGHTS:
@@ -344,6 +392,9 @@ class FineTuneJobSpec(Block):
         _only_low_rank_merges,
         _only_low_rank_scales,
         _remedies_need_validation_rows,
+        _encoders_have_one_worker,
+        _encoders_read_plain_prompts,
+        _benchmarks_ask_decoders,
         _weights_are_used,
         _accuracy_needs_labels,
         _gates_name_what_is_measured,

@@ -62,7 +62,8 @@ class ModelSpec(Block):
     revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     """Branch, tag or commit of a hub model; resolved to a commit and pinned in status. Absent: the default branch."""
     task: ModelTask = ModelTask.CAUSAL_LM
-    """causal-lm (Llama, Qwen, GPT) or seq2seq-lm (T5, FLAN-T5)."""
+    """causal-lm (Llama, Qwen, GPT) or seq2seq-lm: an encoder reads the prompt, a decoder writes the completion (T5,
+    FLAN-T5, mT5, umT5)."""
     dtype: DType = DType.AUTO
     """Number format of weights that are not trained. bfloat16 halves their memory; auto: that of the products, see
     spec.training.precision. What is trained is always kept in float32: a bfloat16 step of 1e-5 moves 2 % of the weights

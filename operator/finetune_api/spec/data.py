@@ -287,12 +287,12 @@ class DataSpec(Block):
     replay: ReplaySpec | None = None
     """General rows mixed in against forgetting."""
     max_length: Annotated[Int, Field(ge=16, le=1_048_576)] | None = None
-    """Longest row in tokens, prompt and completion together. Longer prompts are shortened in their longest column;
-    completions never. Memory grows at least linearly with it. Absent: 1024, or fewer where the model has fewer places
-    for tokens."""
+    """Longest row in tokens, prompt and completion together; under task seq2seq-lm, of prompt and completion each.
+    Longer prompts are shortened in their longest column; completions never. Memory grows at least linearly with it.
+    Absent: 1024, or fewer where the model has fewer places for tokens."""
     packing: Flag = True
     """Put several rows into one sequence without padding, isolated from each other; several times faster on short rows.
-    Where the model cannot isolate them, rows are padded all the same."""
+    Where the model cannot isolate them, as no encoder-decoder model can, rows are padded all the same."""
     loss_on: LossOn = LossOn.COMPLETION
     """completion: learn the answer only. assistant: of a chat, every turn of the assistant. all: learn the prompt too,
     for plain text."""

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from finetune_api.report import ArtifactKind
 from finetune_trainer.errors import ParityError, SpecError
@@ -28,6 +29,8 @@ class Output:
 
 class Echo(nn.Module):
     """Its logits are an embedding of the token itself, moved by ``shift``."""
+
+    config = PretrainedConfig()
 
     def __init__(self, shift: float = 0.0) -> None:
         super().__init__()
