@@ -32,6 +32,7 @@ ROUNDING = 1e-4
 METHODS: dict[str, dict[str, Any]] = {
     "lora with magnitudes": {"type": "lora", "lora": {"rank": 4, "useDora": True}},
     "lora of attention": {"type": "lora", "lora": {"rank": 4, "targets": "attention", "useRslora": True}},
+    "prompt tuning": {"type": "promptTuning", "promptTuning": {"virtualTokens": 5}},
     "prefix tuning": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 5}},
     "ia3": {"type": "ia3"},
     "ia3 of named layers": {"type": "ia3", "ia3": {"targetNames": ["v_proj", "up_proj"]}},

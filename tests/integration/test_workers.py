@@ -87,6 +87,10 @@ def cluster() -> Iterator[None]:
 
 FULL: dict[str, Any] = {"method": {"type": "full"}, "training__learningRate": RATE}
 LORA: dict[str, Any] = {"method": {"type": "lora", "lora": {"rank": 4, "dropout": 0.0}}}
+SELECTIVE: dict[str, Any] = {
+    "method": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}},
+    "training__learningRate": RATE,
+}
 SMALL = {"training__microBatchSize": 1}
 
 
@@ -121,6 +125,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "full, ZeRO 2, offloaded": FULL | zero(2, "cpu"),
     "full, ZeRO 3": FULL | zero(3),
     "full, ZeRO 3, offloaded": FULL | zero(3, "cpu"),
+    "selective": SELECTIVE,
     "lora": LORA,
     "lora, ZeRO 2": LORA | zero(2),
     "lora, ZeRO 3": LORA | zero(3),
