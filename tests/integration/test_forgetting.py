@@ -212,7 +212,7 @@ def test_the_strength_of_the_adapter_is_chosen_and_published(tiny_model_dir: Pat
     # The verdict rests on the rows that the choice has not seen.
     deciding = sum(result.rows for result in report.evaluation.forgetting.results)
     assert found.general_rows + deciding == len(general_rows()) + 2 * len(OWN)
-    assert abs(found.general_rows - deciding) <= 1
+    assert abs(found.general_rows - deciding) <= 10
 
     trained, published = (
         load_file(at / "adapter_model.safetensors")

@@ -84,8 +84,8 @@ class ForgettingSpec(Block):
     inconclusive: neither."""
     remedy: ForgettingRemedy = ForgettingRemedy.NONE
     """loraScale evaluates the adapter at 0.25, 0.5, 0.75 and 1 times its strength and publishes the one with the best
-    gain among those within maxDrop; earlierCheckpoint goes back. Chosen on validation rows and on every second general
-    row, which leaves half of them for the verdict."""
+    gain among those within maxDrop; earlierCheckpoint goes back. Chosen on validation rows and on half of the general
+    ones, which leaves the other half for the verdict; rows that are alike are in one half."""
 
 
 SUITES = ("glue", "superglue", "mmlu", "bigbench-hard")

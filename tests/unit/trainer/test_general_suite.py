@@ -20,6 +20,8 @@ def test_suite_is_large_enough_and_the_halves_are_apart() -> None:
     development, deciding = set(suite.development().rows), set(suite.deciding().rows)
     assert not development & deciding
     assert development | deciding == set(rows)
+    assert not {(row.task, row.group) for row in development} & {(row.task, row.group) for row in deciding}
+    assert abs(len(development) - len(deciding)) <= 10
     assert len(general_texts()) >= 20
 
 

@@ -1,8 +1,8 @@
 """The general suite: what a tuned model should not have lost, in rows that belong to no training set.
 
 Three tasks of a closed choice, scored by likelihood, prose for the loss, and questions for the form of answers. All
-rows are made from the files beside this module, always the same ones in the same order. Every second row is of the
-development half, on which a remedy may be chosen; the other half decides.
+rows are made from the files beside this module, always the same ones in the same order. Every second group of
+alike rows is of the development half, on which a remedy may be chosen; the other half decides.
 """
 
 from dataclasses import dataclass
@@ -67,11 +67,23 @@ class GeneralSuite:
 
     def development(self) -> "GeneralSuite":
         """Return the rows on which something may be chosen."""
-        return GeneralSuite(self.rows[0::2], ())
+        return GeneralSuite(self._half(0), ())
 
     def deciding(self) -> "GeneralSuite":
         """Return what nothing was chosen on."""
-        return GeneralSuite(self.rows[1::2], self.texts, self.open_questions)
+        return GeneralSuite(self._half(1), self.texts, self.open_questions)
+
+    def _half(self, number: int) -> tuple[GeneralRow, ...]:
+        """Return every second group of each task: rows that are alike stay together."""
+        seen: dict[tuple[str, str], list[str]] = {}
+        kept = []
+        for row in self.rows:
+            groups = seen.setdefault((row.source, row.task), [])
+            if row.group not in groups:
+                groups.append(row.group)
+            if groups.index(row.group) % 2 == number:
+                kept.append(row)
+        return tuple(kept)
 
 
 def text_parts(text: str) -> tuple[str, str]:
