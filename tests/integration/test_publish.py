@@ -265,6 +265,7 @@ def test_prompt_file_holds_all_that_the_prompt_is_made_of(tiny_chat_model_dir: P
     prompt = PromptFile.model_validate_json((folder / "prompt.json").read_text())
     assert prompt.model_dump(by_alias=True) == {
         "version": 1,
+        "modelTask": "causal-lm",
         "format": "chat",
         "system": "Be brief.",
         "assistantHeader": "<think></think>",
