@@ -121,7 +121,8 @@ def test_an_interrupted_job_ends_as_a_straight_one_and_publishes_what_it_trained
     reference = logits_of(loaded(tiny_model_dir, tmp_path / "workspace" / "tuned"))
     torch.testing.assert_close(tuned, reference, atol=SAME_LOSS, rtol=SAME_LOSS)
     base = logits_of(base_of(tiny_model_dir))
-    assert (tuned - base).abs().max() > 0.01
+    # A soft prompt has logits of its own in front.
+    assert (tuned[:, -base.shape[1] :] - base).abs().max() > 0.01
     if isinstance(model, PeftModel):
         with model.disable_adapter():
             torch.testing.assert_close(logits_of(model), base)
