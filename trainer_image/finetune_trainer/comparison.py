@@ -13,7 +13,6 @@ from finetune_trainer.statistics import (
     adjusted_p_values,
     paired_difference,
     rows_needed,
-    value_interval,
 )
 
 
@@ -26,8 +25,6 @@ def measure(base: Figure, tuned: Figure, seed: int, groups: Sequence[Hashable] |
         rows=len(base.rows),
         higher_is_better=base.higher_is_better,
         groups=None if groups is None else len({*groups}),
-        base_interval=value_interval(base.rows, base.combine, seed, groups),
-        tuned_interval=value_interval(tuned.rows, tuned.combine, seed, groups),
     )
 
 
@@ -46,8 +43,8 @@ def describe(task: str, metric: str, found: Measurement, note: str = "") -> Metr
         p_value=None if math.isnan(p_value) else p_value,
         rows=found.rows,
         groups=found.groups,
-        base_interval=_span(found.base_interval),
-        tuned_interval=_span(found.tuned_interval),
+        base_interval=_span(found.difference.base),
+        tuned_interval=_span(found.difference.tuned),
         rows_needed=_rows_needed(found),
         higher_is_better=found.higher_is_better,
         note=note,
@@ -76,7 +73,7 @@ def few_shot_comparison(found: Measurement) -> FewShotComparison:
     interval = found.difference.interval()
     return FewShotComparison(
         value=found.base,
-        interval=_span(found.base_interval),
+        interval=_span(found.difference.base),
         delta=found.difference.measured,
         low=interval.low,
         high=interval.high,

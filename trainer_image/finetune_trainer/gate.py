@@ -6,7 +6,7 @@ from typing import assert_never
 
 from finetune_api.report import GateResult
 from finetune_api.spec import GateSpec, PublishOn
-from finetune_trainer.statistics import FEW_ROWS, Difference, Interval, rows_needed
+from finetune_trainer.statistics import FEW_ROWS, Difference, rows_needed
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,6 @@ class Measurement:
     higher_is_better: bool
     groups: int | None = None
     """Of rows that are alike and were drawn together; absent where every row stands for itself."""
-    base_interval: Interval | None = None
-    """Of the figure itself, with 95 % confidence; absent where it is no number."""
-    tuned_interval: Interval | None = None
 
 
 def judge_gates(gates: Sequence[GateSpec], measured: Mapping[str, Measurement]) -> tuple[GateResult, ...]:

@@ -32,6 +32,11 @@ class Difference:
     measured: float
     drawn: Floats
     """``[samples]``, sorted."""
+    base: Interval | None = None
+    """Where the base's own figure lies, with 95 % confidence; absent where a draw is no number. Two such intervals that
+    overlap do not tell that the models are alike: that is what the difference is for."""
+    tuned: Interval | None = None
+    """The same of the tuned model."""
 
     def interval(self, confidence: float = 0.95) -> Interval:
         """Return the percentile interval with ``confidence`` inside it."""
@@ -87,26 +92,13 @@ def paired_difference(
     sums = _resampled_sums(both, seed, samples)
     # Two infinite perplexities have no difference.
     with np.errstate(invalid="ignore"):
-        drawn = combine(sums[:, parts:]) - combine(sums[:, :parts])
+        of_base, of_tuned = combine(sums[:, :parts]), combine(sums[:, parts:])
+        drawn = of_tuned - of_base
         measured = combine(tuned.sum(axis=0)) - combine(base.sum(axis=0))
     known = np.sort(drawn[~np.isnan(drawn)])
-    return Difference(float(measured), known if len(known) else np.array([np.nan]))
-
-
-def value_interval(
-    rows: Floats,
-    combine: Callable[[Floats], Floats],
-    seed: int,
-    groups: Sequence[object] | None = None,
-    samples: int = 2000,
-    confidence: float = 0.95,
-) -> Interval | None:
-    """Return where one model's own figure lies, rows or groups drawn again; nothing where a draw is no number.
-
-    Two such intervals that overlap do not tell that the models are alike: that is what `paired_difference` is for.
-    """
-    drawn = combine(_resampled_sums(rows if groups is None else _sums_by_group(rows, groups), seed, samples))
-    return _percentiles(drawn, confidence) if np.isfinite(drawn).all() else None
+    return Difference(
+        float(measured), known if len(known) else np.array([np.nan]), _own_interval(of_base), _own_interval(of_tuned)
+    )
 
 
 def adjusted_p_values(p_values: Sequence[float]) -> list[float]:
@@ -149,6 +141,10 @@ def _resampled_sums(rows: Floats, seed: int, samples: int) -> Floats:
         drawn = generator.integers(len(rows), size=(min(step, samples - start), len(rows)))
         parts.append(rows[drawn].sum(axis=1))
     return np.concatenate(parts)
+
+
+def _own_interval(drawn: Floats) -> Interval | None:
+    return _percentiles(drawn, 0.95) if np.isfinite(drawn).all() else None
 
 
 def _percentiles(differences: Floats, confidence: float) -> Interval:
