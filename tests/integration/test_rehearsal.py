@@ -1,5 +1,6 @@
 """The whole pipeline in small, before anything is paid for: for every method, with no trace left."""
 
+import json
 import os
 import re
 import signal
@@ -168,6 +169,18 @@ def test_no_row_of_validation_or_test_is_used(model_dir: Path, tmp_path: Path):
         rows = small.examples(split)
         assert {example.row for example in rows} <= train
         assert {example.completion for example in rows} == {" negative", " positive"}
+
+
+def test_a_few_of_the_replayed_rows_are_enough(model_dir: Path, tmp_path: Path):
+    general = [{"prompt": f"Say {number}:", "completion": f" {number}"} for number in range(60)]
+    (tmp_path / "general.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in general))
+    replay = {"source": (tmp_path / "general.jsonl").as_uri(), "fraction": 0.2}
+    job = tiny_job(model_dir, tmp_path, data__replay=replay)
+    whole = load_dataset(job.spec.data)
+    small = small_dataset(whole)
+    assert 0 < len(small.replay()) <= 8 < len(whole.replay())
+    report = stages.check(job, tmp_path / "workspace", Listener())
+    assert report.rehearsal is not None and report.rehearsal.steps == STEPS
 
 
 # --- tiny models of many architectures

@@ -57,8 +57,8 @@ class Benchmark:
     """Of a task file and its rows."""
     figures: tuple[str, ...]
     """``<suite or task>.<figure>`` for what gates can be about."""
-    questions: Sequence[str]
-    """Everything that is asked, rendered, without the answers."""
+    questions: Callable[[], Sequence[str]]
+    """Renders everything that is asked, without the answers."""
     requests: int
     """How often a model is asked: once for every answer to choose from, or for every text."""
     ask: Callable[[nn.Module, Advance], Answers]

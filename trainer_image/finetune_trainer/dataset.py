@@ -62,12 +62,13 @@ class Dataset:
         """Return the general rows that are mixed into training: none that is like a row of validation or test."""
         return list(self._replay)
 
-    def with_examples(self, examples: Mapping[Split, Sequence[Example]]) -> "Dataset":
-        """Return the same tasks with other rows in the splits."""
+    def with_examples(self, examples: Mapping[Split, Sequence[Example]], replay: Sequence[Example]) -> "Dataset":
+        """Return the same tasks with other rows in the splits, and other rows to be mixed into training."""
         return dataclasses.replace(
             self,
             sizes={split: len(examples.get(split, ())) for split in Split},
             _examples={split: tuple(rows) for split, rows in examples.items()},
+            _replay=tuple(replay),
         )
 
     def task(self, name: str) -> TaskSpec:

@@ -172,7 +172,7 @@ def open_benchmarks(
                 name=name,
                 sha256=None if file is None else file.sha256,
                 figures=_figure_names(name, tasks),
-                questions=[str(task.doc_to_text(doc)) for task in tasks.values() for doc in task.eval_docs],
+                questions=partial(_questions, tasks),
                 requests=requests,
                 ask=ask_all,
             )
@@ -279,6 +279,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             context_len=1,
         )
         return [self._item(*utils.make_disjoint_window(window)) for window in windows]
+
+
+def _questions(tasks: Tasks) -> list[str]:
+    return [str(task.doc_to_text(doc)) for task in tasks.values() for doc in task.eval_docs]
 
 
 def _figure_names(name: str, tasks: Tasks) -> tuple[str, ...]:

@@ -280,11 +280,12 @@ def find_broken_tensors(files: ModelFiles, most: int = _SHOWN_TENSORS) -> list[s
 
 
 def _load(files: ModelFiles, **how: object) -> PreTrainedModel:
-    _refuse_architecture(read_config(files), files.path)
+    config = read_config(files)
+    _refuse_architecture(config, files.path)
     try:
         model, loaded = cast(
             tuple[PreTrainedModel, dict[str, Collection[object]]],
-            _auto_class(read_config(files)).from_pretrained(
+            _auto_class(config).from_pretrained(
                 files.path,
                 use_safetensors=True,
                 trust_remote_code=False,

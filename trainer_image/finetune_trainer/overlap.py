@@ -21,13 +21,11 @@ def find_overlaps(examples: Sequence[Example], questions: Mapping[str, Sequence[
         examples: the training rows.
         questions: by source.
     """
-    wanted: dict[tuple[str, ...], None] = {}
     pieces = {source: [_pieces(text) for text in texts] for source, texts in questions.items()}
-    for one in pieces.values():
-        wanted.update(dict.fromkeys(piece for words in one for piece in words))
+    wanted = {piece for one in pieces.values() for words in one for piece in words}
     lengths = {len(piece) for piece in wanted}
     seen: set[tuple[str, ...]] = set()
-    for example in examples:
+    for example in examples if wanted else ():
         words = _words(f"{example.prompt} {example.completion}")
         for length in lengths:
             seen.update(piece for piece in _windows(words, length) if piece in wanted)

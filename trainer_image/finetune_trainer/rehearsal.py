@@ -165,7 +165,8 @@ def small_dataset(dataset: Dataset) -> Dataset:
     """
     train = [row for task in dataset.tasks for row in _short_rows(dataset, task, _ROWS)]
     unseen = [row for task in dataset.tasks for row in _short_rows(dataset, task, _UNSEEN_ROWS)]
-    return dataset.with_examples({Split.TRAIN: train, Split.VALIDATION: unseen, Split.TEST: unseen})
+    replay = sorted(dataset.replay(), key=_length)[:_ROWS]
+    return dataset.with_examples({Split.TRAIN: train, Split.VALIDATION: unseen, Split.TEST: unseen}, replay)
 
 
 def _short_rows(dataset: Dataset, task: str, count: int) -> list[Example]:

@@ -346,7 +346,7 @@ def _check_benchmarks(
             )
     figures = [figure for benchmark in benchmarks.benchmarks for figure in benchmark.figures]
     check_gates(run.job.spec.evaluation.gates, dataset.tasks, figures)
-    return {benchmark.name: benchmark.questions for benchmark in benchmarks.benchmarks}
+    return {benchmark.name: benchmark.questions() for benchmark in benchmarks.benchmarks}
 
 
 def _is_unchanged(run: Run, inputs: Inputs, reporter: Reporter) -> bool:

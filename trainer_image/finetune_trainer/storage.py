@@ -68,13 +68,9 @@ class Storage:
             secret_ref: the task's own Secret.
             folder: for copies; made when it is needed.
         """
-        match scheme := urlsplit(uri).scheme if "://" in uri else "":
-            case "" | "file":
-                return fetch_local(uri, field)
-            case "pvc":
-                return volume_path(uri, self.mounts, field)
-            case "configMap" | "configmap":  # urlsplit lowers a scheme's case
-                return config_map_path(uri, self.mounts, field)
+        if (here := self._on_this_machine(uri, field)) is not None:
+            return here
+        match scheme := urlsplit(uri).scheme:
             case "s3":
                 bucket, key = bucket_and_key(uri, field)
                 client = S3Client(bucket, self._access_to_source(field, secret_ref))
@@ -95,19 +91,27 @@ class Storage:
             field: the setting that names it.
             folder: for a copy of what is in a bucket; made when it is needed.
         """
+        if (here := self._on_this_machine(uri, field)) is not None:
+            return _read(here, field)
         match scheme := urlsplit(uri).scheme:
-            case "file":
-                return _read(fetch_local(uri, field), field)
-            case "pvc":
-                return _read(volume_path(uri, self.mounts, field), field)
-            case "configmap":  # urlsplit lowers a scheme's case
-                return _read(config_map_path(uri, self.mounts, field), field)
             case "s3":
                 bucket, key = bucket_and_key(uri, field)
                 store = S3Store(S3Client(bucket, self._access_to_source(field, None)), "")
                 return _read(store.get_file(key, folder), field)
             case _:
                 raise _unknown_scheme(field, uri, scheme, "evaluation.benchmarks[].suite")
+
+    def _on_this_machine(self, uri: str, field: str) -> Path | None:
+        """Return where a source lies that needs no copy: a plain path, a local folder, what is mounted."""
+        match urlsplit(uri).scheme if "://" in uri else "":
+            case "" | "file":
+                return fetch_local(uri, field)
+            case "pvc":
+                return volume_path(uri, self.mounts, field)
+            case "configmap":  # urlsplit lowers a scheme's case
+                return config_map_path(uri, self.mounts, field)
+            case _:
+                return None
 
     def fetch_model_folder(
         self,

@@ -62,7 +62,7 @@ def test_a_suite_has_the_figures_of_all_rows_together():
 
 def run(*names: str) -> BenchmarkRun:
     return BenchmarkRun(
-        [Benchmark(name, name, None, (), (), 10, lambda model, advance: advance(1.0) or {}) for name in names]
+        [Benchmark(name, name, None, (), list, 10, lambda model, advance: advance(1.0) or {}) for name in names]
     )
 
 
