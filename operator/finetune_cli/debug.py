@@ -21,11 +21,14 @@ from finetune_api.secret_text import MASK, masked
 from finetune_cli.cluster_job import ClusterJob, JobName
 from finetune_cli.job_api import JobApi, JsonObject
 from finetune_cli.job_status import fetch
+from finetune_cli.logs import pod_labels
 from finetune_cli.status_text import status_lines
 from finetune_cli.wording import aligned
-from finetune_operator import naming
 from finetune_trainer.durable import write_file
 from finetune_trainer.errors import FineTuneError
+
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+"""The whole manifest once more, as a text in which nothing would be masked."""
 
 LOG_LINES = 200
 """The last ones of every container."""
@@ -52,7 +55,7 @@ def debug(api: JobApi, name: JobName, path: Path | None) -> ExitCode:
 
 def debug_lines(api: JobApi, job: ClusterJob, now: datetime) -> Iterator[str]:
     """Yield the file line by line; what cannot be read says why in its place."""
-    namespace, labels = job.name.namespace, {**naming.CHILD_SELECTOR, naming.JOB_UID_LABEL: job.uid}
+    namespace = job.name.namespace
     yield f"FineTuneJob {job.name}, {now:%Y-%m-%d %H:%M:%S} UTC"
     yield f"finetune {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     yield from _part("Status", lambda: status_lines(job, now))
@@ -60,7 +63,8 @@ def debug_lines(api: JobApi, job: ClusterJob, now: datetime) -> Iterator[str]:
     pods: list[JsonObject] = []
 
     def describe_pods() -> Iterable[str]:
-        pods.extend(sorted(api.pods(namespace, labels), key=lambda pod: str(pod["metadata"].get("creationTimestamp"))))
+        found = api.pods(namespace, pod_labels(job))
+        pods.extend(sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp"))))
         return [line for pod in pods for line in _describe_pod(pod)] or ["There are none."]
 
     yield from _part("Pods", describe_pods)
@@ -90,14 +94,16 @@ def _part(title: str, lines: Callable[[], Iterable[str]]) -> Iterator[str]:
 
 
 def _without_values(document: JsonObject) -> JsonObject:
-    """Return the object with the values of its environment variables masked."""
+    """Return the object with the values of its environment variables masked, wherever they stand."""
     match document:
         case {"env": list(env), **rest}:
             hidden = [{**one, "value": MASK} if isinstance(one, dict) and "value" in one else one for one in env]
             return {**_without_values(rest), "env": hidden}
         case dict():
             return {
-                key: _without_values(value) if isinstance(value, dict) else value for key, value in document.items()
+                key: _without_values(value) if isinstance(value, dict) else value
+                for key, value in document.items()
+                if key != _LAST_APPLIED
             }
     return document
 

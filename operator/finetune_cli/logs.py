@@ -62,7 +62,7 @@ def show_logs(
         SpecError: there is no log; says why.
     """
     job = fetch(api, name)
-    logs = _Logs(api, name, _selector(job, stage), Patience(_tell, pause))
+    logs = _Logs(api, name, pod_labels(job, stage), Patience(_tell, pause))
     if not follow:
         return _print_newest(logs, job, stage)
     try:
@@ -168,7 +168,8 @@ class _Logs:
         self.patience.pause(SECONDS_BETWEEN_LOGS)
 
 
-def _selector(job: ClusterJob, stage: Stage | None) -> dict[str, str]:
+def pod_labels(job: ClusterJob, stage: Stage | None = None) -> dict[str, str]:
+    """Return the labels of all pods of ``job``, or of those of one stage."""
     labels = {**naming.CHILD_SELECTOR, naming.JOB_UID_LABEL: job.uid}
     return {**labels, naming.STAGE_LABEL: stage.value} if stage else labels
 

@@ -1,5 +1,7 @@
 """``python -m tests.fuzz TARGET CASES [SEED]``: throw cases at one target until one crashes it, guided by coverage.
 
+Without arguments it names the targets.
+
 The last line says how many cases ran. A crash ends with a traceback and the input that caused it, in hexadecimal.
 """
 
@@ -17,6 +19,9 @@ LONGEST = 4096
 
 
 def main() -> None:
+    if len(sys.argv) == 1:
+        sys.stdout.write("".join(f"{name}\n" for name in TARGETS))
+        return
     name, cases, *rest = sys.argv[1:]
     seed = rest[0] if rest else "1"
     target, count = TARGETS[name], 0

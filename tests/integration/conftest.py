@@ -5,6 +5,7 @@ sentences below) are made once per session. Outputs: folders under pytest's temp
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from transformers import (
     T5ForConditionalGeneration,
     T5Tokenizer,
 )
+
+from .s3_server import S3Server, serve_s3
 
 SENTENCES = (
     "This film is a wonderful surprise, the best I have seen this year.",
@@ -72,16 +75,24 @@ def make_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def save_tiny_model(folder: Path, chat_template: str | None = None) -> Path:
-    """Write a random two-layer Llama (0.1 M parameters, fp32, tied embeddings) with its tokenizer to ``folder``."""
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def save_tiny_model(folder: Path, chat_template: str | None = None, **sizes: int) -> Path:
+    """Write a random two-layer Llama (0.1 M parameters, fp32, tied embeddings) with its tokenizer to ``folder``.
+
+    ``sizes`` of its config make it a larger one.
+    """
     tokenizer = make_tokenizer(chat_template)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        **(TINY | sizes),
         max_position_embeddings=CONTEXT_LENGTH,
         tie_word_embeddings=True,
         # Wider than the usual 0.02: the logits of a tiny random model are otherwise nearly flat and tests see nothing.
@@ -168,3 +179,10 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_chat_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the same model as an instruct model: ChatML template, ends turns with ``<|im_end|>``. Read only."""
     return save_tiny_model(tmp_path_factory.mktemp("tiny-chat-model"), CHATML)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server that no test stops."""
+    with serve_s3(tmp_path_factory.mktemp("s3")) as server:
+        yield server

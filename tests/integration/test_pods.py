@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from finetune_trainer.manifest import verify_manifest
 from finetune_trainer.stages import PodOptions
 
 from .jobs import FIGURES, tiny_document, write_reviews
-from .s3_server import S3Server, serve_s3
+from .s3_server import S3Server
 
 UID = "0b9ae2f4-5b8d-4b46-9d57-d0b4a7c2c9b1"
 STEPS = 24
@@ -44,12 +43,6 @@ class Listener:
     @property
     def stages(self) -> set[Stage]:
         return {progress.stage for progress in self.told}
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with serve_s3(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 @pytest.fixture

@@ -36,29 +36,21 @@ from finetune_trainer.small_model import make_small
 from finetune_trainer.split import Split
 from finetune_trainer.stages import REHEARSED_PARAMETERS
 
-from .conftest import make_tokenizer
+from .conftest import save_tiny_model
 from .jobs import tiny_job
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model that is large enough to be rehearsed for."""
-    folder = tmp_path_factory.mktemp("larger-model")
-    tokenizer = make_tokenizer(None)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    folder = save_tiny_model(
+        tmp_path_factory.mktemp("larger-model"),
         hidden_size=512,
         intermediate_size=1376,
         num_hidden_layers=8,
         num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id,
     )
-    model = LlamaForCausalLM(config)
-    assert model.num_parameters() > REHEARSED_PARAMETERS
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    assert LlamaForCausalLM.from_pretrained(folder).num_parameters() > REHEARSED_PARAMETERS
     return folder
 
 

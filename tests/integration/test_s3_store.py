@@ -26,13 +26,6 @@ PART = 5 << 20
 SIZE = 2 * PART + 17
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A server that no test stops."""
-    with serve_s3(tmp_path_factory.mktemp("s3")) as server:
-        yield server
-
-
 @pytest.fixture
 def secret(server: S3Server, tmp_path: Path) -> Path:
     return server.write_secret(tmp_path / "keys")

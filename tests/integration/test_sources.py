@@ -15,15 +15,9 @@ from finetune_trainer.storage import Storage
 from finetune_trainer.task_file import read_task_file
 
 from .hub_server import FakeHub, serve_hub
-from .s3_server import S3Server, serve_s3
+from .s3_server import S3Server
 
 FIELD = "spec.data.tasks[0].source"
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with serve_s3(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 @pytest.fixture

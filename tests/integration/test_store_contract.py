@@ -21,18 +21,12 @@ from finetune_trainer.storage import Storage
 from finetune_trainer.store import Store
 
 from .hub_server import FakeHub, serve_hub
-from .s3_server import S3Server, serve_s3
+from .s3_server import S3Server
 from .tree import PREFIX, files_of, make_tree
 
 FIELD = "spec.data.tasks[0].source"
 ROWS = '{"text": "Grüße"}\n{"text": "two"}\n'.encode()
 OTHER_ROWS = b'{"text": "three"}\n'
-
-
-@pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    with serve_s3(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 @pytest.fixture
@@ -55,7 +49,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, mounts: Mounts) -> Sto
         case "pvc":
             output = OutputSpec(uri="pvc://claim/store%20root")
         case "s3":
-            server: S3Server = request.getfixturevalue("s3")
+            server: S3Server = request.getfixturevalue("server")
             output = output_in(server, mounts)
         case scheme:
             raise AssertionError(f"no store for {scheme}")
@@ -217,7 +211,7 @@ class Sources:
             case "configMap":
                 return Source(elsewhere, "configMap://settings", publisher(self.mounts.config / "settings"))
             case "s3":
-                server: S3Server = self.request.getfixturevalue("s3")
+                server: S3Server = self.request.getfixturevalue("server")
                 output, bucket, client = output_in(server, self.mounts), server.make_bucket(), server.client()
 
                 def put(name: str, content: bytes) -> None:

@@ -1,6 +1,7 @@
 """`finetune debug`: everything is in the file, nothing secret is, and what cannot be read stops nothing."""
 
 import copy
+import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ ENV = [
 
 def make_api() -> FakeJobApi:
     api = FakeJobApi(make_object({"phase": "Training"}, compute={"pod": {"env": ENV}}))
+    applied = {"kubectl.kubernetes.io/last-applied-configuration": json.dumps({"env": ENV}), "team": "a"}
+    api.job["metadata"]["annotations"] = applied
     running = make_pod(Stage.TRAIN)
     running["spec"] = {"nodeName": "node-7", "containers": [{"env": [{"name": "X", "value": "never shown"}]}]}
     running["status"]["conditions"] = [
@@ -101,6 +104,7 @@ def test_no_value_of_an_environment_variable_and_no_secret_is_in_the_file():
     assert f"name: WANDB_API_KEY\n        value: '{MASK}'" in text
     assert f"aws_secret_access_key={MASK}" in text
     assert "secretKeyRef" in text
+    assert "team: a" in text
 
 
 def test_what_may_not_be_read_is_said_in_its_place():

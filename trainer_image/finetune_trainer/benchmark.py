@@ -17,7 +17,7 @@ from finetune_api.report import BenchmarkReport, MetricComparison
 from finetune_api.spec import GateSpec
 from finetune_trainer.comparison import adjust_for_many, describe, measure
 from finetune_trainer.errors import SpecError
-from finetune_trainer.figure import Figure, mean_figure
+from finetune_trainer.figure import Figure, divide, mean_figure, ratio
 from finetune_trainer.gate import Measurement
 
 Floats = NDArray[np.float64]
@@ -222,42 +222,31 @@ def _binary_rows(values: Sequence[Any]) -> Floats | None:
     return np.stack(cells, axis=1).astype(np.float64)
 
 
-def _ratio(sums: Floats) -> Floats:
-    ratio: Floats = sums[..., 0] / sums[..., 1]
-    return ratio
-
-
 def _f1(sums: Floats) -> Floats:
     hits, false_alarms, _, missed = np.moveaxis(sums, -1, 0)
     mentions = 2 * hits + false_alarms + missed
-    return _quotient(2 * hits, mentions)
+    return divide(2 * hits, mentions)
 
 
 def _correlation(sums: Floats) -> Floats:
     hits, false_alarms, rejections, missed = np.moveaxis(sums, -1, 0)
     spread = (hits + false_alarms) * (hits + missed) * (rejections + false_alarms) * (rejections + missed)
     agreement = hits * rejections - false_alarms * missed
-    return _quotient(agreement, np.sqrt(spread))
-
-
-def _quotient(numerator: Floats, denominator: Floats) -> Floats:
-    """Return the quotient, 0 where there is nothing to divide by, as scikit-learn has it."""
-    quotient: Floats = np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
-    return quotient
+    return divide(agreement, np.sqrt(spread))
 
 
 def _exp(sums: Floats) -> Floats:
     with np.errstate(over="ignore"):
-        return np.exp(-_ratio(sums))
+        return np.exp(-ratio(sums))
 
 
 def _bits(sums: Floats) -> Floats:
-    bits: Floats = -_ratio(sums) / np.log(2)
+    bits: Floats = -ratio(sums) / np.log(2)
     return bits
 
 
 _PARTS: dict[str, tuple[Callable[[Sequence[Any]], Floats | None], Callable[[Floats], Floats]]] = {
-    "mean": (_mean_rows, _ratio),
+    "mean": (_mean_rows, ratio),
     "f1": (_binary_rows, _f1),
     "matthews_corrcoef": (_binary_rows, _correlation),
     "perplexity": (_mean_rows, _exp),

@@ -50,7 +50,7 @@ class Figure:
 def mean_figure(name: str, scores: ArrayLike) -> Figure:
     """Return the mean of one score a row: accuracy, exact match, ROUGE."""
     column = np.asarray(scores, dtype=np.float64)
-    return Figure(name, np.stack([column, np.ones_like(column)], axis=1), _ratio)
+    return Figure(name, np.stack([column, np.ones_like(column)], axis=1), ratio)
 
 
 def mean_of(
@@ -76,7 +76,7 @@ def bits_per_byte_figure(logprobs: Sequence[Floats], texts: Sequence[str]) -> Fi
     """Return the bits that a byte of UTF-8 costs: comparable between tokenizers, which perplexity is not."""
     pairs = zip(logprobs, texts, strict=True)
     rows = np.array([(-row.sum() / np.log(2), len(text.encode())) for row, text in pairs], dtype=np.float64)
-    return Figure("bits_per_byte", rows, _ratio, higher_is_better=False)
+    return Figure("bits_per_byte", rows, ratio, higher_is_better=False)
 
 
 def macro_f1_figure(predicted: Sequence[str], expected: Sequence[str], labels: Sequence[str]) -> Figure:
@@ -91,7 +91,7 @@ def macro_f1_figure(predicted: Sequence[str], expected: Sequence[str], labels: S
 
     def combine(sums: Floats) -> Floats:
         hits, mentions = np.moveaxis(sums.reshape(*sums.shape[:-1], 2, len(labels)), -2, 0)
-        f1: Floats = _divide(2 * hits, mentions).mean(axis=-1)
+        f1: Floats = divide(2 * hits, mentions).mean(axis=-1)
         return f1
 
     return Figure("macro_f1", rows.reshape(len(expected), -1), combine)
@@ -168,19 +168,20 @@ def signatures() -> dict[str, str]:
 # --- what the sums amount to
 
 
-def _divide(numerator: Floats, denominator: Floats) -> Floats:
+def divide(numerator: Floats, denominator: Floats) -> Floats:
     """Return the quotient, 0 where there is nothing to divide by."""
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
 
 
-def _ratio(sums: Floats) -> Floats:
-    ratio: Floats = sums[..., 0] / sums[..., 1]
-    return ratio
+def ratio(sums: Floats) -> Floats:
+    """Return what ``[…, 2]`` sums amount to: the first over the second."""
+    quotient: Floats = sums[..., 0] / sums[..., 1]
+    return quotient
 
 
 def _exp_ratio(sums: Floats) -> Floats:
     with np.errstate(over="ignore"):
-        return np.exp(_ratio(sums))
+        return np.exp(ratio(sums))
 
 
 def _corpus_bleu(sums: Floats) -> float:
@@ -193,12 +194,12 @@ def _corpus_chrf(sums: Floats) -> Floats:
     said, wanted, shared = np.moveaxis(sums.reshape(*sums.shape[:-1], _CHRF_ORDER, 3), -1, 0)
     # An order counts once both sides are long enough for it.
     effective = (said > 0) & (wanted > 0)
-    precision, recall = _divide(shared, said), _divide(shared, wanted)
+    precision, recall = divide(shared, said), divide(shared, wanted)
     orders = np.maximum(effective.sum(axis=-1), 1)
     mean_precision = np.where(effective, precision, 0).sum(axis=-1) / orders
     mean_recall = np.where(effective, recall, 0).sum(axis=-1) / orders
     weight = _CHRF_BETA**2
-    return _divide((1 + weight) * mean_precision * mean_recall, weight * mean_precision + mean_recall)
+    return divide((1 + weight) * mean_precision * mean_recall, weight * mean_precision + mean_recall)
 
 
 def _character_matches(prediction: str, reference: str) -> list[int]:
