@@ -139,12 +139,8 @@ class _Paper:
     """The label that training rows have most often; empty without labels."""
     group_by: str | None = None
     """Column whose equal values make rows alike, as ``spec.data.splits.groupBy``."""
-
-    @property
-    def groups(self) -> list[str] | None:
-        """Of each test row the group that it is drawn with; absent where every row stands for itself."""
-        column = self.group_by
-        return None if column is None else [str(row.values.get(column, "")) for row in self.test]
+    groups: Sequence[str] | None = None
+    """Of each test row the group that it is drawn with; absent where every row stands for itself."""
 
     @property
     def generates(self) -> bool:
@@ -243,31 +239,11 @@ def evaluate(
             else ()
         )
 
-    metrics: list[MetricComparison] = []
-    measured: dict[str, Measurement] = {}
-    confusions: list[Confusion] = []
-    examples: list[SideBySide] = []
-    predictions: list[dict[str, object]] = []
-    for paper in papers:
-        asked, shown = zero_shot[paper.task], few_shot.get(paper.task)
-        answers = asked.answers, tuned_answers[paper.task]
-        figures = {
-            base.name: (base, tuned) for base, tuned in zip(*(_figures(paper, one) for one in answers), strict=True)
-        }
-        parts = _rouge_parts(paper, *answers)
-        confusions += _confusions(paper, *answers)
-        with_examples = {} if shown is None else {figure.name: figure for figure in _figures(paper, shown.answers)}
-        commonest = _commonest_figures(paper)
-        for name, (base_figure, tuned_figure) in figures.items():
-            found = measured[f"{paper.task}.{name}"] = measure(base_figure, tuned_figure, seed, paper.groups)
-            decision = asked.label_decision if name in _BY_LABEL else asked.decision
-            comparison = describe(paper.task, name, found, _notes(paper, name, answers[1], decision))
-            if name in with_examples:
-                against = measure(with_examples[name], tuned_figure, seed, paper.groups)
-                comparison = comparison.model_copy(update={"few_shot": few_shot_comparison(against)})
-            metrics.append(comparison.model_copy(update={"majority": commonest.get(name), **parts.get(name, {})}))
-        examples += _pick_examples(paper, *answers, figures)
-        predictions += _prediction_rows(paper, *answers, None if shown is None else shown.answers)
+    compared = [
+        _compare(paper, zero_shot[paper.task], few_shot.get(paper.task), tuned_answers[paper.task], seed)
+        for paper in papers
+    ]
+    measured = {name: found for one in compared for name, found in one.measured.items()}
     benchmark_reports: tuple[BenchmarkReport, ...] = ()
     if benchmarks:
         benchmark_reports, of_benchmarks = benchmarks.compare(base_benchmarks, tuned_benchmarks, seed)
@@ -283,13 +259,17 @@ def evaluate(
         forgetting = forgetting.model_copy(update={"format": form if suite.open_questions else None})
         gates = (*gates, forgetting_gate(forgetting))
     report = EvaluationReport(
-        metrics=adjust_for_many(metrics),
+        metrics=adjust_for_many([metric for one in compared for metric in one.metrics]),
         gates=gates,
         forgetting=forgetting,
         benchmarks=benchmark_reports,
         probe=probe,
         few_shot=max((len(paper.shown) for paper in papers), default=0) or None,
-        confusions=tuple(confusions),
+        confusions=tuple(
+            found
+            for paper in papers
+            for found in _confusions(paper, zero_shot[paper.task].answers, tuned_answers[paper.task])
+        ),
         harness=tuple(
             found
             for paper in papers
@@ -300,10 +280,10 @@ def evaluate(
             for paper in papers
             if "accuracy" in paper.metrics
         ),
-        examples=tuple(examples),
+        examples=tuple(example for one in compared for example in one.examples),
         seconds=time.monotonic() - started,
     )
-    return report, predictions
+    return report, [row for one in compared for row in one.predictions]
 
 
 def weigh_candidates(
@@ -575,6 +555,7 @@ def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
             "the first and chooses the base model's prompt on the second. Raise spec.data.splits.test and "
             "spec.data.splits.validation, or give the task more rows."
         )
+    asked, column = choose_rows(test, job.spec.evaluation.max_examples, seed), job.spec.data.splits.group_by
     return _Paper(
         task=task,
         labels=labels,
@@ -582,10 +563,11 @@ def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
         templates=templates,
         choice=choose_rows(choice, CHOICE_ROWS, seed) if has_choice else [],
         choice_split=choice_split,
-        test=choose_rows(test, job.spec.evaluation.max_examples, seed),
+        test=asked,
         shown=shown,
         commonest=_commonest_label(dataset, task),
-        group_by=job.spec.data.splits.group_by,
+        group_by=column,
+        groups=None if column is None else [str(row.values.get(column, "")) for row in asked],
     )
 
 
@@ -677,6 +659,42 @@ def _figures(paper: _Paper, answers: _Answers) -> list[Figure]:
     if "chrf" in paper.metrics:
         figures.append(chrf_figure(texts, expected))
     return [*figures, perplexity_figure(answers.logprobs), bits_per_byte_figure(answers.logprobs, expected)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """Base and tuned model on one task."""
+
+    metrics: list[MetricComparison]
+    measured: dict[str, Measurement]
+    """By ``<task>.<figure>``, as gates name them."""
+    examples: list[SideBySide]
+    predictions: list[dict[str, object]]
+
+
+def _compare(paper: _Paper, asked: _Asked, shown: _Asked | None, tuned: _Answers, seed: int) -> _Compared:
+    """Put every figure of a task side by side, of the base asked with examples as well where it was."""
+    metrics: list[MetricComparison] = []
+    measured: dict[str, Measurement] = {}
+    answers = asked.answers, tuned
+    figures = {base.name: (base, other) for base, other in zip(*(_figures(paper, one) for one in answers), strict=True)}
+    parts = _rouge_parts(paper, *answers)
+    with_examples = {} if shown is None else {figure.name: figure for figure in _figures(paper, shown.answers)}
+    commonest = _commonest_figures(paper)
+    for name, (base_figure, tuned_figure) in figures.items():
+        found = measured[f"{paper.task}.{name}"] = measure(base_figure, tuned_figure, seed, paper.groups)
+        decision = asked.label_decision if name in _BY_LABEL else asked.decision
+        comparison = describe(paper.task, name, found, _notes(paper, name, tuned, decision))
+        if name in with_examples:
+            against = measure(with_examples[name], tuned_figure, seed, paper.groups)
+            comparison = comparison.model_copy(update={"few_shot": few_shot_comparison(against)})
+        metrics.append(comparison.model_copy(update={"majority": commonest.get(name), **parts.get(name, {})}))
+    return _Compared(
+        metrics,
+        measured,
+        list(_pick_examples(paper, *answers, figures)),
+        _prediction_rows(paper, *answers, None if shown is None else shown.answers),
+    )
 
 
 def _rouge_parts(paper: _Paper, base: _Answers, tuned: _Answers) -> dict[str, dict[str, BaseAndTuned]]:
