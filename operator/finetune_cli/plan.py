@@ -56,11 +56,11 @@ def lines(job: FineTuneJob, found: PlanStatus) -> list[str]:
     if found.memory is not None and found.memory_bytes_per_gpu is not None:
         terms = found.memory.model_dump()
         table = [
-            (name, meaning, _megabytes(terms[name]))
+            (name, meaning, _mebibytes(terms[name]))
             for name, meaning in _TERMS.items()
             if terms[name] or name != "copies"
         ]
-        table.append(("in all", where, _megabytes(found.memory_bytes_per_gpu)))
+        table.append(("in all", where, _mebibytes(found.memory_bytes_per_gpu)))
     return [
         f"{job.metadata.name}: {job.spec.method.type.value} trains {found.trainable_parameters:,} of "
         f"{found.parameters:,} parameters ({found.trainable_percent} %), {found.micro_batch_size} rows at a time",
@@ -72,5 +72,5 @@ def lines(job: FineTuneJob, found: PlanStatus) -> list[str]:
     ]
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def _mebibytes(size: int) -> str:
+    return f"{size / 1024**2:,.1f} MiB"

@@ -91,6 +91,9 @@ class ProgressClient:
             while not self._closing.is_set():
                 answer = self._post(line, "/result", body)
                 if answer.code == 200:
+                    with self._lock:
+                        # The stage is over: the operator hears no more of how far it is.
+                        self._newest = None
                     return True
                 if answer.code in FINAL:
                     logger.error("the operator refuses the result code=%d message=%s", answer.code, answer.message)

@@ -140,8 +140,8 @@ def training_arguments(
         "gradient_accumulation_steps": steps.accumulation,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": _SCHEDULES[training.schedule],
-        # transformers 5 has no warmup_ratio.
-        "warmup_steps": math.ceil(training.warmup_ratio * steps.total),
+        # transformers 5 has no warmup_ratio. The first step of a warm-up learns nothing: a single one needs none.
+        "warmup_steps": min(math.ceil(training.warmup_ratio * steps.total), steps.total - 1),
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "optim": "adamw_torch_fused",

@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -290,6 +290,16 @@ def test_a_result_that_is_refused_is_not_delivered_again(listener: Listener, cod
     assert not client.deliver(RESULT)
     assert len(listener.posts) == 1
     client.close()
+
+
+def test_what_is_over_is_not_told_how_far_it_is(listener: Listener) -> None:
+    client = listener.client(replace(PACE, between_posts=60.0))
+    client.report(progress(1))
+    until(lambda: len(listener.posts) == 1)
+    client.report(progress(100))
+    assert client.deliver(RESULT)
+    client.close()
+    assert [path for path, _, _ in listener.posts] == ["/job", "/job/result"]
 
 
 def test_delivery_has_an_end(listener: Listener) -> None:

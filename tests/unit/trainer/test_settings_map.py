@@ -1,11 +1,14 @@
 """From the spec to what the libraries are told: the global batch holds, ZeRO's stages are as asked for."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.spec import DeepspeedSpec, Offload, TrainingSpec
-from finetune_trainer.settings_map import Steps, deepspeed_config, plan_steps
+from finetune_trainer.settings_map import Steps, deepspeed_config, plan_steps, training_arguments
 
 STEPS = Steps(micro_batch=2, accumulation=4, total=10, per_epoch=5, workers=3)
 
@@ -26,6 +29,14 @@ def test_deepspeed_is_told_the_same_batch_as_the_trainer():
     told = deepspeed_config(DeepspeedSpec(stage=1), TrainingSpec(), STEPS, autocast=True)
     assert told["train_batch_size"] == 2 * 4 * 3
     assert told["bf16"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(("total", "warm_up"), [(1, 0), (2, 1), (100, 3)])
+def test_a_job_of_one_step_learns_in_it(total: int, warm_up: int):
+    # The first step of a warm-up has a learning rate of 0.
+    steps = replace(STEPS, total=total)
+    told = training_arguments(TrainingSpec(), steps, Path("checkpoints"), 100, False, autocast=False, use_cpu=True)
+    assert told["warmup_steps"] == warm_up
 
 
 @pytest.mark.parametrize(
