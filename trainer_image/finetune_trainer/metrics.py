@@ -7,10 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
 ROUGE_NAMES = ("rouge1", "rouge2", "rougeL")
 
@@ -64,5 +67,8 @@ def perplexity(logprobs: Sequence[NDArray[np.float64]]) -> float:
 
 
 @cache
-def _rouge_scorer() -> RougeScorer:
+def _rouge_scorer() -> "RougeScorer":
+    # Imported here: brings the whole of nltk, which every stage would wait for.
+    from rouge_score.rouge_scorer import RougeScorer
+
     return RougeScorer(list(ROUGE_NAMES), use_stemmer=False)

@@ -15,10 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import ray.train
 import torch
 from peft import PeftModel
-from ray.train.torch import TorchTrainer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -118,6 +116,10 @@ def train(given: TrainingInput) -> TrainingReport:
         TrainingDivergedError: the loss is not a number any more.
         OutOfMemoryError: a step did not fit.
     """
+    # Imported here: what only evaluates or publishes would wait for it.
+    from ray.train import ScalingConfig
+    from ray.train.torch import TorchTrainer
+
     outcome: list[TrainingReport | FineTuneError] = []
 
     def worker() -> None:
@@ -128,7 +130,7 @@ def train(given: TrainingInput) -> TrainingReport:
             outcome.append(error)
 
     _quiet_ray()
-    TorchTrainer(worker, scaling_config=ray.train.ScalingConfig(num_workers=0)).fit()
+    TorchTrainer(worker, scaling_config=ScalingConfig(num_workers=0)).fit()
     result = outcome[0]
     if isinstance(result, FineTuneError):
         raise result
