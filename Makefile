@@ -47,7 +47,7 @@ programs: setup  # What tests and their cluster are made of, from Go modules: ab
 	$(BIN)/python -m tests.cluster programs
 
 test: programs check prepare  ## Everything: check, then integration tests, examples and a real cluster.
-	$(BIN)/pytest -q tests/integration tests/examples tests/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile tests/integration tests/examples tests/fuzz
 	$(BIN)/pytest -q tests/e2e
 
 soak: setup  ## Fuzz for about half an hour: every target 12,000 cases.
