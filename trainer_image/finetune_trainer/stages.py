@@ -92,6 +92,7 @@ from finetune_trainer.scoring import Scorer
 from finetune_trainer.shared_state import SharedState
 from finetune_trainer.soft_prompt import describe_soft_prompt
 from finetune_trainer.split import Split
+from finetune_trainer.start import Start, check_start, fetch_start
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
 from finetune_trainer.storage import Storage
 from finetune_trainer.task_file import TaskFile, read_task_file
@@ -246,16 +247,22 @@ def _inspect(run: Run) -> tuple[DataReport, Inputs]:
     files = _fetch_model(run)
     reporter.say("reading, rendering and splitting the rows")
     dataset = _load_dataset(run)
-    inputs = Inputs(rows=dataset.hash, model=files.revision)
+    if (start := _fetch_start(run)) is not None:
+        reporter.say(f"going on from {start.uri}, whose files are as its manifest says")
+    inputs = _inputs(dataset, files, start)
     done = workspace.recall("data", DataReport)
     if done is not None and _is_unchanged(run, inputs, reporter):
         return done, inputs
-    return _check(run, files, dataset, reporter), inputs
+    return _check(run, files, start, dataset, inputs, reporter), inputs
 
 
-def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) -> DataReport:
+def _check(
+    run: Run, files: ModelFiles, start: Start | None, dataset: Dataset, inputs: Inputs, reporter: Reporter
+) -> DataReport:
     job = run.job
     check_fit(job.spec, files)
+    if start is not None:
+        check_start(start, job.spec, files)
     if note := find_row_length(job.spec, files).note:
         reporter.say(note)
     if note := schedule_note(job.spec.training):
@@ -292,7 +299,7 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
         report = report.model_copy(update={"rehearsal": _rehearse(run, files, dataset, report)})
     run.remember("data", report)
     # Behind what belongs to them: whoever finds these finds the check's result.
-    run.remember("inputs", Inputs(rows=dataset.hash, model=files.revision))
+    run.remember("inputs", inputs)
     reporter.share("checked", 1.0)
     return report
 
@@ -431,9 +438,11 @@ def train_stage(run: Run) -> TrainingReport:
     reporter.say("reading the rows")
     files = _fetch_model(run)
     dataset = _load_dataset(run, (Split.TRAIN, Split.VALIDATION))
-    if not _is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision), reporter):
+    start = _fetch_start(run)
+    inputs = _inputs(dataset, files, start)
+    if not _is_unchanged(run, inputs, reporter):
         check_stage(run)
-    report = _train(run, files, dataset, reporter)
+    report = _train(run, files, start, dataset, inputs, reporter)
     run.remember("training", report)
     shutil.rmtree(workspace.checkpoints, ignore_errors=True)
     if shared is not None:
@@ -455,7 +464,9 @@ def _find_checkpoint(run: Run) -> int | None:
     return None if newest is None else step_of(newest)
 
 
-def _train(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) -> TrainingReport:
+def _train(
+    run: Run, files: ModelFiles, start: Start | None, dataset: Dataset, inputs: Inputs, reporter: Reporter
+) -> TrainingReport:
     job = run.job
     renderer = _renderer(job, files, load_tokenizer(files))
     rows, validation = (_encode(job, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
@@ -464,8 +475,8 @@ def _train(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
     mixture, by_task = _mixture(job, dataset), _by_task(dataset, Split.VALIDATION, validation)
     rows = [*rows, *replayed]
     if is_distributed(job.spec.compute):
-        return _train_on_workers(run, job, files, rows, mixture, by_task)
-    given = TrainingInput(job, files, rows, mixture, by_task, run.workspace, run.sink, run.stop.event)
+        return _train_on_workers(run, job, inputs, rows, mixture, by_task)
+    given = TrainingInput(job, files, rows, mixture, by_task, run.workspace, run.sink, run.stop.event, start=start)
     shared, keep = run.shared, job.spec.checkpoint.keep
     if shared is None:
         return train(given)
@@ -479,7 +490,7 @@ def _train(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
 def _train_on_workers(
     run: Run,
     job: FineTuneJob,
-    files: ModelFiles,
+    inputs: Inputs,
     rows: Sequence[Encoded],
     mixture: Mixture,
     validation: Mapping[str, Sequence[Encoded]],
@@ -492,7 +503,7 @@ def _train_on_workers(
     shared, keep = run.shared, job.spec.checkpoint.keep
     assignment = Assignment(
         job,
-        files.revision,
+        inputs,
         rows,
         mixture,
         validation,
@@ -533,7 +544,10 @@ def evaluate_stage(run: Run) -> Report:
         pair.weaken(evaluation.forgetting.trade_off.scale)
     if evaluation is None:
         dataset = _load_dataset(run)
-        _is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision), reporter)
+        # What training went on from is not read any more.
+        known = workspace.recall("inputs", Inputs)
+        lineage = known.lineage if known else ()
+        _is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision, lineage=lineage), reporter)
         suite = _load_suite(run)
         trade_off = _choose_scale(job, pair, tokenizer, renderer, dataset, suite, reporter)
         if trade_off is not None:
@@ -618,7 +632,7 @@ def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluat
         raise SpecError(
             f"workspace {workspace.root} holds no finished {'check' if data is None else 'train'} stage; run it first."
         )
-    plan = workspace.recall("plan", PlanStatus)
+    plan, inputs = workspace.recall("plan", PlanStatus), workspace.recall("inputs", Inputs)
     return Report(
         planned_memory_bytes=plan and plan.memory_bytes_per_gpu,
         name=job.metadata.name,
@@ -626,6 +640,7 @@ def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluat
         spec_hash=spec_hash(job.spec),
         base_model=job.spec.model.source,
         base_revision=files.revision,
+        lineage=inputs.lineage if inputs else (),
         data=data,
         training=training,
         evaluation=evaluation,
@@ -711,6 +726,14 @@ def _fetch_model(run: Run) -> ModelFiles:
     if known is not None and model.source.startswith("hf://"):
         model = model.model_copy(update={"revision": known.model})
     return fetch_model(model, run.workspace.models, storage=run.storage)
+
+
+def _fetch_start(run: Run) -> Start | None:
+    return fetch_start(run.job.spec.model, run.storage, run.workspace.models)
+
+
+def _inputs(dataset: Dataset, files: ModelFiles, start: Start | None) -> Inputs:
+    return Inputs(rows=dataset.hash, model=files.revision, lineage=start.lineage if start else ())
 
 
 def _load_dataset(run: Run, splits: Collection[Split] = tuple(Split)) -> Dataset:

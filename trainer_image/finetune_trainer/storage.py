@@ -30,6 +30,7 @@ from finetune_trainer.store import Store
 logger = logging.getLogger(__name__)
 
 OUTPUT_FIELD = "spec.output.uri"
+START_FIELD = "spec.model.startFrom.source"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,26 @@ class Storage:
                 return S3Store(client, key).cached_folder(cache / "s3", check_names, is_wanted)
             case _:
                 raise _unknown_scheme(field, uri, scheme, "model.source")
+
+    def fetch_artifact(self, uri: str, cache: Path) -> Path:
+        """Return the folder of what another job has published; one in a bucket is read as the output is.
+
+        Args:
+            uri: ``spec.model.startFrom.source``: file://, pvc:// or s3://.
+            cache: for copies, each in a folder named by its content.
+        """
+        match scheme := urlsplit(uri).scheme:
+            case "file":
+                return local_path(uri)
+            case "pvc":
+                return volume_path(uri, self.mounts, START_FIELD)
+            case "s3":
+                bucket, key = bucket_and_key(uri, START_FIELD)
+                output = self._access_to_output()
+                access = S3Access(output.endpoint, output.secret, START_FIELD, output.secret_field)
+                return S3Store(S3Client(bucket, access), key).cached_folder(cache / "s3", lambda names: None)
+            case _:
+                raise _unknown_scheme(START_FIELD, uri, scheme, "model.startFrom.source")
 
     def hub_token(self, secret_ref: SecretRef | None, environment: Mapping[str, str]) -> str | None:
         """Return the hub's token: of the model's Secret where there is one, else HF_TOKEN of the environment."""
