@@ -1,8 +1,7 @@
 """Jobs that go on from what another job has published."""
 
-import json
 import shutil
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,31 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import ArtifactKind, Progress, Report
+from finetune_api.report import ExitCode, Progress, Report, Stage
 from finetune_trainer import stages
-from finetune_trainer.errors import DataError, FineTuneError, SpecError
+from finetune_trainer.errors import FineTuneError
+from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.location import Mounts
-from finetune_trainer.manifest import verify_manifest, write_manifest
-from finetune_trainer.start import fetch_start
+from finetune_trainer.manifest import write_manifest
+from finetune_trainer.model import fetch_model
+from finetune_trainer.start import Lineage, check_start, fetch_start
 from finetune_trainer.storage import Storage
 
 from .conftest import save_tiny_model
-from .jobs import tiny_job, write_reviews
+from .jobs import tiny_job
 from .s3_server import S3Server
 
-LORA = {"type": "lora", "lora": {"rank": 4, "dropout": 0.0}}
-NEXT_TO_NOTHING = {"training__maxSteps": 1, "training__learningRate": 1e-9, "training__evalEverySteps": 1}
-"""So small a step that the weights stay what they were at the beginning."""
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"type": "lora", "lora": {"rank": 4, "dropout": 0.0}},
+    "full": {"type": "full"},
+    "promptTuning": {"type": "promptTuning", "promptTuning": {"virtualTokens": 4}},
+}
+QUICKLY: dict[str, Any] = {
+    "evaluation": {"metrics": ["perplexity"], "maxExamples": 4},
+    "output__publishOn": "always",
+    "training__maxSteps": 2,
+    "training__evalEverySteps": 2,
+}
 
 
 class Silence:
@@ -33,27 +42,30 @@ class Silence:
         pass
 
 
-def run(job: FineTuneJob, folder: Path) -> Report:
-    return stages.run(job, folder / "workspace", Silence())
+@dataclass(frozen=True)
+class Published:
+    report: Report
+    folder: Path
+    """Of the job's results."""
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
 
 
-def model_of(report: Report) -> Path:
-    return Path(next(one.uri for one in report.artifacts if one.kind is not ArtifactKind.REPORT).removeprefix("file://"))
+def run(job: FineTuneJob, folder: Path) -> Published:
+    report = stages.run(job, folder / "workspace", Silence())
+    (results,) = (folder / "output" / "default").iterdir()
+    return Published(report, results)
 
 
 @pytest.fixture(scope="module")
-def general(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What first jobs of several methods have published. Read only."""
-    methods: dict[str, dict[str, Any]] = {
-        "lora": LORA,
-        "full": {"type": "full"},
-        "promptTuning": {"type": "promptTuning", "promptTuning": {"virtualTokens": 4}},
-    }
+def first(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Published]:
+    """What first jobs, one of each method, have published. Read only."""
     found = {}
-    for name, method in methods.items():
-        folder = tmp_path_factory.mktemp(f"general-{name}")
-        job = tiny_job(tiny_model_dir, folder, method=method, training__maxSteps=4)
-        found[name] = model_of(run(job, folder))
+    for name, method in METHODS.items():
+        folder = tmp_path_factory.mktemp(f"first-{name}")
+        found[name] = run(tiny_job(tiny_model_dir, folder, method=method, **QUICKLY), folder)
     return found
 
 
@@ -62,30 +74,164 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-METHODS = {
-    "lora": LORA,
-    "full": {"type": "full"},
-    "selective": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}},
-    "promptTuning": {"type": "promptTuning", "promptTuning": {"virtualTokens": 4}},
+@pytest.mark.parametrize("method", METHODS)
+def test_training_begins_with_the_weights_that_the_other_job_has_published(
+    first: dict[str, Published], tiny_model_dir: Path, tmp_path: Path, method: str
+):
+    start = first[method].model
+    changes = QUICKLY | {
+        "model__startFrom": {"source": start.as_uri()},
+        "method": METHODS[method],
+        # One step of AdamW moves a weight by about the learning rate.
+        "training__maxSteps": 1,
+        "training__evalEverySteps": 1,
+        "training__learningRate": 1e-9,
+    }
+    result = stages.run_one(Stage.TRAIN, tiny_job(tiny_model_dir, tmp_path, **changes), tmp_path / "w", Silence())
+    assert result.exit_code is ExitCode.OK, result.message
+    before, after = weights(start), weights(tmp_path / "w" / "tuned")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.allclose(value, after[name], atol=1e-7), name
+
+
+def test_report_card_and_artifact_say_what_the_model_was_tuned_on_from(
+    first: dict[str, Published], tiny_model_dir: Path, tmp_path: Path
+):
+    start = first["lora"]
+    changes = QUICKLY | {"model__startFrom": {"source": start.model.as_uri()}, "method": METHODS["lora"]}
+    second = run(tiny_job(tiny_model_dir, tmp_path, **changes), tmp_path)
+    (ancestor,) = second.report.lineage
+    (artifact,) = start.report.artifacts
+    assert (ancestor.uri, ancestor.sha256) == (start.model.as_uri(), artifact.sha256)
+    assert ancestor.spec_hash == start.report.spec_hash
+    assert second.report.evaluation is not None
+    metric = second.report.evaluation.metrics[0]
+    assert start.report.evaluation is not None
+    assert metric.base == pytest.approx(start.report.evaluation.metrics[0].base), "figures compare with the base"
+    assert artifact.sha256 in (second.model / "README.md").read_text()
+    assert artifact.sha256 in (second.folder / "report" / "report.html").read_text()
+    # Who goes on from this one learns of both.
+    third = fetch_start(
+        tiny_job(tiny_model_dir, tmp_path, model__startFrom={"source": second.model.as_uri()}).spec.model,
+        Storage(tiny_job(tiny_model_dir, tmp_path).spec.output, Mounts()),
+        tmp_path,
+    )
+    assert third is not None
+    assert third.lineage[1:] == (ancestor,)
+    assert Lineage.model_validate_json((second.model / "lineage.json").read_bytes()).ancestors == (ancestor,)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "another method": ({"method": METHODS["full"]}, "lora", r"type \(full\): .* made by lora\. Set it to lora"),
+    "full weights under an adapter": (
+        {"method": METHODS["lora"]},
+        "full",
+        r"type \(lora\): .* holds full weights.* Name them in spec\.model\.source",
+    ),
+    "another rank": (
+        {"method": {"type": "lora", "lora": {"rank": 8}}},
+        "lora",
+        r"spec\.method\.lora\.rank \(8\): .* has 4\. Set it to 4",
+    ),
+    "another form": (
+        {"method": {"type": "lora", "lora": {"rank": 4, "useDora": True}}},
+        "lora",
+        r"lora\.useDora \(true\): .* has false",
+    ),
+    "other layers": (
+        {"method": {"type": "lora", "lora": {"rank": 4, "targets": "named", "targetNames": ["q_proj", "v_proj"]}}},
+        "lora",
+        r"acts on down_proj, .*, the job on q_proj, v_proj\. Set targetNames to \[down_proj, ",
+    ),
+    "another length": (
+        {"method": {"type": "promptTuning", "promptTuning": {"virtualTokens": 5}}},
+        "promptTuning",
+        r"promptTuning\.virtualTokens \(5\): .* has 4",
+    ),
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_training_begins_with_the_weights_that_the_other_job_has_published(
-    general: dict[str, Path], tiny_model_dir: Path, tmp_path: Path, method: str
+@pytest.mark.parametrize("changes, method, message", REFUSED.values(), ids=REFUSED)
+def test_a_start_that_does_not_go_with_the_job_is_refused(
+    first: dict[str, Published],
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    method: str,
+    message: str,
 ):
-    start = general["full" if method == "selective" else method]
+    job = tiny_job(tiny_model_dir, tmp_path, model__startFrom={"source": first[method].model.as_uri()}, **changes)
+    start = fetch_start(job.spec.model, Storage(job.spec.output, Mounts()), tmp_path)
+    assert start is not None
+    with pytest.raises(FineTuneError, match=message):
+        check_start(start, job.spec, fetch_model(job.spec.model, tmp_path))
+
+
+def test_another_base_model_is_found_in_the_check(first: dict[str, Published], tmp_path: Path):
+    other = save_tiny_model(tmp_path / "other", num_hidden_layers=1)
     job = tiny_job(
-        tiny_model_dir,
-        tmp_path,
-        model__startFrom={"source": start.as_uri()},
-        method=METHODS[method],
-        **NEXT_TO_NOTHING,
+        other, tmp_path, model__startFrom={"source": first["lora"].model.as_uri()}, method=METHODS["lora"], **QUICKLY
     )
-    published = model_of(run(job, tmp_path))
-    before, after = weights(start), weights(published)
-    assert before.keys() == after.keys()
-    for name, value in before.items():
-        # One step of AdamW moves a weight by about the learning rate.
-        assert torch.allclose(value, after[name], atol=1e-7), name
-    assert verify_manifest(published).sha256 != verify_manifest(start).sha256
+    result = stages.run_one(Stage.CHECK, job, tmp_path / "w", Silence())
+    assert result.exit_code is ExitCode.BAD_SPEC
+    assert "spec.model.startFrom.source" in result.message
+    assert "Name the same base model" in result.message
+
+
+def spoilt(model: Path, how: str, folder: Path) -> Path:
+    """Return a copy of a published folder with something wrong about it."""
+    if how in ("absent", "the whole results"):
+        return folder / "nothing" if how == "absent" else model.parent
+    if how == "the report":
+        return model.parent / "report"
+    copy = shutil.copytree(model, folder / "copy")
+    match how:
+        case "changed":
+            (copy / "adapter_model.safetensors").write_bytes(b"other")
+        case "unfinished":
+            (copy / "COMPLETE").unlink()
+        case "of an older version":
+            write_manifest(copy, {"kind": "adapter", "specHash": "a" * 64})
+        case _:
+            raise ValueError(how)
+    return copy
+
+
+SPOILT = {
+    "absent": "is no folder",
+    "the whole results": "holds a job's results. Write .*/model",
+    "the report": "is no model but report",
+    "changed": r"adapter_model\.safetensors: 5 bytes instead of",
+    "unfinished": "is unfinished",
+    "of an older version": "does not say which base model",
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_what_is_no_whole_published_model_is_refused(first: dict[str, Published], tmp_path: Path, how: str):
+    source = spoilt(first["lora"].model, how, tmp_path)
+    job = tiny_job(tmp_path, tmp_path, model__startFrom={"source": source.as_uri()})
+    with pytest.raises(FineTuneError, match=rf"spec\.model\.startFrom\.source.*{SPOILT[how]}"):
+        fetch_start(job.spec.model, Storage(job.spec.output, Mounts()), tmp_path)
+
+
+def test_a_start_in_a_bucket_is_read_as_the_output_is(first: dict[str, Published], server: S3Server, tmp_path: Path):
+    bucket, model = server.make_bucket(), first["lora"].model
+    for path in model.iterdir():
+        server.client().upload_file(str(path), bucket, f"team/first/model/{path.name}")
+    server.write_secret(tmp_path / "secrets" / "keys")
+    output = {"uri": f"s3://{bucket}/out", "endpoint": server.url, "secretRef": {"name": "keys"}}
+    job = tiny_job(tmp_path, tmp_path, model__startFrom={"source": f"s3://{bucket}/team/first/model"}, output=output)
+    mounts = Mounts.from_environment({"FINETUNE_SECRETS": str(tmp_path / "secrets")})
+    start = fetch_start(job.spec.model, Storage(job.spec.output, mounts), tmp_path / "cache")
+    assert start is not None
+    assert (start.path / "MANIFEST.json").read_bytes() == (model / "MANIFEST.json").read_bytes()
+
+
+def test_a_run_does_not_go_on_when_its_start_is_another_one(first: dict[str, Published], tmp_path: Path):
+    job = tiny_job(tmp_path, tmp_path, model__startFrom={"source": first["lora"].model.as_uri()})
+    start = fetch_start(job.spec.model, Storage(job.spec.output, Mounts()), tmp_path)
+    assert start is not None
+    before, now = Inputs(rows="r", model="m", lineage=start.lineage), Inputs(rows="r", model="m")
+    assert "what spec.model.startFrom names changed" in describe_change(before, now)

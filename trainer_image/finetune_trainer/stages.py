@@ -92,8 +92,8 @@ from finetune_trainer.scoring import Scorer
 from finetune_trainer.shared_state import SharedState
 from finetune_trainer.soft_prompt import describe_soft_prompt
 from finetune_trainer.split import Split
-from finetune_trainer.start import Start, check_start, fetch_start
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
+from finetune_trainer.start import Start, check_start, fetch_start
 from finetune_trainer.storage import Storage
 from finetune_trainer.task_file import TaskFile, read_task_file
 from finetune_trainer.trade_off import Candidate, with_trade_off

@@ -31,11 +31,13 @@ def _one_origin(job: str | None, source: str | None) -> Iterator[Problem]:
 
 
 class StartFrom(Block):
-    """What another job has published, to go on from: an adapter, or full weights. It must have been tuned from
-    ``spec.model.source``, the same files of it, and is verified against its MANIFEST.json. An adapter is trained on in
-    its own form, by the method and with the settings of the job that made it; full and merged weights by method full or
-    selective. To put an adapter on full weights, name those in ``spec.model.source`` instead. Figures compare with the
-    base model; the report and the model card say what it was tuned on from."""
+    """What another job has published, to go on from: an adapter, or full weights.
+
+    It must have been tuned from spec.model.source, the same files of it, and is verified against its MANIFEST.json. An
+    adapter is trained on in its own form, by the method and with the settings of the job that made it; full and merged
+    weights by method full or selective. To put an adapter on full weights, name those in spec.model.source instead.
+    Figures compare with the base model; the report and the model card say what it was tuned on from.
+    """
 
     rules = (_one_origin,)
 
