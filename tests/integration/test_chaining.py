@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import ExitCode, Progress, Report, Stage
+from finetune_api.report import ArtifactKind, ExitCode, Progress, Report, Stage
 from finetune_trainer import stages
 from finetune_trainer.errors import FineTuneError
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import write_manifest
 from finetune_trainer.model import fetch_model
+from finetune_trainer.stages import PodOptions
 from finetune_trainer.start import Lineage, check_start, fetch_start
 from finetune_trainer.storage import Storage
 
@@ -235,3 +236,41 @@ def test_a_run_does_not_go_on_when_its_start_is_another_one(first: dict[str, Pub
     assert start is not None
     before, now = Inputs(rows="r", model="m", lineage=start.lineage), Inputs(rows="r", model="m")
     assert "what spec.model.startFrom names changed" in describe_change(before, now)
+
+
+ALONE: dict[str, Any] = {"training": {"epochs": 0}, "method": METHODS["lora"]}
+PERPLEXITY = "sentiment.perplexity"
+
+
+def test_a_published_model_is_evaluated_as_it_is_and_published_once_more(
+    first: dict[str, Published], tiny_model_dir: Path, tmp_path: Path
+):
+    start = first["lora"]
+    changes = {"evaluation": QUICKLY["evaluation"] | {"gates": [{"metric": PERPLEXITY, "max": 1e9}]}}
+    job = tiny_job(tiny_model_dir, tmp_path, model__startFrom={"source": start.model.as_uri()}, **ALONE, **changes)
+    done = run(job, tmp_path)
+    assert (done.report.training.steps, done.report.training.curve) == (0, ())
+    assert done.report.training.trainable_parameters == start.report.training.trainable_parameters
+    assert done.report.published
+    assert (done.model / "adapter_model.safetensors").read_bytes() == (
+        start.model / "adapter_model.safetensors"
+    ).read_bytes()
+    assert start.report.evaluation is not None and done.report.evaluation is not None
+    assert done.report.evaluation.metrics == start.report.evaluation.metrics
+    assert "evaluated as it was published" in (done.folder / "report" / "report.html").read_text()
+    assert "taken as it is from" in (done.model / "README.md").read_text()
+
+
+def test_in_pods_nothing_is_trained_and_gates_decide(first: dict[str, Published], tiny_model_dir: Path, tmp_path: Path):
+    changes = {"evaluation": QUICKLY["evaluation"] | {"gates": [{"metric": PERPLEXITY, "max": 0.5}]}}
+    source = first["lora"].model.as_uri()
+    job = tiny_job(tiny_model_dir, tmp_path, model__startFrom={"source": source}, **ALONE, **changes)
+    checked, evaluated = (
+        stages.run_one(stage, job, tmp_path / stage.value, Silence(), PodOptions())
+        for stage in (Stage.CHECK, Stage.EVALUATE)
+    )
+    assert checked.exit_code is ExitCode.OK, checked.message
+    assert evaluated.exit_code is ExitCode.OK, evaluated.message
+    assert (evaluated.published, [artifact.kind for artifact in evaluated.artifacts]) == (False, [ArtifactKind.REPORT])
+    assert evaluated.evaluation is not None
+    assert [gate.passed for gate in evaluated.evaluation.gates] == [False]

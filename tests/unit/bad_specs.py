@@ -638,7 +638,23 @@ BAD_SPECS = [
         RULE,
     ),
     # training
-    BadSpec("epochs are positive", {"spec.training.epochs": 0}, "spec.training.epochs", "0", ("above 0",)),
+    BadSpec("epochs are not negative", {"spec.training.epochs": -1}, "spec.training.epochs", "-1", ("0",)),
+    BadSpec(
+        "what trains nothing evaluates something",
+        {"spec.training.epochs": 0},
+        "spec.training.epochs",
+        "0",
+        ("trains nothing", "spec.model.startFrom"),
+        RULE,
+    ),
+    BadSpec(
+        "what trains nothing takes no steps",
+        {"spec.training": {"epochs": 0, "maxSteps": 3}, "spec.model.startFrom": {"source": "s3://b/c"}},
+        "spec.training.maxSteps",
+        "3",
+        ("contradicts epochs: 0",),
+        RULE,
+    ),
     BadSpec(
         "numbers stand without quotes",
         {"spec.training.epochs": "3"},

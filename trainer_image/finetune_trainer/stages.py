@@ -35,7 +35,7 @@ from finetune_api.report import (
     TrainingReport,
     VirtualToken,
 )
-from finetune_api.spec import FineTuneJobSpec, ForgettingRemedy, LossOn, MethodType, Preflight
+from finetune_api.spec import FineTuneJobSpec, ForgettingRemedy, LossOn, MethodType, Preflight, evaluates_only
 from finetune_api.spec.compute import is_distributed, processes
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
@@ -68,8 +68,9 @@ from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.layout import Layout
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
+from finetune_trainer.methods import count_parameters, prepare_model
 from finetune_trainer.mixture import Mixture, TaskRows, plan_mixture
-from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer, read_config
+from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer, outline_model, read_config
 from finetune_trainer.overlap import find_overlaps
 from finetune_trainer.pair import ModelPair, load_published, open_pair
 from finetune_trainer.parity import (
@@ -291,12 +292,13 @@ def _check(
             job.spec.training.seed,
             find_room(job.spec, files) - answer,
         )
-    reporter.say("working out what training needs")
-    plan = _plan(run, files, encoded[Split.TRAIN])
-    run.remember("plan", plan)
     report = _describe_data(job, dataset, renderer, encoded, questions)
-    if is_rehearsed(job.spec, plan):
-        report = report.model_copy(update={"rehearsal": _rehearse(run, files, dataset, report)})
+    if not evaluates_only(job.spec.training):
+        reporter.say("working out what training needs")
+        plan = _plan(run, files, encoded[Split.TRAIN])
+        run.remember("plan", plan)
+        if is_rehearsed(job.spec, plan):
+            report = report.model_copy(update={"rehearsal": _rehearse(run, files, dataset, report)})
     run.remember("data", report)
     # Behind what belongs to them: whoever finds these finds the check's result.
     run.remember("inputs", inputs)
@@ -429,6 +431,8 @@ def train_stage(run: Run) -> TrainingReport:
     workspace, shared = run.workspace, run.shared
     if shared is not None:
         shared.pull_results()
+    if evaluates_only(run.job.spec.training):
+        return _train_nothing(run)
     done = workspace.recall("training", TrainingReport)
     if done is not None and (is_complete(workspace.tuned) if shared is None else shared.has_tuned()):
         return done
@@ -448,6 +452,21 @@ def train_stage(run: Run) -> TrainingReport:
     if shared is not None:
         shared.drop_checkpoints()
     gc.collect()
+    return report
+
+
+def _train_nothing(run: Run) -> TrainingReport:
+    """Describe the model that is to be evaluated as it is."""
+    if (done := run.workspace.recall("training", TrainingReport)) is not None:
+        return done
+    if run.workspace.recall("data", DataReport) is None:
+        check_stage(run)
+    method, files = run.job.spec.method, _fetch_model(run)
+    parameters, trainable = count_parameters(prepare_model(outline_model(files), method, str(files.path)))
+    report = TrainingReport(
+        method=method.type.value, parameters=parameters, trainable_parameters=trainable, steps=0, epochs=0
+    )
+    run.remember("training", report)
     return report
 
 
@@ -528,15 +547,13 @@ def evaluate_stage(run: Run) -> Report:
     """Compare base and tuned model on the test split, then publish the report and, if the job says so, the model."""
     job, workspace, shared = run.job, run.workspace, run.shared
     reporter = interruptible(run, Stage.EVALUATE)
+    tuned = _find_tuned(run, reporter)
     if shared is not None:
-        reporter.say("fetching the tuned weights")
-        shared.pull_results()
-        shared.pull_tuned()
         shared.pull_predictions()
     reporter.say("loading the models")
     files = _fetch_model(run)
     tokenizer = load_tokenizer(files)
-    pair = open_pair(job, files, workspace.tuned)
+    pair = open_pair(job, files, tuned)
     layout = pair.layout
     renderer = _renderer(job, files, tokenizer)
     evaluation = workspace.recall("evaluation", EvaluationReport)
@@ -582,6 +599,27 @@ def evaluate_stage(run: Run) -> Report:
     gc.collect()
     parity = tuple(_check_export(run, files, folder, evaluated) for folder in exports)
     return _publish(run, report.model_copy(update={"parity": parity}), exports)
+
+
+def _find_tuned(run: Run, reporter: Reporter) -> Path:
+    """Return the folder of the weights that are evaluated, with the results of the stages before at hand."""
+    if evaluates_only(run.job.spec.training):
+        # No stage before has done it: there is no training pod.
+        train_stage(run)
+        return _find_unchanged_start(run).path
+    if run.shared is not None:
+        reporter.say("fetching the tuned weights")
+        run.shared.pull_results()
+        run.shared.pull_tuned()
+    return run.workspace.tuned
+
+
+def _find_unchanged_start(run: Run) -> Start:
+    start, known = _fetch_start(run), run.workspace.recall("inputs", Inputs)
+    assert start is not None and known is not None, "the spec demands one, and the check has seen it"
+    if change := describe_change(known, known.model_copy(update={"lineage": start.lineage})):
+        raise DataError(f"{change} since the check. Put it back, or apply the job under another name.")
+    return start
 
 
 def _choose_scale(
