@@ -13,7 +13,6 @@ from finetune_api.problem import Path
 _INSTEAD = "Leave it out."
 
 NOT_YET: dict[str, str] = {
-    "model.startFrom.job": "Name the folder that it has published in spec.model.startFrom.source.",
     "evaluation.holistic": _INSTEAD,
 }
 """Fields that are refused whatever they say, and what to do instead. Below spec; ``[]`` stands for any index."""

@@ -160,6 +160,7 @@ _GOOD_NEWS = {
     Reason.SPEC_VALID,
     Reason.ADMITTED,
     Reason.WAITING,
+    Reason.WAITING_FOR_JOB,
     Reason.IN_QUEUE,
     Reason.RUNNING,
     Reason.SKIPPED,

@@ -280,6 +280,21 @@ BAD_SPECS = [
         RULE,
     ),
     BadSpec(
+        "what a job published is pinned by itself",
+        {"spec.model.startFrom": {"job": "a", "sha256": "0" * 64}},
+        "spec.model.startFrom.sha256",
+        '"' + "0" * 64 + '"',
+        ("belongs to source",),
+        RULE,
+    ),
+    BadSpec(
+        "a start's hash is a sha256",
+        {"spec.model.startFrom": {"source": "s3://b/c", "sha256": "F" * 64}},
+        "spec.model.startFrom.sha256",
+        '"' + "F" * 64 + '"',
+        ("64 hexadecimal digits",),
+    ),
+    BadSpec(
         "a job starts from something",
         {"spec.model.startFrom": {}},
         "spec.model.startFrom",

@@ -91,6 +91,11 @@ def fetch_start(model: ModelSpec, storage: Storage, cache: Path) -> Start | None
         manifest = verify_manifest(path)
     except DataError as error:
         raise DataError(f"{START_FIELD} ({uri}): {error}") from error
+    if (wanted := model.start_from.sha256) not in (None, manifest.sha256):
+        raise DataError(
+            f"spec.model.startFrom.sha256 is {wanted}, and the manifest at {uri} has {manifest.sha256}: it is not the "
+            "artifact that was meant. Put that one back, or correct the hash."
+        )
     return _opened(uri, path, manifest)
 
 
@@ -207,11 +212,11 @@ def _check_layers(start: Start, model: PeftModel, field: str) -> None:
         has = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a dict
     if has == wants:
         return
-    own, other = (sorted({*_layers(shapes)}) for shapes in (has, wants))
+    own, other = (", ".join(sorted({*_layers(shapes)})) for shapes in (has, wants))
+    differs = f", the job on {other}" if own != other else " in other layers or forms than the job"
     raise SpecError(
-        f"{field}: the adapter at {start.uri} acts on {', '.join(own)}"
-        f"{f', the job on {chr(44).join(other)}' if own != other else ' in other layers or forms than the job'}. "
-        f"Set targetNames to [{', '.join(own)}], with targets: named for lora, as its own job had them."
+        f"{field}: the adapter at {start.uri} acts on {own}{differs}. Set targetNames to [{own}], with targets: named "
+        "for lora, as its own job had them."
     )
 
 

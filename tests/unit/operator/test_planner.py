@@ -123,6 +123,15 @@ def test_a_job_that_evaluates_only_says_why_it_does_not_train():
 # --- acceptance
 
 
+def test_a_job_waits_for_the_one_that_it_goes_on_from():
+    given = {"spec.model.startFrom": {"job": "general"}}
+    made = plan(make_view(given), Observed(), SETTINGS, NOW)
+    accepted = condition(made, ConditionType.ACCEPTED)
+    assert (accepted.status, accepted.reason) == (ConditionStatus.UNKNOWN, Reason.WAITING_FOR_JOB)
+    assert recorded(made).phase is Phase.PENDING
+    assert made.wake_at == after(60)
+
+
 def test_a_refused_job_is_looked_at_again_while_settings_may_help():
     made = plan(make_view({"spec.compute.profile": "h100"}), Observed(), SETTINGS, NOW)
     assert kinds(made.actions) == ["RecordStatus"]
