@@ -1,6 +1,9 @@
 """Jobs that go on from what another job has published."""
 
+import io
+import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +14,16 @@ from safetensors.torch import load_file
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ArtifactKind, ExitCode, Progress, Report, Stage
+from finetune_cli.__main__ import run_command
 from finetune_trainer import stages
-from finetune_trainer.errors import FineTuneError
+from finetune_trainer.errors import DataError, FineTuneError
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import write_manifest
 from finetune_trainer.model import fetch_model
+from finetune_trainer.published_model import Lineage
 from finetune_trainer.stages import PodOptions
-from finetune_trainer.start import Lineage, check_start, fetch_start
+from finetune_trainer.start import check_start, fetch_start
 from finetune_trainer.storage import Storage
 
 from .conftest import save_tiny_model
@@ -246,7 +251,7 @@ def test_a_published_model_is_evaluated_as_it_is_and_published_once_more(
     first: dict[str, Published], tiny_model_dir: Path, tmp_path: Path
 ):
     start = first["lora"]
-    changes = {"evaluation": QUICKLY["evaluation"] | {"gates": [{"metric": PERPLEXITY, "max": 1e9}]}}
+    changes = {"evaluation": QUICKLY["evaluation"] | {"gates": [{"metric": PERPLEXITY, "max": 1e6}]}}
     job = tiny_job(tiny_model_dir, tmp_path, model__startFrom={"source": start.model.as_uri()}, **ALONE, **changes)
     done = run(job, tmp_path)
     assert (done.report.training.steps, done.report.training.curve) == (0, ())
@@ -274,3 +279,57 @@ def test_in_pods_nothing_is_trained_and_gates_decide(first: dict[str, Published]
     assert (evaluated.published, [artifact.kind for artifact in evaluated.artifacts]) == (False, [ArtifactKind.REPORT])
     assert evaluated.evaluation is not None
     assert [gate.passed for gate in evaluated.evaluation.gates] == [False]
+
+
+def test_another_artifact_than_the_pinned_one_is_refused(first: dict[str, Published], tmp_path: Path):
+    source = first["lora"].model.as_uri()
+    job = tiny_job(tmp_path, tmp_path, model__startFrom={"source": source, "sha256": "0" * 64})
+    with pytest.raises(
+        DataError, match=r"startFrom\.sha256 is 0+, and the manifest .* not the artifact that was meant"
+    ):
+        fetch_start(job.spec.model, Storage(job.spec.output, Mounts()), tmp_path)
+
+
+# --- several adapters on one base
+
+
+@pytest.fixture(scope="module")
+def second(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Published:
+    """Another LoRA on the same base, further away from it. Read only."""
+    folder = tmp_path_factory.mktemp("second-lora")
+    changes = QUICKLY | {"training__learningRate": 0.1, "method": METHODS["lora"]}
+    return run(tiny_job(tiny_model_dir, folder, **changes), folder)
+
+
+def test_adapters_and_soft_prompts_on_one_base_answer_as_each_of_them_does_alone(
+    first: dict[str, Published], second: Published, capsys: pytest.CaptureFixture[str]
+):
+    places = [str(one.model) for one in (first["lora"], second, first["promptTuning"])]
+    row = json.dumps({"text": "The film was great."})
+
+    def ask(*adapters: str) -> dict[str, str]:
+        command = ["try", "--output", "json", "--max-new-tokens", "8", "--prompt", row, "--adapters", *adapters]
+        assert run_command(command) is ExitCode.OK
+        answers: dict[str, str] = json.loads(capsys.readouterr().out)["answers"]
+        return answers
+
+    together = ask(*places)
+    alone = [ask(place) for place in places]
+    assert list(together.values()) == [alone[0]["base"], *(list(one.values())[1] for one in alone)]
+    assert {one["base"] for one in alone} == {together["base"]}
+    assert len({*together.values()}) > 1, "they differ, else switching would show nothing"
+
+
+def test_standard_input_is_asked_line_by_line(
+    first: dict[str, Published], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("One\n\nTwo\n"))
+    assert run_command(["try", "--max-new-tokens", "2", "--adapters", str(first["lora"].model)]) is ExitCode.OK
+    output = capsys.readouterr().out
+    assert [line for line in output.splitlines() if line.startswith(">")] == ["> One", "> Two"]
+    assert output.count("base  ") == 2
+
+
+def test_full_weights_are_no_adapter(first: dict[str, Published], capsys: pytest.CaptureFixture[str]):
+    assert run_command(["try", "--prompt", "x", "--adapters", str(first["full"].model)]) is ExitCode.BAD_SPEC
+    assert "holds full weights" in capsys.readouterr().err

@@ -12,7 +12,7 @@ class Inputs(ApiModel):
     model: str
     """`ModelFiles.revision`."""
     lineage: tuple[Ancestor, ...] = ()
-    """`Start.lineage`; empty where training begins with the base."""
+    """`PublishedModel.lineage`; empty where training begins with the base."""
 
     @property
     def start(self) -> str:

@@ -36,7 +36,7 @@ from finetune_trainer.manifest import COMPLETE_NAME, MANIFEST_NAME, Manifest, ve
 from finetune_trainer.model_card import BaseReference, CardFacts, MergeCheck, render_card
 from finetune_trainer.parity import MERGED_FILES
 from finetune_trainer.prompt_file import RendererInfo, make_prompt_file
-from finetune_trainer.start import LINEAGE_FILE, Lineage
+from finetune_trainer.published_model import LINEAGE_FILE, Lineage
 from finetune_trainer.store import Store
 
 logger = logging.getLogger(__name__)

@@ -85,6 +85,7 @@ from finetune_trainer.plan import Workload, expected_gpus, expected_precision, p
 from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.publication import find_publication, record_publication
 from finetune_trainer.publish import export_model, publish
+from finetune_trainer.published_model import PublishedModel
 from finetune_trainer.rehearsal import rehearse
 from finetune_trainer.renderer import Renderer, encode_all
 from finetune_trainer.report_page import render_page
@@ -94,7 +95,7 @@ from finetune_trainer.shared_state import SharedState
 from finetune_trainer.soft_prompt import describe_soft_prompt
 from finetune_trainer.split import Split
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
-from finetune_trainer.start import Start, check_start, fetch_start
+from finetune_trainer.start import check_start, fetch_start
 from finetune_trainer.storage import Storage
 from finetune_trainer.task_file import TaskFile, read_task_file
 from finetune_trainer.trade_off import Candidate, with_trade_off
@@ -258,7 +259,7 @@ def _inspect(run: Run) -> tuple[DataReport, Inputs]:
 
 
 def _check(
-    run: Run, files: ModelFiles, start: Start | None, dataset: Dataset, inputs: Inputs, reporter: Reporter
+    run: Run, files: ModelFiles, start: PublishedModel | None, dataset: Dataset, inputs: Inputs, reporter: Reporter
 ) -> DataReport:
     job = run.job
     check_fit(job.spec, files)
@@ -484,7 +485,7 @@ def _find_checkpoint(run: Run) -> int | None:
 
 
 def _train(
-    run: Run, files: ModelFiles, start: Start | None, dataset: Dataset, inputs: Inputs, reporter: Reporter
+    run: Run, files: ModelFiles, start: PublishedModel | None, dataset: Dataset, inputs: Inputs, reporter: Reporter
 ) -> TrainingReport:
     job = run.job
     renderer = _renderer(job, files, load_tokenizer(files))
@@ -614,7 +615,7 @@ def _find_tuned(run: Run, reporter: Reporter) -> Path:
     return run.workspace.tuned
 
 
-def _find_unchanged_start(run: Run) -> Start:
+def _find_unchanged_start(run: Run) -> PublishedModel:
     start, known = _fetch_start(run), run.workspace.recall("inputs", Inputs)
     assert start is not None and known is not None, "the spec demands one, and the check has seen it"
     if change := describe_change(known, known.model_copy(update={"lineage": start.lineage})):
@@ -766,11 +767,11 @@ def _fetch_model(run: Run) -> ModelFiles:
     return fetch_model(model, run.workspace.models, storage=run.storage)
 
 
-def _fetch_start(run: Run) -> Start | None:
+def _fetch_start(run: Run) -> PublishedModel | None:
     return fetch_start(run.job.spec.model, run.storage, run.workspace.models)
 
 
-def _inputs(dataset: Dataset, files: ModelFiles, start: Start | None) -> Inputs:
+def _inputs(dataset: Dataset, files: ModelFiles, start: PublishedModel | None) -> Inputs:
     return Inputs(rows=dataset.hash, model=files.revision, lineage=start.lineage if start else ())
 
 

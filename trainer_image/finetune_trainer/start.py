@@ -1,32 +1,27 @@
-"""The published artifact that a job goes on from: fetched, verified, held against the spec, taken into the model.
+"""The published model that a job goes on from: held against the spec, taken into what is trained.
 
 An adapter is trained on as it is, full weights take the place of the base's; neither turns into the other here, for
 that is what ``spec.output.merge`` is for.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import PeftConfig, PeftModel, PeftType
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-from pydantic import ValidationError
 from safetensors import safe_open
 from torch import nn
 
-from finetune_api.model import ApiModel
-from finetune_api.report import Ancestor, ArtifactKind
+from finetune_api.report import ArtifactKind
 from finetune_api.spec import BLOCK_OF, OWN_WEIGHTS, FineTuneJobSpec, MethodType, ModelSpec
 from finetune_trainer.errors import DataError, SpecError
-from finetune_trainer.manifest import Manifest, is_complete, verify_manifest
 from finetune_trainer.methods import prepare_model
 from finetune_trainer.model import ModelFiles, outline_model
-from finetune_trainer.storage import START_FIELD, Storage
+from finetune_trainer.published_model import PublishedModel, open_published
+from finetune_trainer.storage import Storage
 
-LINEAGE_FILE = "lineage.json"
-"""What an artifact was itself tuned from, besides its base; absent where that is nothing."""
-
+START_FIELD = "spec.model.startFrom.source"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _METHOD_OF = {
     PeftType.LORA: MethodType.LORA,
@@ -37,37 +32,7 @@ _METHOD_OF = {
 _ACTS_ON_LAYERS = (MethodType.LORA, MethodType.IA3)
 
 
-class Lineage(ApiModel):
-    """The content of `LINEAGE_FILE`."""
-
-    ancestors: tuple[Ancestor, ...]
-    """Nearest first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """An artifact on the local disk, verified."""
-
-    path: Path
-    lineage: tuple[Ancestor, ...]
-    """The artifact itself, then what it was tuned from, nearest first."""
-    base: str
-    """Its base model, for people."""
-    base_revision: str
-    """As `ModelFiles.revision`."""
-
-    @property
-    def kind(self) -> ArtifactKind:
-        """What it holds."""
-        return self.lineage[0].kind
-
-    @property
-    def uri(self) -> str:
-        """As the spec names it."""
-        return self.lineage[0].uri
-
-
-def fetch_start(model: ModelSpec, storage: Storage, cache: Path) -> Start | None:
+def fetch_start(model: ModelSpec, storage: Storage, cache: Path) -> PublishedModel | None:
     """Return what ``spec.model.startFrom`` names, every file of it as its manifest says; absent without that block.
 
     Raises:
@@ -82,53 +47,19 @@ def fetch_start(model: ModelSpec, storage: Storage, cache: Path) -> Start | None
             "spec.model.startFrom.job: a job is known by its name in a cluster alone. Name the folder that it has "
             "published in spec.model.startFrom.source."
         )
-    path = storage.fetch_artifact(uri, cache)
-    if not path.is_dir():
-        raise SpecError(f"{START_FIELD}: {uri} is no folder. Name the folder model that a job has published.")
-    if not is_complete(path) and is_complete(path / "model"):
-        raise SpecError(f"{START_FIELD}: {uri} holds a job's results. Write {uri.rstrip('/')}/model.")
-    try:
-        manifest = verify_manifest(path)
-    except DataError as error:
-        raise DataError(f"{START_FIELD} ({uri}): {error}") from error
-    if (wanted := model.start_from.sha256) not in (None, manifest.sha256):
+    start = open_published(uri, START_FIELD, storage, cache)
+    if (wanted := model.start_from.sha256) not in (None, start.sha256):
         raise DataError(
-            f"spec.model.startFrom.sha256 is {wanted}, and the manifest at {uri} has {manifest.sha256}: it is not the "
+            f"spec.model.startFrom.sha256 is {wanted}, and the manifest at {uri} has {start.sha256}: it is not the "
             "artifact that was meant. Put that one back, or correct the hash."
         )
-    return _opened(uri, path, manifest)
-
-
-def _opened(uri: str, path: Path, manifest: Manifest) -> Start:
-    about = manifest.about
-    if about.get("kind") not in {kind.value for kind in ArtifactKind if kind is not ArtifactKind.REPORT}:
-        raise SpecError(
-            f"{START_FIELD}: {uri} is no model but {about.get('kind') or 'something else'}. Name the folder model, or "
-            "merged, that a job has published."
-        )
-    if "baseRevision" not in about:
-        raise SpecError(
-            f"{START_FIELD}: {uri} does not say which base model it was tuned from: an older version published it. "
-            "Publish it again."
-        )
-    ancestor = Ancestor(uri=uri, kind=about["kind"], sha256=manifest.sha256, spec_hash=about.get("specHash", ""))
-    return Start(path, (ancestor, *_read_lineage(path)), about.get("base", ""), about["baseRevision"])
-
-
-def _read_lineage(folder: Path) -> tuple[Ancestor, ...]:
-    file = folder / LINEAGE_FILE
-    if not file.exists():
-        return ()
-    try:
-        return Lineage.model_validate_json(file.read_bytes()).ancestors
-    except ValidationError as error:
-        raise DataError(f"{START_FIELD}: {file} is of another version: {error.errors()[0]['msg']}.") from error
+    return start
 
 
 # --- does it go with the job
 
 
-def check_start(start: Start, spec: FineTuneJobSpec, files: ModelFiles) -> None:
+def check_start(start: PublishedModel, spec: FineTuneJobSpec, files: ModelFiles) -> None:
     """Find out whether the job can go on from ``start``.
 
     Args:
@@ -160,7 +91,7 @@ def check_start(start: Start, spec: FineTuneJobSpec, files: ModelFiles) -> None:
     _check_settings(start, config, spec, files)
 
 
-def _check_base(start: Start, model: ModelSpec, files: ModelFiles) -> None:
+def _check_base(start: PublishedModel, model: ModelSpec, files: ModelFiles) -> None:
     if start.base_revision == files.revision:
         return
     pin = f" or set spec.model.revision: {start.base_revision}" if model.source == f"hf://{start.base}" else ""
@@ -170,7 +101,7 @@ def _check_base(start: Start, model: ModelSpec, files: ModelFiles) -> None:
     )
 
 
-def _check_settings(start: Start, found: PeftConfig, spec: FineTuneJobSpec, files: ModelFiles) -> None:
+def _check_settings(start: PublishedModel, found: PeftConfig, spec: FineTuneJobSpec, files: ModelFiles) -> None:
     model = prepare_model(outline_model(files), spec.method, str(files.path))
     assert isinstance(model, PeftModel)
     has, wants = _settings(found), _settings(model.active_peft_config)
@@ -206,7 +137,7 @@ def _written(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _check_layers(start: Start, model: PeftModel, field: str) -> None:
+def _check_layers(start: PublishedModel, model: PeftModel, field: str) -> None:
     wants = {name: list(value.shape) for name, value in _adapter_weights(model).items()}
     with safe_open(start.path / _ADAPTER_WEIGHTS, framework="pt") as tensors:
         has = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 - not a dict
@@ -236,14 +167,14 @@ def _layers(names: Mapping[str, object]) -> Iterator[str]:
 # --- into the model
 
 
-def first_weights(files: ModelFiles, start: Start | None) -> ModelFiles:
+def first_weights(files: ModelFiles, start: PublishedModel | None) -> ModelFiles:
     """Return the whole weights that training begins with: those of the base in ``files``, unless ``start`` has some."""
     if start is None or start.kind is ArtifactKind.ADAPTER:
         return files
     return ModelFiles(start.path, files.revision)
 
 
-def take_over(model: nn.Module, start: Start) -> None:
+def take_over(model: nn.Module, start: PublishedModel) -> None:
     """Put the weights of an adapter into ``model``, which `prepare_model` has made; whole weights are there already."""
     if start.kind is ArtifactKind.ADAPTER:
         assert isinstance(model, PeftModel)

@@ -56,6 +56,7 @@ from finetune_trainer.model import ModelFiles, find_broken_tensors
 from finetune_trainer.precision import PrecisionChoice, choose_precision
 from finetune_trainer.process_group import ProcessGroup
 from finetune_trainer.progress import Reporter, Sink
+from finetune_trainer.published_model import PublishedModel
 from finetune_trainer.regularization import regularize
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.settings_map import (
@@ -66,7 +67,7 @@ from finetune_trainer.settings_map import (
     spreads_weights,
     training_arguments,
 )
-from finetune_trainer.start import Start, first_weights, take_over
+from finetune_trainer.start import first_weights, take_over
 from finetune_trainer.workspace import Workspace
 from finetune_trainer.zero import join_without_gpu
 
@@ -107,7 +108,7 @@ class TrainingInput:
     """Set from outside: save a checkpoint behind the current step and end."""
     on_checkpoint: Callable[[Path], None] | None = None
     """Told of every sealed checkpoint, which may be removed as soon as this returns."""
-    start: Start | None = None
+    start: PublishedModel | None = None
     """What training goes on from instead of the bare base."""
     group: ProcessGroup = field(default_factory=ProcessGroup)
     """Who trains with this process; they share the workspace with those of the same node."""

@@ -28,8 +28,9 @@ from finetune_trainer.model import ModelFiles, fetch_model
 from finetune_trainer.pod_stop import PodStop, pod_held
 from finetune_trainer.process_group import ProcessGroup
 from finetune_trainer.progress import Reporter, Sink
+from finetune_trainer.published_model import PublishedModel
 from finetune_trainer.shared_state import SharedState
-from finetune_trainer.start import Start, fetch_start
+from finetune_trainer.start import fetch_start
 from finetune_trainer.storage import Storage
 from finetune_trainer.train import TrainingInput, train_here
 from finetune_trainer.trust import add_private_authorities
@@ -144,7 +145,7 @@ def _fetch_base(assignment: Assignment, workspace: Workspace) -> ModelFiles:
     return files
 
 
-def _fetch_start(assignment: Assignment, workspace: Workspace) -> Start | None:
+def _fetch_start(assignment: Assignment, workspace: Workspace) -> PublishedModel | None:
     storage = Storage(assignment.job.spec.output, assignment.mounts)
     start = fetch_start(assignment.job.spec.model, storage, workspace.models)
     if start is not None and start.lineage != assignment.inputs.lineage:
