@@ -555,6 +555,18 @@ class ArtifactKind(StrEnum):
     REPORT = "report"
 
 
+class Ancestor(ApiModel):
+    """A published artifact that a model was tuned on from."""
+
+    uri: str
+    """Where it was."""
+    kind: ArtifactKind
+    sha256: str
+    """sha256 of its MANIFEST.json, against which it was verified."""
+    spec_hash: str
+    """Of the job that published it."""
+
+
 class Artifact(ApiModel):
     """One published folder."""
 
@@ -585,6 +597,9 @@ class Report(ApiModel):
     base_model: str
     base_revision: str | None = None
     """Commit of a hub model, or sha256 over the files of a local one."""
+    lineage: tuple[Ancestor, ...] = ()
+    """What ``spec.model.startFrom`` named, then what that was itself tuned on from, nearest first; empty where tuning
+    began with the base model. Figures compare with the base model all the same."""
     data: DataReport
     training: TrainingReport
     planned_memory_bytes: int | None = None

@@ -89,6 +89,7 @@ class Reason(StrEnum):
     POLICY_VIOLATED = "PolicyViolated"
     KUBERAY_MISSING = "KubeRayMissing"
     CONTRACT_SKEW = "ContractSkew"
+    WAITING_FOR_JOB = "WaitingForJob"
     # Admitted
     ADMITTED = "Admitted"
     # any stage

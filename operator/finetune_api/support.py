@@ -13,7 +13,6 @@ from finetune_api.problem import Path
 _INSTEAD = "Leave it out."
 
 NOT_YET: dict[str, str] = {
-    "model.startFrom": "Start from the base model, or name published full weights in spec.model.source.",
     "evaluation.holistic": _INSTEAD,
 }
 """Fields that are refused whatever they say, and what to do instead. Below spec; ``[]`` stands for any index."""
@@ -31,6 +30,7 @@ ONLY: dict[str, tuple[object, ...]] = {
 
 SCHEMES: dict[str, tuple[str, ...]] = {
     "model.source": ("file", "hf", "s3", "pvc"),
+    "model.startFrom.source": ("file", "s3", "pvc"),
     "data.tasks[].source": ("file", "hf", "s3", "pvc", "configMap"),
     "data.tasks[].validationSource": ("file", "hf", "s3", "pvc", "configMap"),
     "data.tasks[].testSource": ("file", "hf", "s3", "pvc", "configMap"),

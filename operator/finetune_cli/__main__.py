@@ -110,6 +110,10 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
             from finetune_cli.compare import compare
 
             return compare(options.reports, as_json=options.output == "json")
+        case "try":
+            from finetune_cli.trial import try_adapters
+
+            return try_adapters(options.adapters, options.prompt, options.model, options.max_new_tokens, options.output)
         case "render":
             from finetune_cli.render import render
 
@@ -162,6 +166,12 @@ def _quantity(text: str) -> str:
     if not re.fullmatch(QUANTITY, text):
         raise argparse.ArgumentTypeError(f"{text!r} is no quantity such as 24Gi")
     return text
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -224,6 +234,20 @@ def _parser() -> argparse.ArgumentParser:
         "reports", nargs="+", type=Path, metavar="REPORT", help="a report.json, or the folder of a report or of a job"
     )
     compare.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
+
+    trial = commands.add_parser("try", help="ask a base model and adapters of it the same, side by side")
+    trial.add_argument(
+        "--adapters", nargs="+", required=True, metavar="PLACE", help="folders or URIs of published adapters"
+    )
+    trial.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="a prompt as it stands, or a row as JSON, which goes through each adapter's own template; absent: every "
+        "line of standard input",
+    )
+    trial.add_argument("--model", metavar="URI", help="the base, where it is not where it was at their tuning")
+    trial.add_argument("--max-new-tokens", type=_count, default=64, metavar="N", help="longest answer (default 64)")
+    trial.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
     add_cluster_commands(commands)
     return parser
 

@@ -1,4 +1,4 @@
-"""Keep what libraries print, log and warn out of the display and in a log file. Used by ``finetune run`` alone."""
+"""Keep what libraries print, log and warn out of the display and in a log file. Used by commands that load models."""
 
 import atexit
 import contextlib

@@ -11,7 +11,7 @@ import yaml
 from finetune_api import __version__
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ExitCode, Stage
-from finetune_api.spec import Preflight
+from finetune_api.spec import Preflight, evaluates_only
 from finetune_api.status import Attempt, FineTuneJobStatus
 from finetune_cli.cluster_job import own_namespace
 from finetune_cli.job_api import JsonObject
@@ -94,7 +94,8 @@ def read_settings(file: Path) -> Settings:
 
 def _stages(job: FineTuneJob) -> tuple[Stage, ...]:
     checks = () if job.spec.run_policy.preflight is Preflight.SKIP else (Stage.CHECK,)
-    return (*checks, Stage.TRAIN, Stage.EVALUATE)
+    trains = () if evaluates_only(job.spec.training) else (Stage.TRAIN,)
+    return (*checks, *trains, Stage.EVALUATE)
 
 
 def _as_in_cluster(job: FineTuneJob, namespace: str, spec: JsonObject) -> JobView:

@@ -1,6 +1,6 @@
 """Whether a job can be done here, and what exactly is to be done: profile and defaults filled in. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,13 @@ from pydantic import ValidationError
 from finetune_api.explanation import field_errors
 from finetune_api.job import API_VERSION, KIND, FineTuneJob, spec_hash
 from finetune_api.problem import FieldError, shown, written
+from finetune_api.report import ArtifactKind
 from finetune_api.resolve import resolve
-from finetune_api.spec import ComputeSpec
-from finetune_api.status import Attempt, Reason
+from finetune_api.spec import ComputeSpec, StartFrom
+from finetune_api.status import Attempt, ConditionType, PublishedArtifact, Reason
 from finetune_api.support import Place, Refusal, unreachable_fields, unsupported_fields
 from finetune_operator import policy
+from finetune_operator.condition import ending, headline, holds
 from finetune_operator.manifest import image_of, job_file, output_path
 from finetune_operator.observed import JobView
 from finetune_operator.pod import RESERVED, Run, mount_paths
@@ -44,8 +46,11 @@ class Refused:
     """Whether nothing but another job can help: the spec cannot be changed."""
 
 
-def judge(job: JobView, settings: Settings) -> Accepted | Refused:
-    """Return what is to be done for ``job``, or all that speaks against it."""
+def judge(job: JobView, settings: Settings, starts: Sequence[JobView] = ()) -> Accepted | Refused:
+    """Return what is to be done for ``job``, or all that speaks against it.
+
+    ``starts`` is `Observed.starts`.
+    """
     written_job, errors = _parsed(job, job.spec)
     if errors or written_job is None:
         return _refused(Reason.SPEC_INVALID, errors, is_final=True)
@@ -56,7 +61,7 @@ def judge(job: JobView, settings: Settings) -> Accepted | Refused:
     profile = written_job.spec.compute.profile
     if profile is not None and profile not in settings.profiles:
         return _unknown_profile(profile, settings)
-    return _resolved(job, written_job, settings)
+    return _resolved(job, written_job, settings, starts)
 
 
 def _parsed(job: JobView, spec: Mapping[str, Any]) -> tuple[FineTuneJob | None, list[FieldError]]:
@@ -84,7 +89,9 @@ def _unknown_profile(profile: str, settings: Settings) -> Refused:
     return _refused(Reason.PROFILE_NOT_FOUND, [error], is_final=False)
 
 
-def _resolved(job: JobView, written_job: FineTuneJob, settings: Settings) -> Accepted | Refused:
+def _resolved(
+    job: JobView, written_job: FineTuneJob, settings: Settings, starts: Sequence[JobView]
+) -> Accepted | Refused:
     merged = written_job
     errors: list[FieldError] = []
     profile = written_job.spec.compute.profile
@@ -98,6 +105,14 @@ def _resolved(job: JobView, written_job: FineTuneJob, settings: Settings) -> Acc
         # The profile may be mended, so this is not the end.
         return _refused(Reason.SPEC_INVALID, errors, is_final=False, preamble=preamble)
     resolved = resolve(merged)
+    if job.start_job is not None:
+        start = find_start(job, job.start_job, starts)
+        if isinstance(start, Refused):
+            return start
+        model = resolved.spec.model.model_copy(update={"start_from": start})
+        resolved = resolved.model_copy(update={"spec": resolved.spec.model_copy(update={"model": model})})
+        if refusals := [*policy.violations(resolved.spec, settings.policy)]:
+            return _refused(Reason.POLICY_VIOLATED, _as_errors(refusals), is_final=False)
     accepted = Accepted(resolved, spec_hash(resolved.spec), image_of(resolved, settings), output_path(resolved))
     errors = [*_taken_places(accepted, settings), *_too_large(resolved)]
     return _refused(Reason.SPEC_INVALID, errors, is_final=profile is None) if errors else accepted
@@ -125,6 +140,39 @@ def _taken_places(accepted: Accepted, settings: Settings) -> Iterable[FieldError
         if mount.mount_path.rstrip("/") in mount_paths(run):
             path = f"spec.compute.pod.volumeMounts[{index}].mountPath"
             yield FieldError(path, shown(mount.mount_path), "is a folder of the trainer.", "Take another one.")
+
+
+# --- what it goes on from
+
+
+def find_start(job: JobView, name: str, starts: Sequence[JobView]) -> StartFrom | Refused:
+    """Return what the job called ``name`` has published, pinned; or why there is nothing to go on from."""
+    field = f"spec.model.startFrom.job: {name}"
+    earlier = next((one for one in starts if one.name == name), None)
+    artifact = _published(earlier) if earlier else None
+    if artifact is not None:
+        return StartFrom(source=artifact.uri, sha256=artifact.sha256)
+    if name == job.name or job.name in {one.name for one in starts}:
+        circle = " goes on from ".join([job.name, *(one.name for one in starts if one.name != job.name), job.name])
+        return Refused(Reason.SPEC_INVALID, f"{field} ends in a circle: {circle}. None of them can begin.", True)
+    if earlier is None:
+        return _waiting(f"{field} is not there; this job begins when a job of that name has published")
+    if over := ending(earlier.status):
+        why = over.message or over.reason.value
+        return _waiting(f"{field} has ended and published nothing: {why}. Mend it and apply it again under its name")
+    return _waiting(f"{field} has not published yet ({headline(earlier.status) or 'not looked at'})")
+
+
+def _published(earlier: JobView) -> PublishedArtifact | None:
+    """Return the model itself: beside an adapter there may be merged weights."""
+    if not holds(earlier.status, ConditionType.PUBLISHED):
+        return None
+    kinds = (ArtifactKind.ADAPTER, ArtifactKind.WEIGHTS)
+    return next((artifact for artifact in earlier.status.artifacts if artifact.kind in kinds), None)
+
+
+def _waiting(message: str) -> Refused:
+    return Refused(Reason.WAITING_FOR_JOB, message, is_final=False)
 
 
 # --- profiles

@@ -103,11 +103,16 @@ def shortened(text: str, longest: int) -> str:
 def current_stage(status: FineTuneJobStatus) -> Stage:
     """Return the stage that runs, is to run next, or was the last."""
     ended = {stage.stage for stage in status.stages}
-    checked = find(status, ConditionType.CHECKED)
     if Stage.TRAIN in ended:
         return Stage.EVALUATE
-    skipped = checked is not None and checked.reason is Reason.SKIPPED
-    return Stage.TRAIN if Stage.CHECK in ended or skipped else Stage.CHECK
+    if Stage.CHECK in ended or _is_skipped(status, ConditionType.CHECKED):
+        return Stage.EVALUATE if _is_skipped(status, ConditionType.TRAINED) else Stage.TRAIN
+    return Stage.CHECK
+
+
+def _is_skipped(status: FineTuneJobStatus, kind: ConditionType) -> bool:
+    condition = find(status, kind)
+    return condition is not None and condition.reason is Reason.SKIPPED
 
 
 def derive_phase(status: FineTuneJobStatus) -> Phase:
@@ -155,6 +160,7 @@ _GOOD_NEWS = {
     Reason.SPEC_VALID,
     Reason.ADMITTED,
     Reason.WAITING,
+    Reason.WAITING_FOR_JOB,
     Reason.IN_QUEUE,
     Reason.RUNNING,
     Reason.SKIPPED,

@@ -51,6 +51,14 @@ class JobView:
         """Namespace and name."""
         return self.namespace, self.name
 
+    @property
+    def start_job(self) -> str | None:
+        """The job that it goes on from, where it names one."""
+        model = self.spec.get("model")
+        start = model.get("startFrom") if isinstance(model, Mapping) else None
+        name = start.get("job") if isinstance(start, Mapping) else None
+        return name if isinstance(name, str) else None
+
 
 @dataclass(frozen=True, slots=True)
 class PodView:
@@ -150,6 +158,8 @@ class Observed:
     pods: tuple[PodView, ...] = ()
     results: tuple[DeliveredResult, ...] = ()
     """Posted and not in the status yet."""
+    starts: tuple[JobView, ...] = ()
+    """The job that this one goes on from by its name, the one that goes on from, and so on, as far as they exist."""
     resolved: FineTuneJob | None = None
     """The content of the ConfigMap that the status pins; absent before it is pinned or when it is gone."""
     trust_hash: str | None = None

@@ -70,6 +70,7 @@ class Observer:
             # Perhaps it waits for a ConfigMap of ours that somebody has deleted.
             memo.resolved, memo.trust_is_known = None, False
         observed = Observed(
+            starts=self._starts(job),
             children=await self._with_troubles(job.namespace, children, podless),
             pods=await self._with_troubles(job.namespace, pods, silent),
             results=self._inbox.take(job.uid),
@@ -84,6 +85,14 @@ class Observer:
         running, waiting = self._ahead(packed)
         observed = dataclasses.replace(observed, running_in_namespace=running, waiting_before=waiting)
         return Sight(observed, is_waiting)
+
+    def _starts(self, job: JobView) -> tuple[JobView, ...]:
+        found: dict[str, JobView] = {}
+        name = job.start_job
+        while name is not None and name not in found and (start := self._cache.job(job.namespace, name)):
+            found[name] = start
+            name = start.start_job
+        return tuple(found.values())
 
     def _ahead(self, packed: PackedJob) -> tuple[int, int]:
         """Return how many other jobs of the namespace run, and how many older ones want to."""

@@ -48,7 +48,7 @@ def plan(job: JobView, observed: Observed, settings: Settings, now: datetime) ->
     if job.status.resolved is None or job.status.resolved.config_map is None:
         return _accept(job, observed, settings, now)
     if observed.resolved is None:
-        return _restore(job, settings, now)
+        return _restore(job, observed, settings, now)
     status = brought_up_to_date(job, observed, observed.resolved, now)
     policy = _run_policy(job, observed.resolved.spec.run_policy)
     moment = Moment(job, observed, settings, now, observed.resolved, policy, status)
@@ -59,7 +59,7 @@ def plan(job: JobView, observed: Observed, settings: Settings, now: datetime) ->
 
 
 def _accept(job: JobView, observed: Observed, settings: Settings, now: datetime) -> Plan:
-    verdict = judge(job, settings)
+    verdict = judge(job, settings, observed.starts)
     if isinstance(verdict, Refused):
         return _refuse(job, verdict, now)
     pin = manifest.spec_config_map(verdict.job, verdict.spec_hash)
@@ -89,22 +89,19 @@ def _pinned(accepted: Accepted) -> ResolvedStatus:
 
 def _refuse(job: JobView, refused: Refused, now: datetime) -> Plan:
     kinds = [ConditionType.ACCEPTED] if not refused.is_final else [ConditionType.ACCEPTED, ConditionType.FAILED]
-    statements = [
-        Statement(
-            kind,
-            ConditionStatus.TRUE if kind is ConditionType.FAILED else ConditionStatus.FALSE,
-            refused.reason,
-            refused.message,
-        )
-        for kind in kinds
-    ]
+    waits = refused.reason is Reason.WAITING_FOR_JOB
+    values = {
+        ConditionType.ACCEPTED: ConditionStatus.UNKNOWN if waits else ConditionStatus.FALSE,
+        ConditionType.FAILED: ConditionStatus.TRUE,
+    }
+    statements = [Statement(kind, values[kind], refused.reason, refused.message) for kind in kinds]
     status = _finished(stated(job.status, statements, now, job.generation), job)
     return Plan(_recorded(job, status, "refused"), wake_at=None if refused.is_final else now + LOOK_AGAIN)
 
 
-def _restore(job: JobView, settings: Settings, now: datetime) -> Plan:
+def _restore(job: JobView, observed: Observed, settings: Settings, now: datetime) -> Plan:
     """Create the pinned ConfigMap again if it can be made as it was."""
-    pinned, verdict = job.status.resolved, judge(job, settings)
+    pinned, verdict = job.status.resolved, judge(job, settings, observed.starts)
     if pinned is not None and isinstance(verdict, Accepted) and verdict.spec_hash == pinned.spec_hash:
         create = Create(manifest.spec_config_map(verdict.job, verdict.spec_hash), "pin again what is to be done")
         return Plan((create,), wake_at=now)

@@ -9,12 +9,12 @@ from datetime import datetime, timedelta
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ExitCode, Stage
-from finetune_api.spec import Preflight, RunPolicySpec
+from finetune_api.spec import Preflight, RunPolicySpec, evaluates_only
 from finetune_api.status import Attempt, ConditionStatus, ConditionType, FineTuneJobStatus, Reason, StageStatus
 from finetune_operator import attempt as attempts
 from finetune_operator import manifest, waiting
 from finetune_operator.action import Action, Create
-from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, current_stage, event, find, holds
+from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, current_stage, event, find, holds, stated
 from finetune_operator.ledger import open_attempt
 from finetune_operator.observed import ChildKind, ChildView, JobView, Observed
 from finetune_operator.outcome import RETRYABLE
@@ -178,9 +178,7 @@ def _resumed(moment: Moment) -> tuple[Statement, ...]:
 
 
 def _start_next(moment: Moment) -> Step:
-    stage, said = _stage_to_run(moment), _resumed(moment)
-    if stage is not Stage.CHECK and moment.spec.spec.run_policy.preflight is Preflight.SKIP:
-        said += _skipped(moment)
+    stage, said = _stage_to_run(moment), (*_resumed(moment), *_skipped(moment))
     before = attempts.newest(moment.status, stage)
     if before is not None and moment.now < (start := attempts.may_start_at(before, moment.settings)):
         return Step(said, wake_at=start)
@@ -198,14 +196,19 @@ def _start_next(moment: Moment) -> Step:
 
 
 def _stage_to_run(moment: Moment) -> Stage:
-    if moment.spec.spec.run_policy.preflight is Preflight.SKIP and current_stage(moment.status) is Stage.CHECK:
-        return Stage.TRAIN
-    return current_stage(moment.status)
+    return current_stage(stated(moment.status, _skipped(moment), moment.now, moment.job.generation))
 
 
 def _skipped(moment: Moment) -> tuple[Statement, ...]:
-    message = "spec.runPolicy.preflight is skip: rows and model are looked at by training alone"
-    return (Statement(ConditionType.CHECKED, ConditionStatus.UNKNOWN, Reason.SKIPPED, message),)
+    """Return which stages the job does without."""
+    why: dict[ConditionType, str] = {}
+    if moment.spec.spec.run_policy.preflight is Preflight.SKIP:
+        why[ConditionType.CHECKED] = (
+            "spec.runPolicy.preflight is skip: rows and model are looked at by the next stage alone"
+        )
+    if evaluates_only(moment.spec.spec.training):
+        why[ConditionType.TRAINED] = "spec.training.epochs is 0: what spec.model.startFrom names is evaluated as it is"
+    return tuple(Statement(kind, ConditionStatus.UNKNOWN, Reason.SKIPPED, message) for kind, message in why.items())
 
 
 def _running(moment: Moment) -> str | None:

@@ -280,6 +280,21 @@ BAD_SPECS = [
         RULE,
     ),
     BadSpec(
+        "what a job published is pinned by itself",
+        {"spec.model.startFrom": {"job": "a", "sha256": "0" * 64}},
+        "spec.model.startFrom.sha256",
+        '"' + "0" * 64 + '"',
+        ("belongs to source",),
+        RULE,
+    ),
+    BadSpec(
+        "a start's hash is a sha256",
+        {"spec.model.startFrom": {"source": "s3://b/c", "sha256": "F" * 64}},
+        "spec.model.startFrom.sha256",
+        '"' + "F" * 64 + '"',
+        ("64 hexadecimal digits",),
+    ),
+    BadSpec(
         "a job starts from something",
         {"spec.model.startFrom": {}},
         "spec.model.startFrom",
@@ -638,7 +653,23 @@ BAD_SPECS = [
         RULE,
     ),
     # training
-    BadSpec("epochs are positive", {"spec.training.epochs": 0}, "spec.training.epochs", "0", ("above 0",)),
+    BadSpec("epochs are not negative", {"spec.training.epochs": -1}, "spec.training.epochs", "-1", ("0",)),
+    BadSpec(
+        "what trains nothing evaluates something",
+        {"spec.training.epochs": 0},
+        "spec.training.epochs",
+        "0",
+        ("trains nothing", "spec.model.startFrom"),
+        RULE,
+    ),
+    BadSpec(
+        "what trains nothing takes no steps",
+        {"spec.training": {"epochs": 0, "maxSteps": 3}, "spec.model.startFrom": {"source": "s3://b/c"}},
+        "spec.training.maxSteps",
+        "3",
+        ("contradicts epochs: 0",),
+        RULE,
+    ),
     BadSpec(
         "numbers stand without quotes",
         {"spec.training.epochs": "3"},

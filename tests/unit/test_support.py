@@ -106,6 +106,7 @@ SUPPORTED = {
         "spec.data.tasks[0].testSource": "hf://datasets/acme/reviews/data/test*",
         "spec.output": {"uri": "s3://bucket", "endpoint": "http://minio:9000", "secretRef": {"name": "output"}},
     },
+    "a start": {"spec.model.startFrom": {"source": "s3://bucket/models/default/general-0123abcd/model"}},
     "volumes": {"spec.model.source": "pvc://models/base", "spec.output.uri": "pvc://results/here"},
     "output": {"spec.output": {"uri": "file:///m", "merge": True, "publishOn": "always"}, "spec.checkpoint.keep": 1},
     "how the run is looked after": {

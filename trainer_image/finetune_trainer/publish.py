@@ -5,6 +5,7 @@ A published folder holds, besides the weights (safetensors only):
 - the tokenizer with its chat template,
 - ``prompt.json``: everything that the prompt is built from (``PromptFile`` documents the fields),
 - ``README.md``: the model card, with the measured numbers and a loading snippet that the tests run,
+- ``lineage.json``, where it was tuned on from another artifact: that one, and what it was itself tuned from,
 - ``MANIFEST.json`` and, written last, ``COMPLETE``.
 
 The same model and report give the same bytes: no time and no path of this machine is in them, except the path of a
@@ -35,6 +36,7 @@ from finetune_trainer.manifest import COMPLETE_NAME, MANIFEST_NAME, Manifest, ve
 from finetune_trainer.model_card import BaseReference, CardFacts, MergeCheck, render_card
 from finetune_trainer.parity import MERGED_FILES
 from finetune_trainer.prompt_file import RendererInfo, make_prompt_file
+from finetune_trainer.published_model import LINEAGE_FILE, Lineage
 from finetune_trainer.store import Store
 
 logger = logging.getLogger(__name__)
@@ -83,7 +85,18 @@ def export_model(
             write_file(partial / PROMPT_FILE, _json(prompt.model_dump(mode="json", by_alias=True)))
             facts = CardFacts(kind, base, _dtype_name(model), prompt, check, licence)
             write_file(partial / CARD_FILE, render_card(report, facts).encode())
-            write_manifest(partial, {"kind": kind.value, "specHash": report.spec_hash})
+            if report.lineage:
+                lineage = Lineage(ancestors=report.lineage)
+                write_file(partial / LINEAGE_FILE, _json(lineage.model_dump(mode="json", by_alias=True)))
+            write_manifest(
+                partial,
+                {
+                    "kind": kind.value,
+                    "specHash": report.spec_hash,
+                    "base": base.name,
+                    "baseRevision": report.base_revision or "",
+                },
+            )
             if folder.exists():
                 shutil.rmtree(folder)
             partial.rename(folder)

@@ -130,7 +130,7 @@ def small_spec(spec: FineTuneJobSpec, output_uri: str) -> FineTuneJobSpec:
     generation = evaluation.generation.model_copy(update={"max_new_tokens": min(answer, _ANSWER_TOKENS)})
     return spec.model_copy(
         update={
-            "model": spec.model.model_copy(update={"revision": None, "secret_ref": None}),
+            "model": spec.model.model_copy(update={"revision": None, "secret_ref": None, "start_from": None}),
             "method": method,
             "training": spec.training.model_copy(
                 update={

@@ -137,9 +137,13 @@ class Renderer:
 
     def encode_question(self, question: str) -> Ids:
         """Return what generation sees of a question that belongs to no task, in the format that tasks are asked in."""
+        return self.encode_text(question if self._frame is not None else f"Question: {question}\nAnswer:")
+
+    def encode_text(self, text: str) -> Ids:
+        """Return what generation sees of ``text`` as the whole prompt: raw as it stands, else as the user's turn."""
         if self._frame is None:
-            return self._prompt_ids([f"Question: {question}\nAnswer:"])[0]
-        turns = _as_messages([*self._own_system(), ("user", question)])
+            return self._prompt_ids([text.rstrip()])[0]
+        turns = _as_messages([*self._own_system(), ("user", text.strip())])
         return self._prompt_ids([self._chat(turns, generation_prompt=True) + self._frame.header])[0]
 
     def encode_completion(self, prompt_ids: Ids, example: Example, completion_text: str) -> Ids:

@@ -35,7 +35,7 @@ from finetune_api.report import (
     TrainingReport,
     VirtualToken,
 )
-from finetune_api.spec import FineTuneJobSpec, ForgettingRemedy, LossOn, MethodType, Preflight
+from finetune_api.spec import FineTuneJobSpec, ForgettingRemedy, LossOn, MethodType, Preflight, evaluates_only
 from finetune_api.spec.compute import is_distributed, processes
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
@@ -68,8 +68,9 @@ from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.layout import Layout
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import is_complete, read_manifest, write_manifest
+from finetune_trainer.methods import count_parameters, prepare_model
 from finetune_trainer.mixture import Mixture, TaskRows, plan_mixture
-from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer, read_config
+from finetune_trainer.model import ModelFiles, fetch_model, find_licence, load_tokenizer, outline_model, read_config
 from finetune_trainer.overlap import find_overlaps
 from finetune_trainer.pair import ModelPair, load_published, open_pair
 from finetune_trainer.parity import (
@@ -84,6 +85,7 @@ from finetune_trainer.plan import Workload, expected_gpus, expected_precision, p
 from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.publication import find_publication, record_publication
 from finetune_trainer.publish import export_model, publish
+from finetune_trainer.published_model import PublishedModel
 from finetune_trainer.rehearsal import rehearse
 from finetune_trainer.renderer import Renderer, encode_all
 from finetune_trainer.report_page import render_page
@@ -93,6 +95,7 @@ from finetune_trainer.shared_state import SharedState
 from finetune_trainer.soft_prompt import describe_soft_prompt
 from finetune_trainer.split import Split
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
+from finetune_trainer.start import check_start, fetch_start
 from finetune_trainer.storage import Storage
 from finetune_trainer.task_file import TaskFile, read_task_file
 from finetune_trainer.trade_off import Candidate, with_trade_off
@@ -246,16 +249,22 @@ def _inspect(run: Run) -> tuple[DataReport, Inputs]:
     files = _fetch_model(run)
     reporter.say("reading, rendering and splitting the rows")
     dataset = _load_dataset(run)
-    inputs = Inputs(rows=dataset.hash, model=files.revision)
+    if (start := _fetch_start(run)) is not None:
+        reporter.say(f"going on from {start.uri}, whose files are as its manifest says")
+    inputs = _inputs(dataset, files, start)
     done = workspace.recall("data", DataReport)
     if done is not None and _is_unchanged(run, inputs, reporter):
         return done, inputs
-    return _check(run, files, dataset, reporter), inputs
+    return _check(run, files, start, dataset, inputs, reporter), inputs
 
 
-def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) -> DataReport:
+def _check(
+    run: Run, files: ModelFiles, start: PublishedModel | None, dataset: Dataset, inputs: Inputs, reporter: Reporter
+) -> DataReport:
     job = run.job
     check_fit(job.spec, files)
+    if start is not None:
+        check_start(start, job.spec, files)
     if note := find_row_length(job.spec, files).note:
         reporter.say(note)
     if note := schedule_note(job.spec.training):
@@ -284,15 +293,16 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
             job.spec.training.seed,
             find_room(job.spec, files) - answer,
         )
-    reporter.say("working out what training needs")
-    plan = _plan(run, files, encoded[Split.TRAIN])
-    run.remember("plan", plan)
     report = _describe_data(job, dataset, renderer, encoded, questions)
-    if is_rehearsed(job.spec, plan):
-        report = report.model_copy(update={"rehearsal": _rehearse(run, files, dataset, report)})
+    if not evaluates_only(job.spec.training):
+        reporter.say("working out what training needs")
+        plan = _plan(run, files, encoded[Split.TRAIN])
+        run.remember("plan", plan)
+        if is_rehearsed(job.spec, plan):
+            report = report.model_copy(update={"rehearsal": _rehearse(run, files, dataset, report)})
     run.remember("data", report)
     # Behind what belongs to them: whoever finds these finds the check's result.
-    run.remember("inputs", Inputs(rows=dataset.hash, model=files.revision))
+    run.remember("inputs", inputs)
     reporter.share("checked", 1.0)
     return report
 
@@ -422,6 +432,8 @@ def train_stage(run: Run) -> TrainingReport:
     workspace, shared = run.workspace, run.shared
     if shared is not None:
         shared.pull_results()
+    if evaluates_only(run.job.spec.training):
+        return _train_nothing(run)
     done = workspace.recall("training", TrainingReport)
     if done is not None and (is_complete(workspace.tuned) if shared is None else shared.has_tuned()):
         return done
@@ -431,14 +443,31 @@ def train_stage(run: Run) -> TrainingReport:
     reporter.say("reading the rows")
     files = _fetch_model(run)
     dataset = _load_dataset(run, (Split.TRAIN, Split.VALIDATION))
-    if not _is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision), reporter):
+    start = _fetch_start(run)
+    inputs = _inputs(dataset, files, start)
+    if not _is_unchanged(run, inputs, reporter):
         check_stage(run)
-    report = _train(run, files, dataset, reporter)
+    report = _train(run, files, start, dataset, inputs, reporter)
     run.remember("training", report)
     shutil.rmtree(workspace.checkpoints, ignore_errors=True)
     if shared is not None:
         shared.drop_checkpoints()
     gc.collect()
+    return report
+
+
+def _train_nothing(run: Run) -> TrainingReport:
+    """Describe the model that is to be evaluated as it is."""
+    if (done := run.workspace.recall("training", TrainingReport)) is not None:
+        return done
+    if run.workspace.recall("data", DataReport) is None:
+        check_stage(run)
+    method, files = run.job.spec.method, _fetch_model(run)
+    parameters, trainable = count_parameters(prepare_model(outline_model(files), method, str(files.path)))
+    report = TrainingReport(
+        method=method.type.value, parameters=parameters, trainable_parameters=trainable, steps=0, epochs=0
+    )
+    run.remember("training", report)
     return report
 
 
@@ -455,7 +484,9 @@ def _find_checkpoint(run: Run) -> int | None:
     return None if newest is None else step_of(newest)
 
 
-def _train(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) -> TrainingReport:
+def _train(
+    run: Run, files: ModelFiles, start: PublishedModel | None, dataset: Dataset, inputs: Inputs, reporter: Reporter
+) -> TrainingReport:
     job = run.job
     renderer = _renderer(job, files, load_tokenizer(files))
     rows, validation = (_encode(job, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
@@ -464,8 +495,8 @@ def _train(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
     mixture, by_task = _mixture(job, dataset), _by_task(dataset, Split.VALIDATION, validation)
     rows = [*rows, *replayed]
     if is_distributed(job.spec.compute):
-        return _train_on_workers(run, job, files, rows, mixture, by_task)
-    given = TrainingInput(job, files, rows, mixture, by_task, run.workspace, run.sink, run.stop.event)
+        return _train_on_workers(run, job, inputs, rows, mixture, by_task)
+    given = TrainingInput(job, files, rows, mixture, by_task, run.workspace, run.sink, run.stop.event, start=start)
     shared, keep = run.shared, job.spec.checkpoint.keep
     if shared is None:
         return train(given)
@@ -479,7 +510,7 @@ def _train(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
 def _train_on_workers(
     run: Run,
     job: FineTuneJob,
-    files: ModelFiles,
+    inputs: Inputs,
     rows: Sequence[Encoded],
     mixture: Mixture,
     validation: Mapping[str, Sequence[Encoded]],
@@ -492,7 +523,7 @@ def _train_on_workers(
     shared, keep = run.shared, job.spec.checkpoint.keep
     assignment = Assignment(
         job,
-        files.revision,
+        inputs,
         rows,
         mixture,
         validation,
@@ -517,15 +548,13 @@ def evaluate_stage(run: Run) -> Report:
     """Compare base and tuned model on the test split, then publish the report and, if the job says so, the model."""
     job, workspace, shared = run.job, run.workspace, run.shared
     reporter = interruptible(run, Stage.EVALUATE)
+    tuned = _find_tuned(run, reporter)
     if shared is not None:
-        reporter.say("fetching the tuned weights")
-        shared.pull_results()
-        shared.pull_tuned()
         shared.pull_predictions()
     reporter.say("loading the models")
     files = _fetch_model(run)
     tokenizer = load_tokenizer(files)
-    pair = open_pair(job, files, workspace.tuned)
+    pair = open_pair(job, files, tuned)
     layout = pair.layout
     renderer = _renderer(job, files, tokenizer)
     evaluation = workspace.recall("evaluation", EvaluationReport)
@@ -533,7 +562,10 @@ def evaluate_stage(run: Run) -> Report:
         pair.weaken(evaluation.forgetting.trade_off.scale)
     if evaluation is None:
         dataset = _load_dataset(run)
-        _is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision), reporter)
+        # What training went on from is not read any more.
+        known = workspace.recall("inputs", Inputs)
+        lineage = known.lineage if known else ()
+        _is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision, lineage=lineage), reporter)
         suite = _load_suite(run)
         trade_off = _choose_scale(job, pair, tokenizer, renderer, dataset, suite, reporter)
         if trade_off is not None:
@@ -568,6 +600,27 @@ def evaluate_stage(run: Run) -> Report:
     gc.collect()
     parity = tuple(_check_export(run, files, folder, evaluated) for folder in exports)
     return _publish(run, report.model_copy(update={"parity": parity}), exports)
+
+
+def _find_tuned(run: Run, reporter: Reporter) -> Path:
+    """Return the folder of the weights that are evaluated, with the results of the stages before at hand."""
+    if evaluates_only(run.job.spec.training):
+        # No stage before has done it: there is no training pod.
+        train_stage(run)
+        return _find_unchanged_start(run).path
+    if run.shared is not None:
+        reporter.say("fetching the tuned weights")
+        run.shared.pull_results()
+        run.shared.pull_tuned()
+    return run.workspace.tuned
+
+
+def _find_unchanged_start(run: Run) -> PublishedModel:
+    start, known = _fetch_start(run), run.workspace.recall("inputs", Inputs)
+    assert start is not None and known is not None, "the spec demands one, and the check has seen it"
+    if change := describe_change(known, known.model_copy(update={"lineage": start.lineage})):
+        raise DataError(f"{change} since the check. Put it back, or apply the job under another name.")
+    return start
 
 
 def _choose_scale(
@@ -618,7 +671,7 @@ def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluat
         raise SpecError(
             f"workspace {workspace.root} holds no finished {'check' if data is None else 'train'} stage; run it first."
         )
-    plan = workspace.recall("plan", PlanStatus)
+    plan, inputs = workspace.recall("plan", PlanStatus), workspace.recall("inputs", Inputs)
     return Report(
         planned_memory_bytes=plan and plan.memory_bytes_per_gpu,
         name=job.metadata.name,
@@ -626,6 +679,7 @@ def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluat
         spec_hash=spec_hash(job.spec),
         base_model=job.spec.model.source,
         base_revision=files.revision,
+        lineage=inputs.lineage if inputs else (),
         data=data,
         training=training,
         evaluation=evaluation,
@@ -711,6 +765,14 @@ def _fetch_model(run: Run) -> ModelFiles:
     if known is not None and model.source.startswith("hf://"):
         model = model.model_copy(update={"revision": known.model})
     return fetch_model(model, run.workspace.models, storage=run.storage)
+
+
+def _fetch_start(run: Run) -> PublishedModel | None:
+    return fetch_start(run.job.spec.model, run.storage, run.workspace.models)
+
+
+def _inputs(dataset: Dataset, files: ModelFiles, start: PublishedModel | None) -> Inputs:
+    return Inputs(rows=dataset.hash, model=files.revision, lineage=start.lineage if start else ())
 
 
 def _load_dataset(run: Run, splits: Collection[Split] = tuple(Split)) -> Dataset:

@@ -144,6 +144,27 @@ class Storage:
             case _:
                 raise _unknown_scheme(field, uri, scheme, "model.source")
 
+    def fetch_artifact(self, uri: str, field: str, cache: Path) -> Path:
+        """Return the folder of what another job has published; one in a bucket is read as the output is.
+
+        Args:
+            uri: file://, pvc:// or s3://.
+            field: what names it.
+            cache: for copies, each in a folder named by its content.
+        """
+        match scheme := urlsplit(uri).scheme:
+            case "file":
+                return local_path(uri)
+            case "pvc":
+                return volume_path(uri, self.mounts, field)
+            case "s3":
+                bucket, key = bucket_and_key(uri, field)
+                output = self._access_to_output()
+                access = S3Access(output.endpoint, output.secret, field, output.secret_field)
+                return S3Store(S3Client(bucket, access), key).cached_folder(cache / "s3", lambda names: None)
+            case _:
+                raise _unknown_scheme(field, uri, scheme, "model.startFrom.source")
+
     def hub_token(self, secret_ref: SecretRef | None, environment: Mapping[str, str]) -> str | None:
         """Return the hub's token: of the model's Secret where there is one, else HF_TOKEN of the environment."""
         return self._hub_token(secret_ref, "spec.model.secretRef", environment)

@@ -125,7 +125,7 @@ class Template:
         Raises:
             DataError: the row lacks a value the template prints, or the completion is blank.
         """
-        prompt = _render(self._prompt, self.prompt_columns, row, number, f"{self.field}.prompt")
+        prompt = self.render_prompt(row, number)
         completion = _render(self._completion, self.completion_columns, row, number, f"{self.field}.completion")
         if not completion.strip():
             raise DataError(
@@ -133,6 +133,14 @@ class Template:
                 f"to learn. Fill the value in or drop the row."
             )
         return prompt, completion
+
+    def render_prompt(self, row: Mapping[str, object], number: int = 0) -> str:
+        """Return the prompt of a row that may have no completion.
+
+        Raises:
+            DataError: the row lacks a value that the prompt prints.
+        """
+        return _render(self._prompt, self.prompt_columns, row, number, f"{self.field}.prompt")
 
 
 class _Environment(ImmutableSandboxedEnvironment):

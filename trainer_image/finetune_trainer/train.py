@@ -54,6 +54,7 @@ from finetune_trainer.model import ModelFiles, find_broken_tensors
 from finetune_trainer.precision import PrecisionChoice, choose_precision
 from finetune_trainer.process_group import ProcessGroup
 from finetune_trainer.progress import Reporter, Sink
+from finetune_trainer.published_model import PublishedModel
 from finetune_trainer.regularization import regularize
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.settings_map import (
@@ -64,6 +65,7 @@ from finetune_trainer.settings_map import (
     spreads_weights,
     training_arguments,
 )
+from finetune_trainer.start import first_weights, take_over
 from finetune_trainer.workspace import Workspace
 from finetune_trainer.zero import join_without_gpu
 
@@ -104,6 +106,8 @@ class TrainingInput:
     """Set from outside: save a checkpoint behind the current step and end."""
     on_checkpoint: Callable[[Path], None] | None = None
     """Told of every sealed checkpoint, which may be removed as soon as this returns."""
+    start: PublishedModel | None = None
+    """What training goes on from instead of the bare base."""
     group: ProcessGroup = field(default_factory=ProcessGroup)
     """Who trains with this process; they share the workspace with those of the same node."""
 
@@ -163,13 +167,15 @@ def train_here(given: TrainingInput) -> TrainingReport:
     reporter = Reporter(given.sink, Stage.TRAIN)
     reporter.say("loading the base model")
     precision = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype)
-    base, layout = load_for_rows(given.files, precision.weights, why_padded(spec))
+    base, layout = load_for_rows(first_weights(given.files, given.start), precision.weights, why_padded(spec))
     if spec.data.packing and layout.layout is Layout.PADDED:
         reporter.say(f"rows are padded, which is slower: {layout.reason}")
     longest = max(given.train, key=lambda item: len(item.ids))
     steps = plan_steps(spec.training, given.mixture.epoch_length, len(longest.ids), group.size)
     with memory_errors(f"training {steps.micro_batch} rows at a time", _LESS_MEMORY):
         model = prepare_model(base, spec.method, str(given.files.path))
+        if given.start is not None:
+            take_over(model, given.start)
         parameters = count_parameters(model)
         # One that has less memory than the others decides for all.
         twice = group.any(

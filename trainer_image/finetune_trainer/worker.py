@@ -21,13 +21,16 @@ from finetune_trainer.desk import DeskSink, Stored
 from finetune_trainer.durable import disk_errors
 from finetune_trainer.errors import DataError, FineTuneError, Preempted
 from finetune_trainer.example import Encoded
+from finetune_trainer.inputs import Inputs
 from finetune_trainer.location import Mounts
 from finetune_trainer.mixture import Mixture
 from finetune_trainer.model import ModelFiles, fetch_model
 from finetune_trainer.pod_stop import PodStop, pod_held
 from finetune_trainer.process_group import ProcessGroup
 from finetune_trainer.progress import Reporter, Sink
+from finetune_trainer.published_model import PublishedModel
 from finetune_trainer.shared_state import SharedState
+from finetune_trainer.start import fetch_start
 from finetune_trainer.storage import Storage
 from finetune_trainer.train import TrainingInput, train_here
 from finetune_trainer.trust import add_private_authorities
@@ -39,8 +42,8 @@ class Assignment:
     """Everything that all workers are given alike; it travels to their nodes."""
 
     job: FineTuneJob
-    revision: str
-    """Of the base model, as the check saw it."""
+    inputs: Inputs
+    """As the check saw them."""
     train: Sequence[Encoded]
     mixture: Mixture
     validation: Mapping[str, Sequence[Encoded]]
@@ -87,6 +90,7 @@ def take_part(assignment: Assignment, desk: Any) -> TrainingReport | None:
     workspace = assignment.workspace if shared is None else shared.workspace
     files = group.from_first_of_node(_fetch_base(assignment, workspace) if group.is_first_of_node else None)
     assert files is not None, "the first of the node fetches"
+    start = group.from_first_of_node(_fetch_start(assignment, workspace) if group.is_first_of_node else None)
     if shared is not None:
         _fetch_checkpoint(shared, group)
     sink: Sink = DeskSink(desk) if group.is_first else _Silence()
@@ -99,6 +103,7 @@ def take_part(assignment: Assignment, desk: Any) -> TrainingReport | None:
         workspace,
         sink,
         AgreedStop(group, desk, PodStop(assignment.workspace.root)),
+        start=start,
         group=group,
     )
     try:
@@ -130,14 +135,25 @@ def _state_of_node(assignment: Assignment, group: ProcessGroup) -> SharedState |
 def _fetch_base(assignment: Assignment, workspace: Workspace) -> ModelFiles:
     model = assignment.job.spec.model
     if model.source.startswith("hf://"):
-        model = model.model_copy(update={"revision": assignment.revision})
+        model = model.model_copy(update={"revision": assignment.inputs.model})
     files = fetch_model(model, workspace.models, storage=Storage(assignment.job.spec.output, assignment.mounts))
-    if files.revision != assignment.revision:
+    if files.revision != assignment.inputs.model:
         raise DataError(
             f"spec.model.source: the files of {model.source} changed while the job began: {files.revision[:12]}, not "
-            f"{assignment.revision[:12]}. Put them back, or apply the job under another name."
+            f"{assignment.inputs.model[:12]}. Put them back, or apply the job under another name."
         )
     return files
+
+
+def _fetch_start(assignment: Assignment, workspace: Workspace) -> PublishedModel | None:
+    storage = Storage(assignment.job.spec.output, assignment.mounts)
+    start = fetch_start(assignment.job.spec.model, storage, workspace.models)
+    if start is not None and start.lineage != assignment.inputs.lineage:
+        raise DataError(
+            f"spec.model.startFrom: {start.uri} changed while the job began. Put it back, or apply the job under "
+            "another name."
+        )
+    return start
 
 
 def _fetch_checkpoint(shared: SharedState, group: ProcessGroup) -> None:

@@ -63,7 +63,14 @@ from finetune_api.spec.method import (
     SelectiveTrain,
 )
 from finetune_api.spec.output import CheckpointSpec, OutputSpec, Preflight, PublishOn, RunPolicySpec
-from finetune_api.spec.training import EarlyStoppingSpec, GradientCheckpointing, Precision, Schedule, TrainingSpec
+from finetune_api.spec.training import (
+    EarlyStoppingSpec,
+    GradientCheckpointing,
+    Precision,
+    Schedule,
+    TrainingSpec,
+    evaluates_only,
+)
 
 __all__ = [
     "BLOCK_OF",
@@ -127,6 +134,7 @@ __all__ = [
     "TrainingSpec",
     "VolumeMountSpec",
     "VolumeSpec",
+    "evaluates_only",
 ]
 
 
@@ -353,6 +361,16 @@ def measured_figures(task: TaskSpec, evaluation: EvaluationSpec) -> tuple[str, .
     )
 
 
+def _something_is_evaluated(model: ModelSpec, training: TrainingSpec) -> Iterator[Problem]:
+    if evaluates_only(training) and model.start_from is None:
+        yield Problem(
+            ("training", "epochs"),
+            training.epochs,
+            "trains nothing, and no model is named that could be evaluated",
+            "Name a published one in spec.model.startFrom, or set epochs: 3.",
+        )
+
+
 def _stopping_watches_what_is_measured(
     data: DataSpec, training: TrainingSpec, evaluation: EvaluationSpec
 ) -> Iterator[Problem]:
@@ -398,6 +416,7 @@ class FineTuneJobSpec(Block):
         _weights_are_used,
         _accuracy_needs_labels,
         _gates_name_what_is_measured,
+        _something_is_evaluated,
         _stopping_watches_what_is_measured,
         _stopping_needs_validation_rows,
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.block import Block, Problem
-from finetune_api.spec.field import DataUri, Flag, ModelUri, Name, SecretRef
+from finetune_api.spec.field import DataUri, Flag, ModelUri, Name, SecretRef, Sha256
 
 
 class ModelTask(StrEnum):
@@ -30,15 +30,33 @@ def _one_origin(job: str | None, source: str | None) -> Iterator[Problem]:
         yield Problem((), None, "needs exactly one of job and source", "Name the job to go on from, or a source.")
 
 
-class StartFrom(Block):
-    """What another job has published, to go on from."""
+def _hash_belongs_to_source(job: str | None, sha256: str | None) -> Iterator[Problem]:
+    if job is not None and sha256 is not None:
+        yield Problem(
+            ("sha256",), sha256, "belongs to source; what a job has published is pinned by itself", "Leave it out."
+        )
 
-    rules = (_one_origin,)
+
+class StartFrom(Block):
+    """What another job has published, to go on from: an adapter, or full weights.
+
+    It must have been tuned from spec.model.source, the same files of it, and is verified against its MANIFEST.json. An
+    adapter is trained on in its own form, by the method and with the settings of the job that made it; full and merged
+    weights by method full or selective. To put an adapter on full weights, name those in spec.model.source instead.
+    Figures compare with the base model; the report and the model card say what it was tuned on from.
+    """
+
+    rules = (_one_origin, _hash_belongs_to_source)
 
     job: Name | None = None
-    """Name of a FineTuneJob in the same namespace; training waits until it has published."""
+    """Name of a FineTuneJob in the same namespace of a cluster. Nothing begins before it has published; what it has
+    published, its adapter or full weights, is pinned then, as source and sha256."""
     source: DataUri | None = None
-    """Folder of published weights or of an adapter."""
+    """The folder ``model`` or ``merged`` that a job has published: file:///path, s3://bucket/path, read with the
+    endpoint and the Secret of spec.output, or pvc://claim/path."""
+    sha256: Sha256 | None = None
+    """Of the MANIFEST.json in ``source``: a job does not begin with another one. Absent: whatever is there when the job
+    begins."""
 
 
 def _no_foreign_code(trust_remote_code: bool) -> Iterator[Problem]:

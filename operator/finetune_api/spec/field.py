@@ -42,6 +42,8 @@ COLUMN = r"^[^\x00-\x1f]+$"
 TASK_NAME = r"^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?$"
 GATE_METRIC = r"^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?\.[A-Za-z0-9_]+$"
 
+SHA256 = r"^[0-9a-f]{64}$"
+
 PATTERN_MEANINGS = {
     MODEL_URI: "hf://organisation/name, s3://bucket/path, pvc://claim/path, file:///absolute or file://./relative",
     DATA_URI: "file:///absolute, file://./relative, s3://bucket/path, pvc://claim/path, configMap://name/key or hf://datasets/organisation/name",
@@ -57,6 +59,7 @@ PATTERN_MEANINGS = {
     PATH: "an absolute path: /cache",
     VARIABLE: "a name as templates use it: letters, digits and '_', not beginning with a digit",
     COLUMN: "a name without control characters",
+    SHA256: "64 hexadecimal digits, lower case",
     GATE_METRIC: "<task>.<metric>: sentiment.accuracy",
 }
 """What to write where a pattern is asked for; ends up in error messages."""
@@ -79,6 +82,7 @@ Variable = Annotated[str, Field(min_length=1, max_length=64, pattern=VARIABLE)]
 ModelUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=MODEL_URI)]
 DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=DATA_URI)]
 OutputUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=OUTPUT_URI)]
+Sha256 = Annotated[str, Field(min_length=64, max_length=64, pattern=SHA256)]
 Quantity = Annotated[str, Field(min_length=1, max_length=32, pattern=QUANTITY)]
 ResourceName = Annotated[str, Field(min_length=1, max_length=253, pattern=RESOURCE)]
 MountPath = Annotated[str, Field(min_length=1, max_length=1024, pattern=PATH)]

@@ -197,7 +197,8 @@ class RegularizationSpec(Block):
     """A pull back towards the base model, against forgetting."""
 
     type: RegularizationType = RegularizationType.NONE
-    """l2sp: half the squared distance from the base weights (arXiv:1802.01483). ewc: the same, each weight by its
+    """l2sp: half the squared distance from the base weights (arXiv:1802.01483); with spec.model.startFrom the base is,
+    here, what training goes on from. ewc: the same, each weight by its
     importance for what the base predicts, the diagonal of its Fisher information per token, estimated on 64 training
     rows (arXiv:1612.00796). kl: towards the base outputs, KL(base || tuned) per learnt token, which costs a second
     forward pass and room for the base. l2sp and ewc cost one or two more copies of what is trained."""

@@ -66,13 +66,25 @@ def _evaluations_fit_into_steps(max_steps: int | None, eval_every_steps: int | N
         )
 
 
+def _nothing_takes_no_steps(epochs: float, max_steps: int | None) -> Iterator[Problem]:
+    if epochs == 0 and max_steps is not None:
+        yield Problem(
+            ("maxSteps",),
+            max_steps,
+            "contradicts epochs: 0, by which nothing is trained",
+            "Leave one of them out.",
+        )
+
+
 class TrainingSpec(Block):
     """The training loop."""
 
-    rules = (_global_batch_is_divided, _evaluations_fit_into_steps)
+    rules = (_global_batch_is_divided, _evaluations_fit_into_steps, _nothing_takes_no_steps)
 
-    epochs: Annotated[Number, Field(gt=0, le=1000)] = 3.0
-    """Passes over the training rows; 1-5 is usual, more overfits. Time grows linearly with it."""
+    epochs: Annotated[Number, Field(ge=0, le=1000)] = 3.0
+    """Passes over the training rows; 1-5 is usual, more overfits. Time grows linearly with it. 0: nothing is trained;
+    what spec.model.startFrom names is checked, evaluated as it is against the base model, and, where gates and
+    spec.output.publishOn let it, published once more under this job's name. In a cluster there is no training pod."""
     max_steps: Annotated[Int, Field(ge=1, le=10_000_000)] | None = None
     """Optimiser steps; overrides ``epochs``. Absent: as many as the epochs take."""
     learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -102,3 +114,8 @@ class TrainingSpec(Block):
     """Steps between validations. Absent: five in a run."""
     seed: Seed = 17
     """Order of the rows, first values of new weights, dropout."""
+
+
+def evaluates_only(training: TrainingSpec) -> bool:
+    """Whether the job measures a published model as it is and trains none."""
+    return training.epochs == 0

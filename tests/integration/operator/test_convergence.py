@@ -24,6 +24,7 @@ from ...unit.operator.objects import gate, make_result, make_settings
 
 SETTINGS = make_settings()
 WORKERS = {"spec.compute": {"workers": 2, "gpusPerWorker": 0}}
+NOTHING_TO_TRAIN = {"spec.model.startFrom": {"source": "pvc://models/earlier/model"}, "spec.training.epochs": 0}
 CHECK, TRAIN, EVALUATE = Stage.CHECK, Stage.TRAIN, Stage.EVALUATE
 
 
@@ -99,6 +100,14 @@ SCENARIOS = (
         3,
         {"spec.runPolicy.preflight": "warn"},
         {(CHECK, 1): Life(ExitCode.BAD_DATA)},
+    ),
+    Scenario("nothing to train", Phase.SUCCEEDED, Reason.PUBLISHED, 2, NOTHING_TO_TRAIN),
+    Scenario(
+        "nothing to check or to train",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        1,
+        NOTHING_TO_TRAIN | {"spec.runPolicy.preflight": "skip"},
     ),
     Scenario("no check", Phase.SUCCEEDED, Reason.PUBLISHED, 2, {"spec.runPolicy.preflight": "skip"}),
     Scenario("two workers", Phase.SUCCEEDED, Reason.PUBLISHED, 3, WORKERS),

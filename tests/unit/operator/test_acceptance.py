@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 
 from finetune_api.job import spec_hash
-from finetune_api.status import Reason
+from finetune_api.report import ArtifactKind
+from finetune_api.status import ConditionStatus, ConditionType, FineTuneJobStatus, PublishedArtifact, Reason
 from finetune_operator.acceptance import Accepted, Refused, judge
+from finetune_operator.condition import Statement, stated
+from finetune_operator.observed import JobView
 from finetune_operator.settings import Settings
 
-from .objects import IMAGE, make_settings, make_view
+from .objects import IMAGE, NOW, make_settings, make_view
 
 PROFILE = {
     "image": "registry.example/gpu:1",
@@ -46,7 +49,7 @@ NAMED = Reason.POLICY_VIOLATED
 REFUSALS = (
     Refusal(
         "all mistakes are told at once",
-        {"spec.training.epochs": 0, "spec.method.type": "lore"},
+        {"spec.training.epochs": -1, "spec.method.type": "lore"},
         Reason.SPEC_INVALID,
         ("spec.training.epochs", "spec.method.type", "lora"),
         True,
@@ -245,3 +248,62 @@ def test_suspension_is_no_part_of_what_is_hashed():
 
 def test_another_profile_is_another_hash():
     assert accepted({"spec.compute.profile": "a100"}).spec_hash != accepted().spec_hash
+
+
+# --- a job that goes on from another one's
+
+FROM_GENERAL = {"spec.model.startFrom": {"job": "general"}}
+ADAPTER = PublishedArtifact(kind=ArtifactKind.ADAPTER, uri="pvc://models/general/model", sha256="a" * 64, bytes=1)
+MERGED = PublishedArtifact(kind=ArtifactKind.MERGED, uri="pvc://models/general/merged", sha256="b" * 64, bytes=1)
+
+
+def general(given: dict[str, Any] | None = None, *statements: Statement, **status: Any) -> JobView:
+    return make_view(given, stated(FineTuneJobStatus(**status), statements, NOW, 1), name="general")
+
+
+PUBLISHED = general(
+    None, Statement(ConditionType.PUBLISHED, ConditionStatus.TRUE, Reason.PUBLISHED), artifacts=(MERGED, ADAPTER)
+)
+KEPT_BACK = general(
+    None, Statement(ConditionType.COMPLETE, ConditionStatus.TRUE, Reason.GATES_NOT_PASSED, "accuracy fell")
+)
+
+
+def test_what_the_other_job_has_published_is_pinned():
+    verdict = judge(make_view(FROM_GENERAL), PROFILES, (PUBLISHED,))
+    assert isinstance(verdict, Accepted), verdict
+    start = verdict.job.spec.model.start_from
+    assert start is not None
+    assert (start.job, start.source, start.sha256) == (None, ADAPTER.uri, ADAPTER.sha256)
+    assert verdict.spec_hash == spec_hash(verdict.job.spec)
+
+
+@pytest.mark.parametrize(
+    "starts, reason, says",
+    [
+        ((), Reason.WAITING_FOR_JOB, "general is not there"),
+        ((general(),), Reason.WAITING_FOR_JOB, "has not published yet"),
+        ((KEPT_BACK,), Reason.WAITING_FOR_JOB, "has ended and published nothing: accuracy fell"),
+        (
+            (general({"spec.model.startFrom": {"job": "reviews"}}), make_view(FROM_GENERAL)),
+            Reason.SPEC_INVALID,
+            "reviews goes on from general goes on from reviews",
+        ),
+    ],
+    ids=["missing", "at work", "kept back", "a circle"],
+)
+def test_a_job_does_not_begin_before_the_other_one_has_published(
+    starts: tuple[JobView, ...], reason: Reason, says: str
+):
+    verdict = judge(make_view(FROM_GENERAL), PROFILES, starts)
+    assert isinstance(verdict, Refused)
+    assert (verdict.reason, verdict.is_final) == (reason, reason is Reason.SPEC_INVALID)
+    assert says in verdict.message
+
+
+def test_what_the_other_job_has_published_must_lie_where_the_administrator_allows_it():
+    settings = make_settings(policy={"storagePrefixes": ["pvc://rows/", "hf://", "pvc://own/"]})
+    verdict = judge(make_view(FROM_GENERAL | {"spec.output.uri": "pvc://own/tuned"}), settings, (PUBLISHED,))
+    assert isinstance(verdict, Refused)
+    assert verdict.reason is Reason.POLICY_VIOLATED
+    assert "spec.model.startFrom.source" in verdict.message

@@ -17,6 +17,7 @@ from finetune_api.status import (
     ProgressStatus,
     Reason,
     ResolvedStatus,
+    StageStatus,
     Summary,
 )
 from finetune_operator import naming
@@ -42,6 +43,7 @@ from .objects import (
 
 SETTINGS = make_settings()
 CHECK, TRAIN = Stage.CHECK, Stage.TRAIN
+CHECKED = Statement(ConditionType.CHECKED, ConditionStatus.TRUE, Reason.STAGE_SUCCEEDED)
 
 
 def pinned_status(given: dict[str, Any] | None = None, **fields: Any) -> FineTuneJobStatus:
@@ -105,7 +107,29 @@ def test_a_job_that_is_being_deleted_is_left_alone():
     assert plan(replace(accepted_job(), deleting=True), seen(), SETTINGS, NOW) == Plan()
 
 
+def test_a_job_that_evaluates_only_says_why_it_does_not_train():
+    given = {"spec.model.startFrom": {"source": "pvc://models/earlier/model"}, "spec.training.epochs": 0}
+    ended = StageStatus(stage=CHECK, attempt=1, exit_code=0, end_time=NOW)
+    job = accepted_job(given, stages=(ended,))
+    job = replace(job, status=stated(job.status, [CHECKED], NOW, 1))
+    made = plan(job, seen(given), SETTINGS, NOW)
+    assert recorded(made).attempts[0].child == "reviews-evaluate-a1"
+    assert recorded(made).phase is Phase.EVALUATING
+    trained = condition(made, ConditionType.TRAINED)
+    assert (trained.status, trained.reason) == (ConditionStatus.UNKNOWN, Reason.SKIPPED)
+    assert "spec.training.epochs is 0" in trained.message
+
+
 # --- acceptance
+
+
+def test_a_job_waits_for_the_one_that_it_goes_on_from():
+    given = {"spec.model.startFrom": {"job": "general"}}
+    made = plan(make_view(given), Observed(), SETTINGS, NOW)
+    accepted = condition(made, ConditionType.ACCEPTED)
+    assert (accepted.status, accepted.reason) == (ConditionStatus.UNKNOWN, Reason.WAITING_FOR_JOB)
+    assert recorded(made).phase is Phase.PENDING
+    assert made.wake_at == after(60)
 
 
 def test_a_refused_job_is_looked_at_again_while_settings_may_help():

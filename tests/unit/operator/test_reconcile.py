@@ -148,6 +148,19 @@ def test_planner_sees_children_pods_and_authorities() -> None:
     assert observed.progress_ca == CA
 
 
+def test_planner_sees_the_jobs_that_a_job_goes_on_from() -> None:
+    world = make_world()
+    jobs = []
+    for name, start in ((KEY[1], "general"), ("general", "first"), ("first", KEY[1])):
+        raw = raw_job()
+        raw["metadata"] |= {"name": name, "uid": UID if name == KEY[1] else f"uid-{name}"}
+        raw["spec"] = {"model": {"startFrom": {"job": start}}}
+        jobs.append(packed_job(raw))
+    world.cache.indices = Indices({job.key: [job] for job in jobs})
+    world.look()
+    assert [job.name for job in world.seen[0][1].starts] == ["general", "first", KEY[1]]
+
+
 def test_forged_child_of_another_job_is_not_seen() -> None:
     forged = raw_child()
     forged["metadata"]["ownerReferences"][0]["uid"] = "somebody"
