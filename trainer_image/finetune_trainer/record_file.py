@@ -37,16 +37,6 @@ class RecordFile:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @property
-    def size_bytes(self) -> int:
-        """Of all records together."""
-        return self._ends[-1]
-
-    @property
-    def ends(self) -> "array[int]":
-        """Where each record ends in `blocks`, behind a leading 0."""
-        return self._ends
-
     def empty(self) -> "RecordFile":
         """Return a file on the same disk, with nothing in it."""
         return RecordFile(self._folder)
@@ -78,12 +68,6 @@ class RecordFile:
             for number in range(first, stop):
                 yield block[self._ends[number] - start : self._ends[number + 1] - start]
             first = stop
-
-    def blocks(self) -> Iterator[bytes]:
-        """Yield the content of all records, one behind the other, in pieces of any size."""
-        self._flush()
-        for start in range(0, self.size_bytes, _BUFFER_BYTES):
-            yield self._read(start, min(start + _BUFFER_BYTES, self.size_bytes))
 
     def _flush(self) -> None:
         with disk_errors("write rows to", self._place):

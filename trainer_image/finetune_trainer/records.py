@@ -69,12 +69,12 @@ class StoredRows(Sequence[T], Generic[T]):
         if not others:
             return self
         both = self._records.empty()
-        for record in chain(self._in_order(), others._in_order()):
+        for record in chain(self.packed(), others.packed()):
             both.append(record)
         return StoredRows(both, self._unpack)
 
     def __iter__(self) -> Iterator[T]:
-        return map(self._unpack, self._in_order())
+        return map(self._unpack, self.packed())
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
@@ -84,9 +84,10 @@ class StoredRows(Sequence[T], Generic[T]):
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (list(self._in_order()), self._unpack)
+        return _rebuilt, (list(self.packed()), self._unpack)
 
-    def _in_order(self) -> Iterator[bytes]:
+    def packed(self) -> Iterator[bytes]:
+        """Yield the rows as they lie in their records."""
         places = self._places
         if isinstance(places, range) and places.step == 1:
             return self._records.records(places.start, places.stop)

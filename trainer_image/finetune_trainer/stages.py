@@ -52,7 +52,7 @@ from finetune_trainer.durable import disk_errors, write_file
 from finetune_trainer.encoder_decoder import decoder_start
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
 from finetune_trainer.evaluation import LONGEST_ANSWER_TOKENS, evaluate, weigh_candidates
-from finetune_trainer.example import Encoded
+from finetune_trainer.example import Encoded, Example
 from finetune_trainer.fit import LONGEST_TEXT, check_fit, find_room, find_row_length
 from finetune_trainer.gate import why_kept_back
 from finetune_trainer.general_source import name_sources, read_general_rows
@@ -97,6 +97,7 @@ from finetune_trainer.split import Split
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
 from finetune_trainer.storage import Storage
 from finetune_trainer.task_file import TaskFile, read_task_file
+from finetune_trainer.token_cache import TokenCache, token_key
 from finetune_trainer.trade_off import Candidate, with_trade_off
 from finetune_trainer.train import TrainingInput, threads_of_each, train
 from finetune_trainer.workspace import Workspace
@@ -275,7 +276,7 @@ def _check(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) ->
     encoded: dict[Split, Sequence[Encoded]] = {}
     for split in Split:
         reporter.say(f"tokenising the {split.value} split")
-        encoded[split] = _encode(run, renderer, dataset, split)
+        encoded[split] = _encode(run, files, renderer, dataset, split)
     if count := job.spec.evaluation.baselines.few_shot:
         reporter.say("trying how much room the shown rows leave")
         answer = job.spec.evaluation.generation.max_new_tokens or LONGEST_ANSWER_TOKENS
@@ -481,8 +482,8 @@ def _find_checkpoint(run: Run) -> int | None:
 def _train(run: Run, files: ModelFiles, dataset: Dataset, reporter: Reporter) -> TrainingReport:
     job = run.job
     renderer = _renderer(job, files, load_tokenizer(files))
-    rows, validation = (_encode(run, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
-    replayed, _ = encode_all(renderer, dataset, dataset.replay(), job.spec.data.loss_on, run.workspace.root)
+    rows, validation = (_encode(run, files, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
+    replayed = _tokens(run, files, renderer, dataset, dataset.replay(), job.spec.data.loss_on)
     job = job.model_copy(update={"spec": adjusted(job.spec, run.adjustment)})
     mixture, by_task = _mixture(job, dataset), _by_task(dataset, Split.VALIDATION, validation)
     rows += replayed
@@ -794,11 +795,26 @@ def _renderer(job: FineTuneJob, files: ModelFiles, tokenizer: PreTrainedTokenize
     return renderer
 
 
-def _encode(run: Run, renderer: Renderer, dataset: Dataset, split: Split) -> StoredRows[Encoded]:
+def _encode(run: Run, files: ModelFiles, renderer: Renderer, dataset: Dataset, split: Split) -> StoredRows[Encoded]:
     # lossOn is about what is learnt; scores are always of the completion.
     loss_on = run.job.spec.data.loss_on if split is Split.TRAIN else LossOn.COMPLETION
-    encoded, _ = encode_all(renderer, dataset, dataset.examples(split), loss_on, run.workspace.root)
-    return encoded
+    return _tokens(run, files, renderer, dataset, dataset.examples(split), loss_on)
+
+
+def _tokens(
+    run: Run, files: ModelFiles, renderer: Renderer, dataset: Dataset, examples: Sequence[Example], loss_on: LossOn
+) -> StoredRows[Encoded]:
+    workspace = run.workspace
+
+    def tokenise() -> StoredRows[Encoded]:
+        encoded, _ = encode_all(renderer, dataset, examples, loss_on, workspace.root)
+        return encoded
+
+    goes_with_the_pod = run.shared is not None and workspace.cache is None
+    if goes_with_the_pod or not examples:
+        return tokenise()
+    key = token_key(examples, dataset.specs, renderer, files.revision, loss_on)
+    return TokenCache(workspace.tokens).tokens(key, tokenise, workspace.root)
 
 
 def _by_task(dataset: Dataset, split: Split, encoded: Sequence[Encoded]) -> dict[str, Sequence[Encoded]]:

@@ -67,7 +67,7 @@ def test_an_open_task_has_no_labels(tmp_path):
 def kept_bytes(dataset: Dataset) -> bytes:
     """Return all that is in the files behind the rows that can be asked for."""
     files = {dataset.examples(split)._records for split in Split if split in dataset._opened}
-    return b"".join(block for file in files for block in file.blocks())
+    return b"".join(record for file in files for record in file.records(0, len(file)))
 
 
 def test_test_rows_are_not_reachable_when_the_split_was_not_opened(tmp_path):
