@@ -509,8 +509,8 @@ def test_a_task_without_rows_to_choose_on_is_an_error(models: TwoModels, tokeniz
         tasks = whole.tasks
         task, labels, phrasings = whole.task, whole.labels, whole.phrasings
 
-        def examples(self, split: Split) -> list[Example]:
-            return [] if split is Split.VALIDATION else whole.examples(split)
+        def examples(self, split: Split, task: str | None = None) -> Sequence[Example]:
+            return [] if split is Split.VALIDATION else whole.examples(split, task)
 
     with pytest.raises(DataError, match=r"task 'sentiment' has \d+ test rows and 0 validation rows"):
         evaluate(models, tokenizer, Renderer(tokenizer, "raw", None, 256), WithoutValidation(), job, SlowScorer, print)

@@ -21,6 +21,7 @@ from finetune_trainer import stages
 from finetune_trainer.errors import FineTuneError, SpecError, StorageError
 from finetune_trainer.manifest import is_complete
 from finetune_trainer.run import output_prefix
+from finetune_trainer.split import Split
 from finetune_trainer.workspace import Workspace
 
 from .jobs import FIGURES, tiny_document, write_reviews
@@ -87,8 +88,11 @@ def test_every_method_is_tuned_evaluated_and_published(tiny_chat_model_dir: Path
     html = (published / "report" / "report.html").read_text()
     assert "<svg" in html
     assert 0 < report.planned_memory_bytes < report.training.peak_memory_bytes, "the process holds more than tensors"
+    kept = list((tmp_path / "workspace" / "tokens").iterdir())
+    assert len(kept) == len(Split), "training uses the tokens that the check made"
     again = stages.run(job, tmp_path / "workspace", Silence())
     assert again.artifacts == report.artifacts
+    assert sorted((tmp_path / "workspace" / "tokens").iterdir()) == sorted(kept)
 
 
 GATES = [

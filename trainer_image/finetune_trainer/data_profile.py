@@ -6,8 +6,9 @@ a key; that is a reason to look, not a proof.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, groupby
 
 import py3langid
 
@@ -36,6 +37,8 @@ _RARE = 10
 _MOST_DISTINCT = 1000
 _GUESSED_ROWS = 200
 _MOST_LANGUAGES = 3
+_NOTHING = "nothing"
+"""What a value is called that is not there."""
 
 
 def describe_task(
@@ -54,32 +57,58 @@ def describe_task(
         encoded: the same as tokens; those of training with all that is learnt.
         decode: the tokenizer's, special tokens included.
     """
-    lengths = [len(item.ids) for items in encoded.values() for item in items]
-    answers = Counter(example.completion.strip() for example in examples[Split.TRAIN])
+    bars: Counter[int] = Counter()
+    truncated = 0
+    for item in chain.from_iterable(encoded.values()):
+        bars[max(4, (len(item.ids) - 1).bit_length())] += 1
+        truncated += item.truncated
+    answers = Counter(example.completion.strip() for example in examples[Split.TRAIN]) if labels else Counter[str]()
     first = next(iter(encoded[Split.TRAIN]), None)
     return TaskData(
         task=name,
         rows=SplitRows(**{split.value: len(rows) for split, rows in examples.items()}),
-        lengths=tuple(_histogram(lengths)),
-        truncated=sum(item.truncated for items in encoded.values() for item in items),
+        lengths=tuple(_histogram(bars)),
+        truncated=truncated,
         labels={label: answers[label] for label in labels},
-        columns=tuple(describe_columns([example.values for example in examples[Split.TRAIN]])),
+        columns=tuple(describe_columns(example.values for example in examples[Split.TRAIN])),
         languages=guess_languages(examples[Split.TRAIN]),
         sample=() if first is None else tuple(mask_pieces(first, decode)),
     )
 
 
-def describe_columns(rows: Sequence[Mapping[str, object]]) -> Iterator[ColumnData]:
+def describe_columns(rows: Iterable[Mapping[str, object]]) -> Iterator[ColumnData]:
     """Yield every column of ``rows`` in the order in which they first appear."""
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        kinds = Counter(_kind(value) for value in values)
-        distinct = None if kinds.keys() & {"list", "object"} else len({value for value in values if _is_there(value)})
-        yield ColumnData(
-            name=name,
-            kinds=dict(kinds.most_common()),
-            distinct=None if distinct is None or distinct > _MOST_DISTINCT else distinct,
-        )
+    columns: dict[str, _Column] = {}
+    for number, row in enumerate(rows):
+        for name in (name for name in row if name not in columns):
+            columns[name] = _Column(Counter({_NOTHING: number} if number else {}))
+        for name, column in columns.items():
+            column.add(row.get(name))
+    for name, column in columns.items():
+        yield ColumnData(name=name, kinds=dict(column.kinds.most_common()), distinct=column.distinct)
+
+
+@dataclass(slots=True)
+class _Column:
+    kinds: Counter[str]
+    _values: set[object] | None = field(default_factory=set)
+    """Absent: too many, or not to be counted."""
+
+    @property
+    def distinct(self) -> int | None:
+        return None if self._values is None else len(self._values)
+
+    def add(self, value: object) -> None:
+        kind = _kind(value)
+        self.kinds[kind] += 1
+        if self._values is None or kind == _NOTHING:
+            return
+        if kind in ("list", "object"):
+            self._values = None
+            return
+        self._values.add(value)
+        if len(self._values) > _MOST_DISTINCT:
+            self._values = None
 
 
 def _is_there(value: object) -> bool:
@@ -88,7 +117,7 @@ def _is_there(value: object) -> bool:
 
 def _kind(value: object) -> str:
     if not _is_there(value):
-        return "nothing"
+        return _NOTHING
     match value:
         case str():
             return "text"
@@ -122,14 +151,13 @@ def mask_pieces(item: Encoded, decode: Callable[[Sequence[int]], str]) -> Iterat
         yield TextPiece(text=decode([item.ids[place] for place in places]), learnt=is_learnt)
 
 
-def _histogram(lengths: Sequence[int]) -> Iterator[LengthCount]:
+def _histogram(bars: Counter[int]) -> Iterator[LengthCount]:
     """Yield how many rows have up to 16, 32, 64, … tokens, from the shortest row's bar to the longest's."""
-    bars = Counter(max(4, (length - 1).bit_length()) for length in lengths)
     for power in range(min(bars, default=0), max(bars, default=-1) + 1):
         yield LengthCount(up_to=1 << power, rows=bars[power])
 
 
-def find_personal_data(examples: Sequence[Example]) -> PersonalData:
+def find_personal_data(examples: Iterable[Example]) -> PersonalData:
     """Count the rows with something in them that looks like an e-mail address, a telephone number or a secret key."""
     found: Counter[str] = Counter()
     for example in examples:

@@ -1,21 +1,26 @@
 """The rows of a job: read, rendered, checked and split, ready for the renderer. Deterministic; knows no tokens.
 
-Training loads it without the test split, whose rows are then not reachable from the object.
+Training loads it without the test split, whose rows are then not reachable from the object. Rows lie on the disk and
+are read when they are asked for: memory does not grow with what they say.
 """
 
 import dataclasses
 import hashlib
-import itertools
 import math
+import pickle
+from array import array
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from finetune_api.spec import REPLAY_TASK, DataSpec, ReplaySpec, SplitsSpec, TaskSpec, TemplateSpec
 from finetune_trainer.chat import ChatColumn
 from finetune_trainer.errors import DataError
-from finetune_trainer.example import Example
+from finetune_trainer.example import Example, pack_example, unpack_example
+from finetune_trainer.record_file import RecordFile
+from finetune_trainer.records import StoredRows
 from finetune_trainer.source import Fetch, Row, fetch_local, read_rows
 from finetune_trainer.split import ANYWHERE, DuplicateStats, Split, assign_splits, draw, input_key
 from finetune_trainer.template import Template
@@ -28,6 +33,23 @@ Phrasing = Template | ChatColumn
 """One way from a row to a prompt and a completion."""
 
 _REPLAY_TEMPLATE = TemplateSpec(prompt="{{ prompt }}", completion="{{ completion }}")
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The rows of one split, task after task."""
+
+    rows: Sequence[Example]
+    places: Mapping[str, range]
+
+    @classmethod
+    def of(cls, rows: Sequence[Example], counts: Mapping[str, int]) -> "_Opened":
+        places: dict[str, range] = {}
+        start = 0
+        for task, count in counts.items():
+            places[task] = range(start, start + count)
+            start += count
+        return cls(rows, places)
 
 
 @dataclass(frozen=True)
@@ -44,30 +66,49 @@ class Dataset:
     """Task and number of the rows of validation and test sources that are nearly equal to a training row."""
     hash: str
     """sha256 over every example's task, prompt and completion in order, opened or not: equal data, equal hash."""
-    _examples: Mapping[Split, tuple[Example, ...]] = dataclasses.field(repr=False)
-    _replay: tuple[Example, ...] = dataclasses.field(repr=False)
+    _opened: Mapping[Split, _Opened] = dataclasses.field(repr=False)
+    _replay: Sequence[Example] = dataclasses.field(repr=False)
     _phrasings: Mapping[str, tuple[Phrasing, ...]] = dataclasses.field(repr=False)
 
-    def examples(self, split: Split) -> list[Example]:
-        """Return the examples of ``split``, task after task, each in its source's order.
+    def examples(self, split: Split, task: str | None = None) -> Sequence[Example]:
+        """Return the examples of ``split``, task after task, or of one task alone, each in its source's order.
 
         Raises:
             LookupError: the data set was loaded without this split.
         """
-        if split not in self._examples:
-            raise LookupError(f"the {split} split was not opened; it is no business of this stage")
-        return list(self._examples[split])
+        rows = self._of(split).rows
+        if task is None:
+            return rows
+        places = self.places(split)[task]
+        return rows[places.start : places.stop]
 
-    def replay(self) -> list[Example]:
+    def places(self, split: Split) -> Mapping[str, range]:
+        """Return where each task's rows are among the examples of ``split``.
+
+        Raises:
+            LookupError: the data set was loaded without this split.
+        """
+        return self._of(split).places
+
+    def _of(self, split: Split) -> _Opened:
+        if split not in self._opened:
+            raise LookupError(f"the {split} split was not opened; it is no business of this stage")
+        return self._opened[split]
+
+    def replay(self) -> Sequence[Example]:
         """Return the general rows that are mixed into training: none that is like a row of validation or test."""
-        return list(self._replay)
+        return self._replay
 
     def with_examples(self, examples: Mapping[Split, Sequence[Example]], replay: Sequence[Example]) -> "Dataset":
-        """Return the same tasks with other rows in the splits, and other rows to be mixed into training."""
+        """Return the same tasks with other rows in the splits, task after task, and others to be mixed in."""
+        counts = {split: Counter(row.task for row in rows) for split, rows in examples.items()}
         return dataclasses.replace(
             self,
             sizes={split: len(examples.get(split, ())) for split in Split},
-            _examples={split: tuple(rows) for split, rows in examples.items()},
+            _opened={
+                split: _Opened.of(rows, {task: counts[split][task] for task in self.tasks})
+                for split, rows in examples.items()
+            },
             _replay=tuple(replay),
         )
 
@@ -139,94 +180,142 @@ class _Candidate:
     values: Row
     text: str
     key: str
-    places: Collection[Split]
-    """Where it may be; one place when its source fixes it."""
     group: str = ""
     stratum: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _SourceRows:
+    """What one source of a task gives."""
+
+    rows: StoredRows[_Candidate]
+    places: Collection[Split]
+    """Where they may be; one place when the source fixes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     """One task's rows, every one rendered."""
 
-    rows: list[_Candidate]
-    examples: list[Example]
+    sources: Sequence[_SourceRows]
     phrasings: tuple[Phrasing, ...]
 
+    @property
+    def count(self) -> int:
+        return sum(len(source.rows) for source in self.sources)
 
-def load_dataset(data: DataSpec, splits: Collection[Split] = tuple(Split), fetch: Fetch = fetch_local) -> Dataset:
+
+def load_dataset(
+    data: DataSpec,
+    splits: Collection[Split] = tuple(Split),
+    fetch: Fetch = fetch_local,
+    folder: Path | None = None,
+) -> Dataset:
     """Read, render, check and split the rows of every task; keep those of ``splits``.
 
     Args:
         data: what the job says of its rows.
         splits: whose rows can be asked for afterwards.
         fetch: finds each task's file of rows. Default: on this machine only.
+        folder: on whose disk the rows lie, meanwhile about five times over. Default: where the machine keeps temporary
+            files.
 
     Raises:
         SpecError: a template is no valid Jinja, or a source cannot be read by this program.
         DataError: the rows are not what the job says they are.
+        StorageError: the disk is full or broken.
     """
+    rendered = RecordFile(folder)
     loaded = {
-        task.name: _load_task(task, data.splits, fetch, f"spec.data.tasks[{index}]")
+        task.name: _load_task(task, data.splits, fetch, f"spec.data.tasks[{index}]", rendered, folder)
         for index, task in enumerate(data.tasks)
     }
     if data.replay is not None:
-        loaded[REPLAY_TASK] = _load_replay(data.replay, data.splits.seed, fetch)
-    rows = [row for task in loaded.values() for row in task.rows]
-    examples = [example for task in loaded.values() for example in task.examples]
+        loaded[REPLAY_TASK] = _load_replay(data.replay, data.splits.seed, fetch, rendered, folder)
+    sources = [source for task in loaded.values() for source in task.sources]
     places, duplicates = assign_splits(
-        [row.text for row in rows],
+        (row.text for source in sources for row in source.rows),
         data.splits.validation,
         data.splits.test,
         data.splits.seed,
-        groups=None if data.splits.group_by is None else [row.group for row in rows],
-        strata=None if data.splits.stratify_by is None else [row.stratum for row in rows],
-        allowed=[row.places for row in rows],
+        groups=None if data.splits.group_by is None else (row.group for source in sources for row in source.rows),
+        strata=None if data.splits.stratify_by is None else (row.stratum for source in sources for row in source.rows),
+        allowed=(source.places for source in sources for _ in range(len(source.rows))),
+        kind=rendered,
     )
+    by_task: dict[str, list[Split]] = {}
+    start = 0
+    for name, task in loaded.items():
+        by_task[name] = places[start : start + task.count]
+        start += task.count
     if data.replay is not None:
-        _refuse_empty_replay(data.replay, examples, places)
-    placed = [(e, place) for e, place in zip(examples, places, strict=True) if e.task != REPLAY_TASK]
-    _refuse_tasks_without_rows(data, placed)
+        _refuse_empty_replay(data.replay, by_task[REPLAY_TASK])
+    counts = {task.name: Counter(by_task[task.name]) for task in data.tasks}
+    _refuse_tasks_without_rows(data, counts)
+    examples = StoredRows(rendered, unpack_example)
+    opened, replay = _kept(rendered, by_task, splits, folder)
     return Dataset(
         tasks=tuple(task.name for task in data.tasks),
         specs={task.name: task for task in data.tasks} | {REPLAY_TASK: _REPLAY_SPEC},
-        sizes={split: sum(place is split for _, place in placed) for split in Split},
+        sizes={split: sum(count[split] for count in counts.values()) for split in Split},
         duplicates=duplicates,
         leaks=tuple(
-            (examples[number].task, examples[number].row)
-            for number in duplicates.leaks
-            if examples[number].task != REPLAY_TASK
+            (example.task, example.row)
+            for example in map(examples.__getitem__, duplicates.leaks)
+            if example.task != REPLAY_TASK
         ),
         hash=_hash(examples),
-        _examples={split: tuple(example for example, place in placed if place is split) for split in splits},
-        _replay=tuple(
-            e for e, place in zip(examples, places, strict=True) if e.task == REPLAY_TASK and place is Split.TRAIN
-        ),
+        _opened={
+            split: _Opened.of(rows, {task: count[split] for task, count in counts.items()})
+            for split, rows in opened.items()
+        },
+        _replay=replay,
         _phrasings={name: task.phrasings for name, task in loaded.items()},
     )
 
 
-def _load_task(task: TaskSpec, splits: SplitsSpec, fetch: Fetch, field: str) -> _Loaded:
+def _kept(
+    rendered: RecordFile, by_task: Mapping[str, Sequence[Split]], splits: Collection[Split], folder: Path | None
+) -> tuple[dict[Split, StoredRows[Example]], StoredRows[Example]]:
+    """Return the rows of ``splits`` and the replayed ones, in files where no others are."""
+    opened, replay = {split: RecordFile(folder) for split in splits}, RecordFile(folder)
+    records = rendered.records(0, len(rendered))
+    for name, places in by_task.items():
+        for place, record in zip(places, records, strict=False):
+            if name == REPLAY_TASK:
+                if place is Split.TRAIN:
+                    replay.append(record)
+            elif place in opened:
+                opened[place].append(record)
+    return (
+        {split: StoredRows(rows, unpack_example) for split, rows in opened.items()},
+        StoredRows(replay, unpack_example),
+    )
+
+
+def _load_task(
+    task: TaskSpec, splits: SplitsSpec, fetch: Fetch, field: str, rendered: RecordFile, folder: Path | None
+) -> _Loaded:
     phrasings = _phrasings_of(task, field)
     columns = _Columns.of(task, phrasings, splits, field)
     own = {"validationSource": Split.VALIDATION, "testSource": Split.TEST}
-    sources = {"validationSource": task.validation_source, "testSource": task.test_source}
-    drawn = ANYWHERE - {own[name] for name, uri in sources.items() if uri is not None}
-    found = _candidates(task.source, f"{field}.source", fetch, columns, drawn)
-    rows = _sample(found, task.max_examples, splits.seed)
-    for name, uri in sources.items():
+    uris = {"validationSource": task.validation_source, "testSource": task.test_source}
+    drawn = ANYWHERE - {own[name] for name, uri in uris.items() if uri is not None}
+    found = _candidates(task.source, f"{field}.source", fetch, columns, folder)
+    sources = [_SourceRows(_sample(found, task.max_examples, splits.seed), drawn)]
+    for name, uri in uris.items():
         if uri is not None:
-            rows += _candidates(uri, f"{field}.{name}", fetch, columns, frozenset({own[name]}))
-    renderings = _render_all(rows, task, phrasings, field)
-    _refuse_other_labels(task, renderings, field)
-    return _Loaded(rows, _choose(rows, renderings, splits.seed), phrasings)
+            rows = _candidates(uri, f"{field}.{name}", fetch, columns, folder)
+            sources.append(_SourceRows(rows, frozenset({own[name]})))
+    _render_all(sources, task, phrasings, splits.seed, field, rendered)
+    return _Loaded(sources, phrasings)
 
 
 _REPLAY_SPEC = TaskSpec(name=REPLAY_TASK, source="file:///", templates=(_REPLAY_TEMPLATE,))
 """Stands for the replayed rows where a task is asked for; its source is not looked at."""
 
 
-def _load_replay(replay: ReplaySpec, seed: int, fetch: Fetch) -> _Loaded:
+def _load_replay(replay: ReplaySpec, seed: int, fetch: Fetch, rendered: RecordFile, folder: Path | None) -> _Loaded:
     """Read the general rows: of columns prompt and completion, or of a column messages."""
     field = "spec.data.replay"
     task = _REPLAY_SPEC.model_copy(update={"source": replay.source, "secret_ref": replay.secret_ref})
@@ -235,14 +324,9 @@ def _load_replay(replay: ReplaySpec, seed: int, fetch: Fetch) -> _Loaded:
         task = task.model_copy(update={"templates": (), "messages": "messages"})
     phrasings = _phrasings_of(task, field)
     columns = _Columns.of(task, phrasings, SplitsSpec(), field)
-    rows = _candidates(task.source, f"{field}.source", fetch, columns, ANYWHERE)
-    renderings = _render_all(rows, task, phrasings, field)
-    return _Loaded(rows, _choose(rows, renderings, seed), phrasings)
-
-
-def _choose(rows: Sequence[_Candidate], renderings: Sequence[Sequence[Example]], seed: int) -> list[Example]:
-    """Return every row through one of its phrasings."""
-    return [each[int(draw(seed, "template", row.key) * len(each))] for row, each in zip(rows, renderings, strict=True)]
+    sources = [_SourceRows(_candidates(task.source, f"{field}.source", fetch, columns, folder), ANYWHERE)]
+    _render_all(sources, task, phrasings, seed, field, rendered)
+    return _Loaded(sources, phrasings)
 
 
 def _phrasings_of(task: TaskSpec, field: str) -> tuple[Phrasing, ...]:
@@ -322,61 +406,86 @@ def _no_column(where: str, missing: Sequence[str], found: Collection[str], sourc
     )
 
 
-def _candidates(uri: str, field: str, fetch: Fetch, columns: _Columns, places: Collection[Split]) -> list[_Candidate]:
+def _candidates(uri: str, field: str, fetch: Fetch, columns: _Columns, folder: Path | None) -> StoredRows[_Candidate]:
     found: dict[str, None] = {}
-    candidates: list[_Candidate] = []
-    rows = read_rows(fetch(uri, field, columns.task.secret_ref), field)
-    for number, row in enumerate(rows):
+    lacking: set[str] = set()
+    records = RecordFile(folder)
+    splitting = {"groupBy": columns.group_by, "stratifyBy": columns.stratify_by}
+    for number, row in enumerate(read_rows(fetch(uri, field, columns.task.secret_ref), field)):
         found.update(dict.fromkeys(row))
         values = columns.values(row)
         text = columns.text(values, number)
-        candidates.append(
-            _Candidate(
-                number,
-                values,
-                text,
-                input_key(text),
-                places,
-                _value_of(row, columns.group_by),
-                _value_of(row, columns.stratify_by),
-            )
-        )
+        group, stratum = _value_of(row, columns.group_by), _value_of(row, columns.stratify_by)
+        lacking.update(column for column in splitting.values() if column and _is_missing(values.get(column)))
+        records.append(pickle.dumps((number, values, text, input_key(text), group, stratum), pickle.HIGHEST_PROTOCOL))
+    candidates = StoredRows(records, _unpack_candidate)
     columns.refuse_missing(found, uri)
-    for setting, column in (("groupBy", columns.group_by), ("stratifyBy", columns.stratify_by)):
-        if column is not None and any(_is_missing(row.values.get(column)) for row in candidates):
+    for setting, column in splitting.items():
+        if column is not None and column in lacking:
             raise _missing_value(uri, candidates, column, f"spec.data.splits.{setting}", field)
     return candidates
+
+
+def _unpack_candidate(record: bytes) -> _Candidate:
+    return _Candidate(*pickle.loads(record))
 
 
 def _value_of(row: Row, column: str | None) -> str:
     return "" if column is None else str(row.get(column, ""))
 
 
-def _sample(candidates: list[_Candidate], limit: int | None, seed: int) -> list[_Candidate]:
+def _sample(candidates: StoredRows[_Candidate], limit: int | None, seed: int) -> StoredRows[_Candidate]:
     """Keep ``limit`` rows, drawn by their text: the same ones in whatever order the rows come."""
     if limit is None or len(candidates) <= limit:
         return candidates
-    drawn = sorted(candidates, key=lambda row: (draw(seed, "sample", row.key), row.number))[:limit]
-    return sorted(drawn, key=lambda row: row.number)
+    draws = array("d", (draw(seed, "sample", row.key) for row in candidates))
+    chosen = sorted(range(len(draws)), key=draws.__getitem__)[:limit]
+    return candidates.at(sorted(chosen))
 
 
 def _render_all(
-    rows: Sequence[_Candidate], task: TaskSpec, phrasings: Sequence[Phrasing], field: str
-) -> list[list[Example]]:
-    """Return every row through every phrasing: what fails must fail before training, not in evaluation."""
-    renderings = []
-    for row in rows:
+    sources: Iterable[_SourceRows],
+    task: TaskSpec,
+    phrasings: Sequence[Phrasing],
+    seed: int,
+    field: str,
+    rendered: RecordFile,
+) -> None:
+    """Render every row through every phrasing, as what fails must fail before training, and keep one of them."""
+    others: dict[str, _Strays] = {}
+    for source in sources:
+        for row, renderings in _renderings(source, task, phrasings, field):
+            if task.labels:
+                for answer in dict.fromkeys(example.completion.strip() for example in renderings):
+                    if answer in task.labels:
+                        continue
+                    others.setdefault(answer, _Strays(row.number)).rows += 1
+            rendered.append(pack_example(renderings[int(draw(seed, "template", row.key) * len(renderings))]))
+    if others:
+        raise _other_labels(task, others, field)
+
+
+@dataclass(slots=True)
+class _Strays:
+    """Rows with an answer that is no label."""
+
+    first: int
+    rows: int = 0
+
+
+def _renderings(
+    source: _SourceRows, task: TaskSpec, phrasings: Sequence[Phrasing], field: str
+) -> Iterator[tuple[_Candidate, list[Example]]]:
+    for row in source.rows:
         try:
-            renderings.append([_render(row, task, phrasing, index) for index, phrasing in enumerate(phrasings)])
+            yield row, [_render(row, task, phrasing, index) for index, phrasing in enumerate(phrasings)]
         except DataError as error:
             columns = sorted(frozenset[str]().union(*(phrasing.completion_columns for phrasing in phrasings)))
             missing = next((column for column in columns if _is_missing(row.values.get(column))), None)
             if missing is None:
                 raise
             # Rows without an answer are rarely alone: count them, so that they are dropped at once.
-            alike = [other for other in rows if other.places == row.places]
-            raise _missing_value(task.source, alike, missing, "the completion", f"{field}.source") from error
-    return renderings
+            raise _missing_value(task.source, source.rows, missing, "the completion", f"{field}.source") from error
 
 
 def _render(row: _Candidate, task: TaskSpec, phrasing: Phrasing, index: int) -> Example:
@@ -399,11 +508,12 @@ def _texts(phrasing: Phrasing, values: Mapping[str, object], number: int) -> dic
 
 
 def _missing_value(source: str, rows: Sequence[_Candidate], column: str, use: str, field: str) -> DataError:
-    without = [row for row in rows if _is_missing(row.values.get(column))]
+    without = (row for row in rows if _is_missing(row.values.get(column)))
+    first = next(without)
     return DataError(
-        f"{field}: column {column!r}, used by {use}, has no value in {len(without)} of {len(rows)} rows of "
-        f"{source}, first in row {without[0].number} (counted from 0; {_clipped(repr(without[0].values))}). Drop "
-        f"these rows or fill the value in."
+        f"{field}: column {column!r}, used by {use}, has no value in {1 + sum(1 for _ in without)} of {len(rows)} rows "
+        f"of {source}, first in row {first.number} (counted from 0; {_clipped(repr(first.values))}). Drop these rows "
+        f"or fill the value in."
     )
 
 
@@ -411,51 +521,43 @@ def _is_missing(value: object) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _refuse_other_labels(task: TaskSpec, renderings: Sequence[Sequence[Example]], field: str) -> None:
-    if not task.labels:
-        return
-    rows: dict[str, dict[int, None]] = {}
-    for example in itertools.chain.from_iterable(renderings):
-        if (answer := example.completion.strip()) not in task.labels:
-            rows.setdefault(answer, {})[example.row] = None
-    if rows:
-        others = [
-            f"{_clipped(repr(answer))} ({len(numbers)}, first in row {next(iter(numbers))})"
-            for answer, numbers in sorted(rows.items(), key=lambda item: -len(item[1]))
-        ]
+def _other_labels(task: TaskSpec, others: Mapping[str, _Strays], field: str) -> DataError:
+    listed = [
+        f"{_clipped(repr(answer))} ({stray.rows}, first in row {stray.first})"
+        for answer, stray in sorted(others.items(), key=lambda item: -item[1].rows)
+    ]
+    return DataError(
+        f"{field}.labels: {list(task.labels)} do not cover every completion of {task.source}; others are "
+        f"{_listed(listed)}. Rows count from 0. Add the labels, correct the completion template or drop the rows."
+    )
+
+
+def _refuse_empty_replay(replay: ReplaySpec, places: Sequence[Split]) -> None:
+    if Split.TRAIN not in places:
         raise DataError(
-            f"{field}.labels: {list(task.labels)} do not cover every completion of {task.source}; others are "
-            f"{_listed(others)}. Rows count from 0. Add the labels, correct the completion template or drop the rows."
+            f"spec.data.replay.source: all {len(places)} rows of {replay.source} are like rows kept back for "
+            f"validation and test, or drawn to be. Add rows, or leave replay out."
         )
 
 
-def _refuse_empty_replay(replay: ReplaySpec, examples: Sequence[Example], places: Sequence[Split]) -> None:
-    found = [place for example, place in zip(examples, places, strict=True) if example.task == REPLAY_TASK]
-    if Split.TRAIN not in found:
-        raise DataError(
-            f"spec.data.replay.source: all {len(found)} rows of {replay.source} are like rows kept back for validation "
-            f"and test, or drawn to be. Add rows, or leave replay out."
-        )
-
-
-def _refuse_tasks_without_rows(data: DataSpec, placed: Sequence[tuple[Example, Split]]) -> None:
+def _refuse_tasks_without_rows(data: DataSpec, counts: Mapping[str, Mapping[Split, int]]) -> None:
     shares = {
         Split.TRAIN: 1.0 - data.splits.validation - data.splits.test,
         Split.VALIDATION: data.splits.validation,
         Split.TEST: data.splits.test,
     }
-    rows = Counter((example.task, place) for example, place in placed)
     for index, task in enumerate(data.tasks):
-        empty = [split.value for split, share in shares.items() if share > 0 and not rows[task.name, split]]
+        rows = counts[task.name]
+        empty = [split.value for split, share in shares.items() if share > 0 and not rows[split]]
         if empty:
-            sizes = ", ".join(f"{split.value} {rows[task.name, split]}" for split in Split)
+            sizes = ", ".join(f"{split.value} {rows[split]}" for split in Split)
             raise DataError(
                 f"spec.data.tasks[{index}] ({task.name}): no rows for {' and '.join(empty)} ({sizes}). Add rows, raise "
                 f"the share in spec.data.splits or take another spec.data.splits.seed."
             )
 
 
-def _hash(examples: Sequence[Example]) -> str:
+def _hash(examples: Iterable[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         earlier = [text for turn in example.earlier for text in turn]

@@ -540,9 +540,7 @@ def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
     labels = dataset.labels(task)
     is_kept_back = job.spec.data.splits.validation or dataset.task(task).validation_source is not None
     choice_split = Split.VALIDATION if is_kept_back else Split.TRAIN
-    choice, test = (
-        [example for example in dataset.examples(split) if example.task == task] for split in (choice_split, Split.TEST)
-    )
+    choice, test = (dataset.examples(split, task) for split in (choice_split, Split.TEST))
     count = job.spec.evaluation.baselines.few_shot
     shown = draw_shown(dataset, task, count, seed) if count else []
     if choice_split is Split.TRAIN:
@@ -573,7 +571,7 @@ def _set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> _Paper:
 
 def _validation_paper(task: str, dataset: Dataset, seed: int) -> _Paper:
     """Return a task's validation rows as questions whose answers are scored, never generated."""
-    rows = [example for example in dataset.examples(Split.VALIDATION) if example.task == task]
+    rows = dataset.examples(Split.VALIDATION, task)
     if not rows:
         raise DataError(
             f"task {task!r} has no validation rows, on which spec.evaluation.forgetting.remedy chooses. Raise "
@@ -601,8 +599,10 @@ def _task_figure(paper: _Paper, answers: _Answers) -> Figure:
 
 def _commonest_label(dataset: Dataset, task: str) -> str:
     """Return the label that most training rows of a task have, of equally common ones the first declared."""
-    seen = Counter(example.completion.strip() for example in dataset.examples(Split.TRAIN) if example.task == task)
-    return max(dataset.labels(task), key=lambda label: seen[label], default="")
+    if not dataset.labels(task):
+        return ""
+    seen = Counter(example.completion.strip() for example in dataset.examples(Split.TRAIN, task))
+    return max(dataset.labels(task), key=lambda label: seen[label])
 
 
 def _commonest_figures(paper: _Paper) -> dict[str, float]:

@@ -1,5 +1,7 @@
-"""The two forms a row takes on its way to the model: text, then tokens."""
+"""The two forms a row takes on its way to the model, text, then tokens, and the bytes that either is on a disk."""
 
+import pickle
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,3 +62,54 @@ class Encoded:
         if self.decoder_start is not None:
             tokens = min(tokens, self.prompt_length - 1)
         return replace(self, ids=self.ids[tokens:], prompt_length=max(0, self.prompt_length - tokens), answers=())
+
+
+_NO_DECODER = -1
+_HEADER_LENGTH = 4
+
+
+def pack_example(example: Example) -> bytes:
+    """Return ``example``, to which no other rows are shown yet, as bytes for this process and those it starts."""
+    return pickle.dumps(
+        (
+            example.task,
+            example.row,
+            example.prompt,
+            example.completion,
+            example.template,
+            example.key,
+            example.values,
+            example.earlier,
+        ),
+        pickle.HIGHEST_PROTOCOL,
+    )
+
+
+def unpack_example(record: bytes) -> Example:
+    """Return what `pack_example` was given."""
+    task, row, prompt, completion, template, key, values, earlier = pickle.loads(record)
+    return Example(task, row, prompt, completion, template, key, values, earlier=earlier)
+
+
+def pack_encoded(item: Encoded) -> bytes:
+    """Return ``item`` as 32-bit numbers in this machine's byte order."""
+    decoder_start = _NO_DECODER if item.decoder_start is None else item.decoder_start
+    answers = [place for answer in item.answers for place in answer]
+    header = (item.prompt_length, item.truncated, decoder_start, len(answers))
+    return array("i", (*header, *answers, *item.ids)).tobytes()
+
+
+def unpack_encoded(record: bytes) -> Encoded:
+    """Return what `pack_encoded` was given."""
+    numbers = array("i")
+    numbers.frombytes(record)
+    prompt_length, truncated, decoder_start, places = numbers[:_HEADER_LENGTH]
+    ids = numbers[_HEADER_LENGTH + places :]
+    flat = iter(numbers[_HEADER_LENGTH : _HEADER_LENGTH + places])
+    return Encoded(
+        tuple(ids),
+        prompt_length,
+        bool(truncated),
+        tuple(zip(flat, flat, strict=True)),
+        None if decoder_start == _NO_DECODER else decoder_start,
+    )

@@ -5,7 +5,10 @@ They are training rows, rendered as the question is: earlier turns of a chat, or
 
 import dataclasses
 import random
+from array import array
 from collections.abc import Sequence
+
+import numpy as np
 
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError
@@ -19,19 +22,20 @@ def draw_shown(dataset: Dataset, task: str, count: int, seed: int) -> list[Examp
 
     Which ones depends on the rows and the seed alone.
     """
-    rows = [example for example in dataset.examples(Split.TRAIN) if example.task == task]
+    rows = dataset.examples(Split.TRAIN, task)
     generator = random.Random(seed)
-    generator.shuffle(rows)
+    order = array("q", range(len(rows)))
+    generator.shuffle(order)
     if not dataset.labels(task):
-        return rows[:count]
+        return [rows[place] for place in order[:count]]
     met: dict[str, int] = {}
-    ranks = []
-    for row in rows:
-        answer = row.completion.strip()
+    ranks = array("q")
+    for place in order:
+        answer = rows[place].completion.strip()
         ranks.append(met.get(answer, 0))
         met[answer] = ranks[-1] + 1
     # The first of every label, then the second of every label: a stable sort keeps the shuffled order in each round.
-    in_rounds = [row for _, row in sorted(zip(ranks, rows, strict=True), key=lambda pair: pair[0])][:count]
+    in_rounds = [rows[order[number]] for number in np.argsort(ranks, kind="stable")[:count]]
     # Neighbours of one label would teach that labels come in runs.
     generator.shuffle(in_rounds)
     return in_rounds
@@ -59,7 +63,7 @@ def check_room(dataset: Dataset, renderer: Renderer, count: int, seed: int, room
     """
     for task in dataset.tasks:
         shown = draw_shown(dataset, task, count, seed)
-        asked = [row for split in (Split.VALIDATION, Split.TEST) for row in dataset.examples(split) if row.task == task]
+        asked = [row for split in (Split.VALIDATION, Split.TEST) for row in dataset.examples(split, task)]
         for template in range(dataset.phrasings(task)):
             encoded = renderer.encode_many(with_shown(dataset, asked, template, shown), dataset)
             if too_long := sum(len(item.ids) > room for item in encoded):

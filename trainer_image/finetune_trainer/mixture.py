@@ -6,12 +6,13 @@ before all others were. Any epoch can be asked for by its number, so a resumed r
 
 import math
 import random
-from collections import Counter
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from typing import Generic, TypeVar
+
+import numpy as np
 
 from finetune_api.spec import REPLAY_TASK, Mixing, MixingSpec
 
@@ -45,30 +46,29 @@ class Mixture:
         """Rows in one epoch."""
         return sum(self.counts.values())
 
-    def epoch(self, number: int) -> list[int]:
+    def epoch(self, number: int) -> Sequence[int]:
         """Return the places of the rows of the ``number``-th epoch from 0, shuffled."""
-        places = list(chain.from_iterable(self._of_task(task, number) for task in self.tasks))
+        places = array("q", chain.from_iterable(self._of_task(task, number) for task in self.tasks))
         random.Random(f"{self.seed}/order/{number}").shuffle(places)
         return places
 
     def drawn(self, seen: int) -> dict[str, int]:
         """Return how many of the first ``seen`` rows are of each task."""
         epochs, rest = divmod(seen, self.epoch_length)
-        begun = Counter(self._owners[place] for place in self.epoch(epochs)[:rest])
-        return {task.name: epochs * self.counts[task.name] + begun[task.name] for task in self.tasks}
+        begun = np.array(self.epoch(epochs)[:rest])
+        return {
+            task.name: epochs * self.counts[task.name] + int(np.isin(begun, np.array(task.rows)).sum())
+            for task in self.tasks
+        }
 
-    @cached_property
-    def _owners(self) -> dict[int, str]:
-        return {place: task.name for task in self.tasks for place in task.rows}
-
-    def _of_task(self, task: TaskRows, number: int) -> list[int]:
+    def _of_task(self, task: TaskRows, number: int) -> "array[int]":
         """Return what the epoch takes of a stream: all rows in a random order, then all again in another one."""
         count, size = self.counts[task.name], len(task.rows)
         start = number * count
-        stream: list[int] = []
+        stream = array("q")
         first_cycle = start // size
         for cycle in range(first_cycle, math.ceil((start + count) / size)):
-            shuffled = list(task.rows)
+            shuffled = array("q", task.rows)
             random.Random(f"{self.seed}/{task.name}/{cycle}").shuffle(shuffled)
             stream += shuffled
         offset = start - first_cycle * size

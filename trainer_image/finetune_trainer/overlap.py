@@ -1,7 +1,7 @@
 """Find the questions of tests that training rows give away. Pure."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from finetune_api.report import Overlap
 from finetune_trainer.example import Example
@@ -12,7 +12,7 @@ SHORTEST_QUESTION = 8
 """Words of a question below which it says too little to be looked for."""
 
 
-def find_overlaps(examples: Sequence[Example], questions: Mapping[str, Sequence[str]]) -> Iterator[Overlap]:
+def find_overlaps(examples: Iterable[Example], questions: Mapping[str, Sequence[str]]) -> Iterator[Overlap]:
     """Yield for every source of questions how many of them share `OVERLAP_WORDS` words in a row with a training row.
 
     A question with fewer words counts when a row holds all of it, and it has at least `SHORTEST_QUESTION`.

@@ -6,6 +6,7 @@ means anything; what breaks would have broken later, on a machine that costs mor
 """
 
 import dataclasses
+import heapq
 import shutil
 import time
 from collections.abc import Callable
@@ -165,15 +166,18 @@ def small_dataset(dataset: Dataset) -> Dataset:
     """
     train = [row for task in dataset.tasks for row in _short_rows(dataset, task, _ROWS)]
     unseen = [row for task in dataset.tasks for row in _short_rows(dataset, task, _UNSEEN_ROWS)]
-    replay = sorted(dataset.replay(), key=_length)[:_ROWS]
+    replay = heapq.nsmallest(_ROWS, dataset.replay(), key=_length)
     return dataset.with_examples({Split.TRAIN: train, Split.VALIDATION: unseen, Split.TEST: unseen}, replay)
 
 
 def _short_rows(dataset: Dataset, task: str, count: int) -> list[Example]:
     groups: dict[str, list[Example]] = {}
-    for row in dataset.examples(Split.TRAIN):
-        if row.task == task:
-            groups.setdefault(row.completion if dataset.labels(task) else "", []).append(row)
+    labelled = bool(dataset.labels(task))
+    for row in dataset.examples(Split.TRAIN, task):
+        shortest = groups.setdefault(row.completion if labelled else "", [])
+        shortest.append(row)
+        if len(shortest) > 2 * count:
+            shortest[:] = sorted(shortest, key=_length)[:count]
     of_each = max(1, count // len(groups))
     return [row for rows in groups.values() for row in sorted(rows, key=_length)[:of_each]]
 

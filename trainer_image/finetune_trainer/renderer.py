@@ -7,6 +7,7 @@ model and no padding; what is learnt follows from positions, never from token id
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jinja2 import TemplateError
@@ -14,14 +15,18 @@ from jinja2 import TemplateError
 from finetune_api.spec import LossOn
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError, SpecError
-from finetune_trainer.example import Encoded, Example
+from finetune_trainer.example import Encoded, Example, pack_encoded, unpack_encoded
 from finetune_trainer.labels import with_label
+from finetune_trainer.record_file import RecordFile
+from finetune_trainer.records import StoredRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_TRUNCATED_SHARE = 0.25
 """Above this share of shortened examples a model learns from fragments: an error, not a warning."""
+
+_ROWS_AT_ONCE = 1024
 
 _ANCHOR = "\n"
 _SHOWN_CHARACTERS = 80
@@ -409,30 +414,43 @@ def _as_messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def encode_all(
-    renderer: Renderer, dataset: Dataset, examples: Sequence[Example], loss_on: LossOn = LossOn.COMPLETION
-) -> tuple[list[Encoded], float]:
-    """Return the tokens of every example and the share that had to be shortened.
+    renderer: Renderer,
+    dataset: Dataset,
+    examples: Sequence[Example],
+    loss_on: LossOn = LossOn.COMPLETION,
+    folder: Path | None = None,
+) -> tuple[StoredRows[Encoded], float]:
+    """Return the tokens of every example, on the disk of ``folder``, and the share that had to be shortened.
 
     With ``loss_on`` all every token but the first is learnt: the prompt's length is 0.
 
     Raises:
         DataError: more than MAX_TRUNCATED_SHARE were shortened, or one does not fit at all.
     """
-    if loss_on is LossOn.ASSISTANT:
-        encoded = _encode_turns(renderer, dataset, examples)
-    else:
-        encoded = renderer.encode_many(examples, dataset)
-    truncated = sum(example.truncated for example in encoded)
-    share = truncated / len(encoded) if encoded else 0.0
+    tokens = RecordFile(folder)
+    truncated = 0
+    for start in range(0, len(examples), _ROWS_AT_ONCE):
+        some = list(examples[start : start + _ROWS_AT_ONCE])
+        for item in _encode_some(renderer, dataset, some, loss_on):
+            truncated += item.truncated
+            tokens.append(pack_encoded(item))
+    share = truncated / len(examples) if examples else 0.0
     if share > MAX_TRUNCATED_SHARE:
         raise DataError(
-            f"spec.data.maxLength: {truncated} of {len(encoded)} examples ({share:.0%}) are longer than "
+            f"spec.data.maxLength: {truncated} of {len(examples)} examples ({share:.0%}) are longer than "
             f"{renderer.max_length} tokens; at most {MAX_TRUNCATED_SHARE:.0%} may be cut. Raise spec.data.maxLength or "
             f"shorten the rows."
         )
+    return StoredRows(tokens, unpack_encoded), share
+
+
+def _encode_some(renderer: Renderer, dataset: Dataset, examples: Sequence[Example], loss_on: LossOn) -> list[Encoded]:
+    if loss_on is LossOn.ASSISTANT:
+        return _encode_turns(renderer, dataset, examples)
+    encoded = renderer.encode_many(examples, dataset)
     if loss_on is LossOn.ALL:
-        encoded = [Encoded(example.ids, 0, example.truncated) for example in encoded]
-    return encoded, share
+        return [Encoded(item.ids, 0, item.truncated) for item in encoded]
+    return encoded
 
 
 def _encode_turns(renderer: Renderer, dataset: Dataset, examples: Sequence[Example]) -> list[Encoded]:

@@ -3,12 +3,14 @@
 A row's place follows from its input text alone, so it does not move when rows are added. Rows whose texts are nearly
 equal would leak from training into the test; they are found first and share one place. With strata a row's place also
 depends on how many rows its stratum has, and rows at the borders between splits may move when rows are added.
+
+Of every text some numbers are in memory, however long it is; the texts themselves lie where the caller wants them.
 """
 
 import hashlib
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from array import array
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -17,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune_trainer.errors import DataError
+from finetune_trainer.records import ListRecords, Records
+from finetune_trainer.text_order import TextOrder, order_texts
 
 SIMILARITY = 0.8
 """Jaccard similarity of their shingles from which two texts count as nearly equal."""
@@ -33,6 +37,10 @@ _NEIGHBOURS = 4
 _SHINGLES_AT_ONCE = 1 << 19  # keeps the working set near 10 MB
 
 Hashes = npt.NDArray[np.uint64]
+Numbers = npt.NDArray[np.int64]
+Draws = npt.NDArray[np.float64]
+Codes = npt.NDArray[np.int8]
+"""Places, each as its number in `_SPLITS`."""
 
 
 class Split(StrEnum):
@@ -41,6 +49,11 @@ class Split(StrEnum):
     TRAIN = "train"
     VALIDATION = "validation"
     TEST = "test"
+
+
+_IN_MEMORY = ListRecords()
+_SPLITS = tuple(Split)
+_TRAIN, _VALIDATION, _TEST = range(len(_SPLITS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,85 +76,108 @@ ANYWHERE = frozenset(Split)
 
 
 def assign_splits(
-    inputs: Sequence[str],
+    inputs: Iterable[str],
     validation: float,
     test: float,
     seed: int,
-    groups: Sequence[str] | None = None,
-    strata: Sequence[str] | None = None,
-    allowed: Sequence[Collection[Split]] | None = None,
+    groups: Iterable[str] | None = None,
+    strata: Iterable[str] | None = None,
+    allowed: Iterable[Collection[Split]] | None = None,
+    kind: Records = _IN_MEMORY,
 ) -> tuple[list[Split], DuplicateStats]:
     """Return the split of every input, and how many were near-duplicates.
 
     Args:
-        inputs: the texts.
+        inputs: the texts. They are not held in memory.
         validation: share of the rows, met on average: a row's place is a draw of its own.
         test: likewise.
         seed: of the draws.
         groups: one per input: a film, a customer. Rows of one group stay together.
         strata: one per input: a label. Each is cut by itself, so that its shares are met as well as whole clusters can.
         allowed: one per input: where the row may be. Several places include train. Default: anywhere.
+        kind: of records that texts lie in while they are sorted and compared.
 
     Raises:
         DataError: a split that was asked for would be empty.
     """
-    texts = [normalise(text) for text in inputs]
-    distinct = sorted(set(texts))
-    index = {text: position for position, text in enumerate(distinct)}
-    clusters = _Clusters(len(distinct))
-    _join_near_duplicates(distinct, clusters)
-    alike = [clusters.root(index[text]) for text in texts]
-
-    keys = [f"group {group}" for group in groups] if groups is not None else [f"text {text}" for text in texts]
-    if groups is not None:
-        first_of_group: dict[str, int] = {}
-        for text, group in zip(texts, groups, strict=True):
-            clusters.join(index[text], first_of_group.setdefault(group, index[text]))
-    roots = [clusters.root(index[text]) for text in texts]
-    smallest: dict[int, str] = {}
-    for root, key in zip(roots, map(_digest, keys), strict=True):
-        smallest[root] = min(key, smallest.get(root, key))
-    if strata is None:
-        places = {root: _place(draw(seed, "split", key), validation, test) for root, key in smallest.items()}
+    order = order_texts(map(normalise, inputs), kind)
+    clusters = _Clusters(len(order.distinct))
+    _join_near_duplicates(order, clusters, kind)
+    alike = clusters.roots()[order.ranks]
+    if groups is None:
+        members = clusters.roots()
+        keys: Iterable[str] = (f"text {text}" for text in order.distinct)
     else:
-        places = _stratified(roots, smallest, strata, validation, test, seed)
-    splits = [places[root] for root in roots] if allowed is None else _within(allowed, roots, places)
-    _refuse_empty(splits, validation, test, seed, Counter(roots))
-    return splits, _duplicate_stats(alike, texts, splits)
+        first_of_group: dict[str, int] = {}
+        for rank, group in zip(order.ranks.tolist(), groups, strict=True):
+            clusters.join(rank, first_of_group.setdefault(group, rank))
+        members = clusters.roots()[np.fromiter(first_of_group.values(), dtype=np.int64)]
+        keys = (f"group {group}" for group in first_of_group)
+    roots = clusters.roots()[order.ranks]
+    draws = _draws(members, keys, len(order.distinct), seed)
+    cut = (validation, test)
+    places = _places(draws, *cut) if strata is None else _stratified(roots, draws, strata, *cut)
+    codes = places[roots] if allowed is None else _within(allowed, roots, places)
+    _refuse_empty(codes, validation, test, seed, largest=int(np.bincount(roots).max(initial=0)))
+    return [_SPLITS[code] for code in codes.tolist()], _duplicate_stats(alike, order.ranks, codes)
 
 
-def _stratified(
-    roots: Sequence[int], keys: dict[int, str], strata: Sequence[str], validation: float, test: float, seed: int
-) -> dict[int, Split]:
+def _draws(members: Numbers, keys: Iterable[str], size: int, seed: int) -> Draws:
+    """Return for every cluster the draw of the least hash among ``keys``, which belong to ``members``."""
+    draws = np.full(size, np.nan)
+    several = np.bincount(members, minlength=size) > 1
+    smallest: dict[int, str] = {}
+    for root, key in zip(members.tolist(), map(_digest, keys), strict=True):
+        if several[root]:
+            smallest[root] = min(key, smallest.get(root, key))
+        else:
+            draws[root] = draw(seed, "split", key)
+    for root, key in smallest.items():
+        draws[root] = draw(seed, "split", key)
+    return draws
+
+
+def _places(positions: Draws, validation: float, test: float) -> Codes:
+    """Return the place for every position between 0 and 1."""
+    unseen = np.where(positions < test, _TEST, _VALIDATION)
+    return np.where(positions < test + validation, unseen, _TRAIN).astype(np.int8)
+
+
+def _stratified(roots: Numbers, draws: Draws, strata: Iterable[str], validation: float, test: float) -> Codes:
     """Return the place of every cluster: in its stratum by rank, not by its draw itself."""
-    values: dict[int, Counter[str]] = defaultdict(Counter)
-    for root, stratum in zip(roots, strata, strict=True):
-        values[root][stratum] += 1
-    members: dict[str, list[int]] = defaultdict(list)
-    for root, found in values.items():
-        members[min(found, key=lambda value: (-found[value], value))].append(root)
-    sizes = Counter(roots)
-    places: dict[int, Split] = {}
-    for clusters in members.values():
-        total = sum(sizes[root] for root in clusters)
-        before = 0
-        for root in sorted(clusters, key=lambda root: draw(seed, "split", keys[root])):
-            places[root] = _place((before + sizes[root] / 2) / total, validation, test)
-            before += sizes[root]
+    numbers: dict[str, int] = {}
+    found = np.fromiter((numbers.setdefault(stratum, len(numbers)) for stratum in strata), np.int64, len(roots))
+    alphabetical = np.argsort(np.argsort(np.array(list(numbers), dtype=object)))
+    pairs, counts = np.unique(roots * len(numbers) + alphabetical[found], return_counts=True)
+    owners, values = np.divmod(pairs, len(numbers))
+    # A cluster belongs to its commonest value, of equally common ones to the first in the alphabet.
+    order = np.lexsort((values, -counts, owners))
+    clusters, first = np.unique(owners[order], return_index=True)
+    belongs = values[order][first]
+    order = np.lexsort((draws[clusters], belongs))
+    clusters, belongs = clusters[order], belongs[order]
+    sizes = np.bincount(roots, minlength=len(draws))[clusters]
+    totals = np.bincount(belongs, weights=sizes)
+    before = np.cumsum(sizes) - sizes - (np.cumsum(totals) - totals)[belongs]
+    places = np.full(len(draws), _TRAIN, dtype=np.int8)
+    places[clusters] = _places((before + sizes / 2) / totals[belongs], validation, test)
     return places
 
 
-def _within(allowed: Sequence[Collection[Split]], roots: Sequence[int], places: dict[int, Split]) -> list[Split]:
+def _within(allowed: Iterable[Collection[Split]], roots: Numbers, places: Codes) -> Codes:
     """Return the place of every row: with rows that cannot move where one is alike, else as drawn, else in training."""
-    fixed: dict[int, set[Split]] = defaultdict(set)
-    for root, choice in zip(roots, allowed, strict=True):
-        if len(choice) == 1:
-            fixed[root].update(choice)
-    splits = []
-    for root, choice in zip(roots, allowed, strict=True):
-        wanted = next((split for split in (Split.TEST, Split.VALIDATION) if split in fixed[root]), places[root])
-        splits.append(next(iter(choice)) if len(choice) == 1 else wanted if wanted in choice else Split.TRAIN)
-    return splits
+    numbers: dict[frozenset[Split], int] = {}
+    choices = np.fromiter((numbers.setdefault(frozenset(choice), len(numbers)) for choice in allowed), np.int8)
+    wanted = places.copy()
+    for split in (Split.VALIDATION, Split.TEST):
+        if (number := numbers.get(frozenset({split}))) is not None:
+            wanted[roots[choices == number]] = _SPLITS.index(split)
+    codes = wanted[roots]
+    for choice, number in numbers.items():
+        instead = next(iter(choice)) if len(choice) == 1 else Split.TRAIN
+        other = (choices == number) & ~np.isin(codes, [_SPLITS.index(split) for split in choice])
+        codes[other] = _SPLITS.index(instead)
+    return codes
 
 
 def normalise(text: str) -> str:
@@ -175,42 +211,32 @@ def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _place(position: float, validation: float, test: float) -> Split:
-    if position < test:
-        return Split.TEST
-    return Split.VALIDATION if position < test + validation else Split.TRAIN
-
-
-def _refuse_empty(splits: list[Split], validation: float, test: float, seed: int, together: Counter[int]) -> None:
-    rows = Counter(splits)
+def _refuse_empty(codes: Codes, validation: float, test: float, seed: int, largest: int) -> None:
+    rows = {split: int(count) for split, count in zip(_SPLITS, np.bincount(codes, minlength=len(_SPLITS)), strict=True)}
     wanted = {Split.TRAIN: 1.0 - validation - test, Split.VALIDATION: validation, Split.TEST: test}
     empty = [split.value for split, share in wanted.items() if share > 0 and not rows[split]]
     if empty:
         sizes = ", ".join(f"{split.value} {rows[split]}" for split in Split)
-        largest = max(together.values(), default=0)
         remedy = "Add rows, raise the share or take another spec.data.splits.seed."
-        if 4 * largest > len(splits) > 8:
+        if 4 * largest > len(codes) > 8:
             remedy = "Rows whose inputs are alike stay together: let the prompts name a column that tells them apart."
         raise DataError(
-            f"spec.data.splits: no rows for {' and '.join(empty)} (of {len(splits)} rows: {sizes}; shares validation "
+            f"spec.data.splits: no rows for {' and '.join(empty)} (of {len(codes)} rows: {sizes}; shares validation "
             f"{validation}, test {test}, seed {seed}; the largest set of rows that must stay together has {largest}). "
             f"{remedy}"
         )
 
 
-def _duplicate_stats(roots: Sequence[int], texts: Sequence[str], splits: Sequence[Split]) -> DuplicateStats:
-    sizes = [size for size in Counter(roots).values() if size > 1]
-    trained = {root for root, split in zip(roots, splits, strict=True) if split is Split.TRAIN}
+def _duplicate_stats(roots: Numbers, ranks: Numbers, codes: Codes) -> DuplicateStats:
+    sizes, equal = (counts[counts > 1] for counts in (np.bincount(roots), np.bincount(ranks)))
+    trained = np.zeros(roots.max(initial=-1) + 1, dtype=np.bool_)
+    trained[roots[codes == _TRAIN]] = True
     return DuplicateStats(
-        rows=sum(sizes),
+        rows=int(sizes.sum()),
         clusters=len(sizes),
-        largest=max(sizes, default=0),
-        exact=sum(size for size in Counter(texts).values() if size > 1),
-        leaks=tuple(
-            number
-            for number, (root, split) in enumerate(zip(roots, splits, strict=True))
-            if split is not Split.TRAIN and root in trained
-        ),
+        largest=int(sizes.max(initial=0)),
+        exact=int(equal.sum()),
+        leaks=tuple(np.flatnonzero((codes != _TRAIN) & trained[roots]).tolist()),
     )
 
 
@@ -218,7 +244,7 @@ class _Clusters:
     """Union-find over the numbers below ``size``."""
 
     def __init__(self, size: int) -> None:
-        self._parents = list(range(size))
+        self._parents = array("q", range(size))
 
     def root(self, item: int) -> int:
         while self._parents[item] != item:
@@ -226,28 +252,36 @@ class _Clusters:
             item = self._parents[item]
         return item
 
+    def roots(self) -> Numbers:
+        """Return the root of every number."""
+        return np.fromiter(map(self.root, range(len(self._parents))), np.int64, len(self._parents))
+
     def join(self, left: int, right: int) -> None:
         left, right = self.root(left), self.root(right)
         self._parents[max(left, right)] = min(left, right)
 
 
-def _join_near_duplicates(texts: list[str], clusters: _Clusters) -> None:
-    """Join the ``texts`` (sorted) that are nearly equal."""
-    long = [index for index, text in enumerate(texts) if len(text) >= SHORTEST_COMPARED]
+def _join_near_duplicates(order: TextOrder, clusters: _Clusters, kind: Records) -> None:
+    """Join the texts that are nearly equal."""
+    long = np.flatnonzero(order.lengths >= SHORTEST_COMPARED)
     if len(long) < 2:
         return
-    different: set[tuple[int, int]] = set()
+
     # Candidates come in alphabetical order, so a text's shingles are needed again soon or not for long.
-    shingles = lru_cache(maxsize=4096)(shingles_of)
-    for band in _bands([texts[index] for index in long]):
-        for left, right in _candidates(band):
-            pair = (long[left], long[right])
-            if pair in different or clusters.root(pair[0]) == clusters.root(pair[1]):
-                continue
-            if jaccard(shingles(texts[pair[0]]), shingles(texts[pair[1]])) >= SIMILARITY:
-                clusters.join(*pair)
-            else:
-                different.add(pair)
+    @lru_cache(maxsize=512)
+    def shingles(number: int) -> frozenset[str]:
+        return shingles_of(order.distinct[number])
+
+    # Pairs come again in every band.
+    @lru_cache(maxsize=1 << 16)
+    def are_alike(left: int, right: int) -> bool:
+        return jaccard(shingles(left), shingles(right)) >= SIMILARITY
+
+    for band in _bands((text for text in order.distinct if len(text) >= SHORTEST_COMPARED), kind):
+        for first, second in _candidates(band):
+            left, right = int(long[first]), int(long[second])
+            if clusters.root(left) != clusters.root(right) and are_alike(left, right):
+                clusters.join(left, right)
 
 
 def _candidates(band: Hashes) -> Iterator[tuple[int, int]]:
@@ -271,22 +305,32 @@ def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
     return common / (len(left) + len(right) - common)
 
 
-def _bands(texts: list[str]) -> Iterator[Hashes]:
+def _bands(texts: Iterable[str], kind: Records) -> Iterator[Hashes]:
     """Yield for each band one hash per text; equal hashes make a candidate pair."""
-    signatures = np.empty((_BANDS * _HASHES_PER_BAND, len(texts)), dtype=np.uint64)
-    start = 0
-    while start < len(texts):
-        stop, size = start, 0
-        while stop < len(texts) and (stop == start or size + len(texts[stop]) <= _SHINGLES_AT_ONCE):
-            size += len(texts[stop])
-            stop += 1
-        _sign(texts[start:stop], signatures[:, start:stop])
-        start = stop
-    for first in range(0, len(signatures), _HASHES_PER_BAND):
-        combined = np.zeros(len(texts), dtype=np.uint64)
-        for row in signatures[first : first + _HASHES_PER_BAND]:
-            combined = _mix(combined ^ row)
-        yield combined
+    bands = kind.empty()
+    for some in _portions(texts):
+        signatures = np.empty((_BANDS * _HASHES_PER_BAND, len(some)), dtype=np.uint64)
+        _sign(some, signatures)
+        for first in range(0, len(signatures), _HASHES_PER_BAND):
+            combined = np.zeros(len(some), dtype=np.uint64)
+            for row in signatures[first : first + _HASHES_PER_BAND]:
+                combined = _mix(combined ^ row)
+            bands.append(combined.tobytes())
+    for band in range(_BANDS):
+        yield np.frombuffer(b"".join(bands[number] for number in range(band, len(bands), _BANDS)), dtype=np.uint64)
+
+
+def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
+    some: list[str] = []
+    size = 0
+    for text in texts:
+        if some and size + len(text) > _SHINGLES_AT_ONCE:
+            yield some
+            some, size = [], 0
+        some.append(text)
+        size += len(text)
+    if some:
+        yield some
 
 
 def _sign(texts: list[str], signatures: Hashes) -> None:
@@ -321,6 +365,6 @@ def _equal_runs(values: Hashes) -> Iterator[list[int]]:
     sorted_values = values[order]
     starts = np.flatnonzero(np.concatenate([[True], sorted_values[1:] != sorted_values[:-1]]))
     stops = np.concatenate([starts[1:], [len(values)]])
-    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-        if stop - start > 1:
-            yield order[start:stop].tolist()
+    several = stops - starts > 1
+    for start, stop in zip(starts[several].tolist(), stops[several].tolist(), strict=True):
+        yield order[start:stop].tolist()

@@ -6,11 +6,12 @@ finished one is not run again.
 
 import dataclasses
 import gc
+import heapq
 import importlib.metadata
 import itertools
 import logging
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +52,7 @@ from finetune_trainer.durable import disk_errors, write_file
 from finetune_trainer.encoder_decoder import decoder_start
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
 from finetune_trainer.evaluation import LONGEST_ANSWER_TOKENS, evaluate, weigh_candidates
-from finetune_trainer.example import Encoded
+from finetune_trainer.example import Encoded, Example
 from finetune_trainer.fit import LONGEST_TEXT, check_fit, find_room, find_row_length
 from finetune_trainer.gate import why_kept_back
 from finetune_trainer.general_source import name_sources, read_general_rows
@@ -86,6 +87,7 @@ from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.publication import find_publication, record_publication
 from finetune_trainer.publish import export_model, publish
 from finetune_trainer.published_model import PublishedModel
+from finetune_trainer.records import StoredRows
 from finetune_trainer.rehearsal import rehearse
 from finetune_trainer.renderer import Renderer, encode_all
 from finetune_trainer.report_page import render_page
@@ -98,6 +100,7 @@ from finetune_trainer.stage_summary import check_result, evaluate_result, failur
 from finetune_trainer.start import check_start, fetch_start
 from finetune_trainer.storage import Storage
 from finetune_trainer.task_file import TaskFile, read_task_file
+from finetune_trainer.token_cache import TokenCache, token_key
 from finetune_trainer.trade_off import Candidate, with_trade_off
 from finetune_trainer.train import TrainingInput, threads_of_each, train
 from finetune_trainer.workspace import Workspace
@@ -279,10 +282,10 @@ def _check(
     if job.spec.evaluation.benchmarks:
         reporter.say("reading the benchmarks")
         questions |= _check_benchmarks(run, files, tokenizer, dataset)
-    encoded: dict[Split, list[Encoded]] = {}
+    encoded: dict[Split, Sequence[Encoded]] = {}
     for split in Split:
         reporter.say(f"tokenising the {split.value} split")
-        encoded[split] = _encode(job, renderer, dataset, split)
+        encoded[split] = _encode(run, files, renderer, dataset, split)
     if count := job.spec.evaluation.baselines.few_shot:
         reporter.say("trying how much room the shown rows leave")
         answer = job.spec.evaluation.generation.max_new_tokens or LONGEST_ANSWER_TOKENS
@@ -310,11 +313,11 @@ def _check(
 def _plan(run: Run, files: ModelFiles, rows: Sequence[Encoded]) -> PlanStatus:
     spec = run.job.spec
     gpus = expected_gpus(spec, is_local=run.shared is None)
-    longest = sorted(rows, key=lambda item: len(item.ids), reverse=True)
+    longest = heapq.nlargest(spec.training.global_batch_size, rows, key=lambda item: len(item.ids))
     return plan_run(
         spec,
         read_config(files),
-        Workload(len(rows), longest[: spec.training.global_batch_size]),
+        Workload(len(rows), longest),
         expected_precision(spec, on_gpu=gpus > 0),
         tokenizer_path=str(files.path),
         gpus=gpus,
@@ -385,33 +388,34 @@ def _describe_data(
     job: FineTuneJob,
     dataset: Dataset,
     renderer: Renderer,
-    encoded: dict[Split, list[Encoded]],
+    encoded: Mapping[Split, Sequence[Encoded]],
     questions: Mapping[str, Sequence[str]],
 ) -> DataReport:
-    everything = [item for items in encoded.values() for item in items]
+    totals = _count_tokens(itertools.chain.from_iterable(encoded.values()))
+    trained = _count_tokens(encoded[Split.TRAIN])
     first = dataset.examples(Split.TRAIN)[0]
     whole = renderer.encode(first, dataset)
-    grouped = {split: _by_task(dataset, split, encoded[split]) for split in Split}
-    rows = {split: dataset.examples(split) for split in Split}
     report = DataReport(
         rows=SplitRows(**{split.value: len(items) for split, items in encoded.items()}),
-        tokens=sum(len(item.ids) for item in encoded[Split.TRAIN]),
-        completion_tokens=sum(len(item.completion_ids) for item in encoded[Split.TRAIN]),
-        longest_tokens=max(len(item.ids) for item in everything),
+        tokens=trained.tokens,
+        completion_tokens=trained.completion_tokens,
+        longest_tokens=totals.longest,
         max_length=renderer.max_length,
-        truncated_percent=100 * sum(item.truncated for item in everything) / len(everything),
+        truncated_percent=100 * totals.truncated / totals.rows,
         duplicates=dataset.duplicates.rows,
         exact_duplicates=dataset.duplicates.exact,
         leakage=len(dataset.leaks),
         first_leak="" if not dataset.leaks else "row {1} (counted from 0) of task {0}".format(*dataset.leaks[0]),
-        personal_data=find_personal_data([*itertools.chain.from_iterable(rows.values()), *dataset.replay()]),
-        overlaps=tuple(find_overlaps([*rows[Split.TRAIN], *dataset.replay()], questions)),
+        personal_data=find_personal_data(
+            itertools.chain(*(dataset.examples(split) for split in Split), dataset.replay())
+        ),
+        overlaps=tuple(find_overlaps(itertools.chain(dataset.examples(Split.TRAIN), dataset.replay()), questions)),
         tasks=tuple(
             describe_task(
                 task,
                 dataset.labels(task),
-                {split: [row for row in rows[split] if row.task == task] for split in Split},
-                {split: grouped[split][task] for split in Split},
+                {split: dataset.examples(split, task) for split in Split},
+                {split: _by_task(dataset, split, encoded[split])[task] for split in Split},
                 renderer.decode,
             )
             for task in dataset.tasks
@@ -422,6 +426,26 @@ def _describe_data(
         sample_completion=renderer.decode(whole.completion_ids),
     )
     return report.model_copy(update={"warnings": tuple(find_warnings(report))})
+
+
+@dataclass(slots=True)
+class _TokenCount:
+    rows: int = 0
+    tokens: int = 0
+    completion_tokens: int = 0
+    longest: int = 0
+    truncated: int = 0
+
+
+def _count_tokens(items: Iterable[Encoded]) -> _TokenCount:
+    count = _TokenCount()
+    for item in items:
+        count.rows += 1
+        count.tokens += len(item.ids)
+        count.completion_tokens += len(item.ids) - item.prompt_length
+        count.longest = max(count.longest, len(item.ids))
+        count.truncated += item.truncated
+    return count
 
 
 # --- train
@@ -489,11 +513,11 @@ def _train(
 ) -> TrainingReport:
     job = run.job
     renderer = _renderer(job, files, load_tokenizer(files))
-    rows, validation = (_encode(job, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
-    replayed, _ = encode_all(renderer, dataset, dataset.replay(), job.spec.data.loss_on)
+    rows, validation = (_encode(run, files, renderer, dataset, split) for split in (Split.TRAIN, Split.VALIDATION))
+    replayed = _tokens(run, files, renderer, dataset, dataset.replay(), job.spec.data.loss_on)
     job = job.model_copy(update={"spec": adjusted(job.spec, run.adjustment)})
     mixture, by_task = _mixture(job, dataset), _by_task(dataset, Split.VALIDATION, validation)
-    rows = [*rows, *replayed]
+    rows += replayed
     if is_distributed(job.spec.compute):
         return _train_on_workers(run, job, inputs, rows, mixture, by_task)
     given = TrainingInput(job, files, rows, mixture, by_task, run.workspace, run.sink, run.stop.event, start=start)
@@ -783,6 +807,7 @@ def _load_dataset(run: Run, splits: Collection[Split] = tuple(Split)) -> Dataset
         run.job.spec.data,
         splits,
         fetch=lambda uri, field, secret_ref: run.storage.fetch_rows(uri, field, secret_ref, folder),
+        folder=run.workspace.root,
     )
 
 
@@ -832,29 +857,38 @@ def _renderer(job: FineTuneJob, files: ModelFiles, tokenizer: PreTrainedTokenize
     return renderer
 
 
-def _encode(job: FineTuneJob, renderer: Renderer, dataset: Dataset, split: Split) -> list[Encoded]:
+def _encode(run: Run, files: ModelFiles, renderer: Renderer, dataset: Dataset, split: Split) -> StoredRows[Encoded]:
     # lossOn is about what is learnt; scores are always of the completion.
-    loss_on = job.spec.data.loss_on if split is Split.TRAIN else LossOn.COMPLETION
-    encoded, _ = encode_all(renderer, dataset, dataset.examples(split), loss_on)
-    return encoded
+    loss_on = run.job.spec.data.loss_on if split is Split.TRAIN else LossOn.COMPLETION
+    return _tokens(run, files, renderer, dataset, dataset.examples(split), loss_on)
 
 
-def _by_task(dataset: Dataset, split: Split, encoded: Sequence[Encoded]) -> dict[str, list[Encoded]]:
-    groups: dict[str, list[Encoded]] = {task: [] for task in dataset.tasks}
-    for example, item in zip(dataset.examples(split), encoded, strict=True):
-        groups[example.task].append(item)
-    return groups
+def _tokens(
+    run: Run, files: ModelFiles, renderer: Renderer, dataset: Dataset, examples: Sequence[Example], loss_on: LossOn
+) -> StoredRows[Encoded]:
+    workspace = run.workspace
+
+    def tokenise() -> StoredRows[Encoded]:
+        encoded, _ = encode_all(renderer, dataset, examples, loss_on, workspace.root)
+        return encoded
+
+    goes_with_the_pod = run.shared is not None and workspace.cache is None
+    if goes_with_the_pod or not examples:
+        return tokenise()
+    key = token_key(examples, dataset.specs, renderer, files.revision, loss_on)
+    return TokenCache(workspace.tokens).tokens(key, tokenise, workspace.root)
+
+
+def _by_task(dataset: Dataset, split: Split, encoded: Sequence[Encoded]) -> dict[str, Sequence[Encoded]]:
+    return {task: encoded[places.start : places.stop] for task, places in dataset.places(split).items()}
 
 
 def _mixture(job: FineTuneJob, dataset: Dataset) -> Mixture:
     """Return how the training rows of all tasks, and behind them the replayed ones, are mixed."""
     data = job.spec.data
-    rows = dataset.examples(Split.TRAIN)
-    tasks = [
-        TaskRows(task.name, [place for place, row in enumerate(rows) if row.task == task.name], task.weight)
-        for task in data.tasks
-    ]
-    replay = range(len(rows), len(rows) + len(dataset.replay()))
+    places, rows = dataset.places(Split.TRAIN), len(dataset.examples(Split.TRAIN))
+    tasks = [TaskRows(task.name, places[task.name], task.weight) for task in data.tasks]
+    replay = range(rows, rows + len(dataset.replay()))
     return plan_mixture(
         tasks, data.mixing, job.spec.training.seed, replay, data.replay.fraction if data.replay else 0.0
     )

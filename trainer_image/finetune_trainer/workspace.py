@@ -36,9 +36,18 @@ class Workspace:
     @property
     def models(self) -> Path:
         """Downloads of base models."""
+        return self._shared / "models"
+
+    @property
+    def tokens(self) -> Path:
+        """Tokens of rows that were tokenised before."""
+        return self._shared / "tokens"
+
+    @property
+    def _shared(self) -> Path:
         # An edited job has another workspace, but the same base model.
         own = self.root.parent if self.root.parent.name == SHARED_FOLDER else self.root
-        return (self.cache or own) / "models"
+        return self.cache or own
 
     @property
     def rows(self) -> Path:
