@@ -358,3 +358,12 @@ def test_what_does_not_go_with_the_model_ends_the_check(
     job = tiny_job(tiny_model_dir, tmp_path, method=method)
     with pytest.raises(SpecError, match=message):
         stages.check_stage(Run(job, workspace, Silence(), StopFlag()))
+
+
+def test_a_base_of_four_bits_is_refused_before_anything_is_read(tmp_path: Path):
+    workspace = Workspace(tmp_path / "workspace")
+    job = tiny_job(tmp_path / "nothing", tmp_path, method={"type": "qlora"}, model__dtype="auto")
+    missing = "a GPU, and torch finds none" if not torch.cuda.is_available() else "the package bitsandbytes"
+    with pytest.raises(SpecError, match=f"spec.method.type: qlora needs {missing}"):
+        stages.check(job, workspace.root, Silence())
+    assert not (tmp_path / "output").exists()

@@ -25,6 +25,7 @@ SUPPORTED = {
         "spec.data.lossOn": "assistant",
     },
     "full": {"spec.method.type": "full"},
+    "qlora": {"spec.method": {"type": "qlora", "lora": {"rank": 4, "useRslora": True}}},
     "prompt tuning": {"spec.method": {"type": "promptTuning", "promptTuning": {"init": "text", "initText": "Sort."}}},
     "prefix tuning": {"spec.method": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 10}}},
     "ia3": {"spec.method": {"type": "ia3", "ia3": {"targetNames": ["k", "up"], "feedforwardNames": ["up"]}}},
@@ -142,7 +143,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
         # Refused elsewhere in this manifest, or in no need of it.
         *("model.task", "evaluation.generation.numBeams", "compute.deepspeed.offload"),
         *SCHEMES,
-        *("evaluation.baselines.zeroShot", "method.prefixTuning.projection"),
+        *("evaluation.baselines.zeroShot", "method.type", "method.prefixTuning.projection"),
     }
     assert names == {*NOT_YET, *ONLY} - exceptions
 
@@ -155,7 +156,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
             "spec.evaluation.forgetting.sources[0]",
             "file://",
         ),
-        ({"spec.method.type": "qlora"}, "spec.method.type", "full or lora or promptTuning or prefixTuning or ia3"),
+        ({"spec.method.type": "adapter"}, "spec.method.type", "full or lora or qlora or promptTuning or prefixTuning"),
         (
             {"spec.method": {"type": "prefixTuning", "prefixTuning": {"projection": True}}},
             "spec.method.prefixTuning.projection",

@@ -60,6 +60,8 @@ class CardFacts:
     merge: MergeCheck | None = None
     licence: str | None = None
     """As the base model's own card states it."""
+    four_bit: bool = False
+    """Whether the base's linear layers lay in 4 bits while it was tuned and evaluated."""
 
 
 _PIPELINE = {ModelTask.CAUSAL_LM: "text-generation", ModelTask.SEQ2SEQ_LM: "text2text-generation"}
@@ -82,6 +84,7 @@ def render_card(report: Report, facts: CardFacts) -> str:
         base=facts.base,
         report=report,
         dtype=facts.dtype,
+        four_bit=facts.four_bit,
         merge=facts.merge,
         licence=facts.licence,
         front_matter=_front_matter(report, facts),
@@ -129,7 +132,8 @@ def _snippet(facts: CardFacts) -> str:
         "",
         *(["from jinja2.sandbox import ImmutableSandboxedEnvironment"] if task.templates else []),
         *(["from peft import PeftModel"] if is_adapter else []),
-        f"from transformers import {_AUTO_CLASS[facts.prompt.model_task]}, AutoTokenizer",
+        f"from transformers import {_AUTO_CLASS[facts.prompt.model_task]}, AutoTokenizer"
+        + (", BitsAndBytesConfig" if facts.four_bit else ""),
         "",
         'folder = "."',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
@@ -139,6 +143,7 @@ def _snippet(facts: CardFacts) -> str:
         "    settings = json.load(file)",
         *_prompt(task),
         *_tokenise(facts.prompt),
+        *(["inputs = inputs.to(model.device)"] if facts.four_bit else []),
         'output = model.generate(**inputs, max_new_tokens=64, do_sample=False, eos_token_id=settings["endTokenIds"])',
         f"answer = tokenizer.decode({_ANSWER[facts.prompt.model_task]}, skip_special_tokens=True).strip()",
         "print(answer)",
@@ -162,10 +167,22 @@ def _prompt(task: PromptTask) -> Sequence[str]:
 def _load_adapter(facts: CardFacts) -> Sequence[str]:
     base, dtype = json.dumps(facts.base.name, ensure_ascii=False), json.dumps(facts.dtype)
     revision = f", revision={json.dumps(facts.base.revision)}" if facts.base.revision is not None else ""
+    quantised = ", quantization_config=four_bits" if facts.four_bit else ""
     return (
-        f"base = {_AUTO_CLASS[facts.prompt.model_task]}.from_pretrained({base}{revision}, dtype={dtype})",
+        *(_FOUR_BITS if facts.four_bit else ()),
+        f"base = {_AUTO_CLASS[facts.prompt.model_task]}.from_pretrained({base}{revision}, dtype={dtype}{quantised})",
         "model = PeftModel.from_pretrained(base, folder)",
     )
+
+
+_FOUR_BITS = (
+    "four_bits = BitsAndBytesConfig(",
+    "    load_in_4bit=True,",
+    '    bnb_4bit_quant_type="nf4",',
+    "    bnb_4bit_use_double_quant=True,",
+    '    bnb_4bit_compute_dtype="bfloat16",',
+    ")",
+)
 
 
 def _load_weights(facts: CardFacts) -> str:
