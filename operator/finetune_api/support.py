@@ -20,7 +20,6 @@ NOT_YET: dict[str, str] = {
 
 ONLY: dict[str, tuple[object, ...]] = {
     "method.type": ("full", "lora", "qlora", "promptTuning", "prefixTuning", "ia3", "selective"),
-    "method.prefixTuning.projection": (False,),
     "training.earlyStopping.metric": ("validation_loss",),
     "compute.deepspeed.offload": ("none", "cpu"),
     "evaluation.generation.numBeams": (1,),

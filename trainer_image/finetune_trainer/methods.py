@@ -38,6 +38,7 @@ from finetune_api.spec import (
 )
 from finetune_api.support import ONLY
 from finetune_trainer.errors import SpecError
+from finetune_trainer.prefix_projection import project_prefix
 from finetune_trainer.quantization import weights_of
 from finetune_trainer.selection import selected_parameters
 
@@ -68,8 +69,9 @@ def prepare_model(model: PreTrainedModel, method: MethodSpec, tokenizer_path: st
             config = _prompt_tuning_config(model, method.prompt_tuning or PromptTuningSpec(), tokenizer_path)
             return get_peft_model(model, config) if model.config.is_encoder_decoder else SoftPromptModel(model, config)
         case MethodType.PREFIX_TUNING:
-            prefix = _prefix_tuning_config(model, method.prefix_tuning or PrefixTuningSpec())
-            return get_peft_model(model, prefix)
+            asked = method.prefix_tuning or PrefixTuningSpec()
+            prefix = _prefix_tuning_config(model, asked)
+            return project_prefix(model, prefix) if asked.projection else get_peft_model(model, prefix)
         case MethodType.IA3:
             return get_peft_model(model, _ia3_config(model, method.ia3 or Ia3Spec()))
         case MethodType.SELECTIVE:

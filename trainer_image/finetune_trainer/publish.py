@@ -27,7 +27,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Artifact, ArtifactKind, Report
-from finetune_api.spec import MethodType
 from finetune_trainer.durable import disk_errors, partial_name, sync_folder, write_file
 from finetune_trainer.encoder_decoder import text_logits
 from finetune_trainer.errors import SpecError, StorageError
@@ -82,8 +81,7 @@ def export_model(
             _write_tokenizer(tokenizer, partial)
             prompt = make_prompt_file(renderer, job, tokenizer)
             write_file(partial / PROMPT_FILE, _json(prompt.model_dump(mode="json", by_alias=True)))
-            four_bit = job.spec.method.type is MethodType.QLORA
-            facts = CardFacts(kind, base, _dtype_name(model), prompt, check, licence, four_bit)
+            facts = CardFacts(kind, base, _dtype_name(model), prompt, check, licence)
             write_file(partial / CARD_FILE, render_card(report, facts).encode())
             write_manifest(partial, {"kind": kind.value, "specHash": report.spec_hash})
             if folder.exists():

@@ -128,7 +128,8 @@ class PrefixTuningSpec(Block):
     virtual_tokens: Annotated[Int, Field(ge=1, le=1000)] = 20
     """Length of the prefix; 10-200 is usual. Each takes the room of one token in every row."""
     projection: Flag = False
-    """Learn the prefix through a small network: steadier, more memory while training."""
+    """Learn the prefix through a network of width 512, of which the prefix alone is published: steadier, more memory
+    while training. Its last layer has 1024 weights for every number of a key and of a value in every layer."""
 
 
 def _feedforward_is_target(target_names: tuple[str, ...], feedforward_names: tuple[str, ...]) -> Iterator[Problem]:
