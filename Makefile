@@ -78,7 +78,8 @@ requirements: setup  ## Pin again after a change in requirements/*.in; what is p
 	$(COMPILE) -o requirements/dev.txt $(addprefix requirements/,operator.in trainer.in cli.in dev.in)
 	for set in operator trainer cli; do \
 	  $(COMPILE) -c requirements/dev.txt -o requirements/$$set.txt requirements/$$set.in || exit; done
-	for set in uv smollm2 npm articles; do $(COMPILE) --no-deps -o requirements/$$set.txt requirements/$$set.in || exit; done
+	for set in uv smollm2 npm articles gpu; do \
+	  $(COMPILE) --no-deps -o requirements/$$set.txt requirements/$$set.in || exit; done
 
 clean:  ## Remove what was built, installed and prepared here.
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -349,7 +349,6 @@ def _share_kept_back() -> str:
     return " + ".join(f"(has(self.{name}) ? self.{name} : {value})" for name, value in defaults.items())
 
 
-_ADAPTERS = "['lora', 'qlora']"
 _FROZEN = "['promptTuning', 'prefixTuning', 'ia3']"
 _OF_COMPUTE = "has(self.compute) && has(self.compute"
 _KINDS_OF_VOLUMES = ("persistentVolumeClaim", "configMap", "secret", "emptyDir")
@@ -368,8 +367,8 @@ RULES: dict[str, tuple[CelRule, ...]] = {
             ".compute.gpusPerWorker",
         ),
         CelRule(
-            f"!has(self.output.merge) || !self.output.merge || self.method.type in {_ADAPTERS}",
-            "only lora and qlora have an adapter to merge; leave merge out",
+            "!has(self.output.merge) || !self.output.merge || self.method.type == 'lora'",
+            "only lora has an adapter to merge; leave merge out",
             ".output.merge",
         ),
     ),

@@ -1,5 +1,6 @@
-"""bfloat16 on GPUs: full and LoRA on one, ZeRO over all of them. Skipped, with the reason, where there are none."""
+"""bfloat16 on GPUs: full, LoRA and QLoRA on one, ZeRO over all. Skipped, with the reason, where there are none."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from safetensors.torch import load_file
 
 from finetune_api.report import Progress, TrainingReport
 from finetune_trainer.interrupt import StopFlag
-from finetune_trainer.stages import Run, train_stage
+from finetune_trainer.model import fetch_model, load_model
+from finetune_trainer.stages import Run, run, train_stage
 from finetune_trainer.workspace import Workspace
 
 from ..integration.jobs import tiny_job
@@ -19,6 +21,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "full": {"method": {"type": "full"}, "training__learningRate": 1e-3},
     "lora": {"method": {"type": "lora", "lora": {"rank": 4}}},
 }
+
+QLORA: dict[str, Any] = {"method": {"type": "qlora", "lora": {"rank": 4}}}
 
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="torch finds no GPU on this machine")
 
@@ -48,6 +52,28 @@ def test_one_gpu_learns_in_bfloat16(tiny_model_dir: Path, tmp_path: Path, method
     assert_it_learnt(report, workspace)
     assert "bfloat16" in report.precision
     assert 0 < report.peak_memory_bytes < torch.cuda.get_device_properties(0).total_memory
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: requirements/gpu.txt"
+)
+def test_one_gpu_learns_beside_a_base_of_four_bits_and_publishes_what_it_evaluated(
+    tiny_model_dir: Path, tmp_path: Path
+):
+    changes = {"training__maxSteps": 20, "output__publishOn": "always"}
+    job = tiny_job(tiny_model_dir, tmp_path, model__dtype="auto", **QLORA, **changes)
+    report = run(job, tmp_path / "workspace", Silence())
+    assert_it_learnt(report.training, Workspace(tmp_path / "workspace"))
+    assert "4-bit" in report.training.precision
+    # The two embeddings that are one, the norms, and what was learnt besides; no weight counts as half.
+    assert report.training.parameters == report.training.trainable_parameters + 106_624
+    [parity] = report.parity
+    assert parity.difference <= parity.allowed
+    [published] = (tmp_path / "output").rglob("adapter_model.safetensors")
+    base = load_model(fetch_model(job.spec.model, tmp_path), torch.bfloat16, None, four_bit=True)
+    kinds = {type(module).__name__ for module in base.modules() if isinstance(module, torch.nn.Linear)}
+    assert kinds == {"Linear", "Linear4bit"}  # the output layer, and all others
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(published).values())
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,4 +1,5 @@
-"""The table in docs/methods.md: every yes is trained by a test, every no is refused before anything is fetched."""
+"""The table in docs/methods.md: every yes is trained by a test, on a GPU where the cell says so; every no is
+refused before anything is fetched."""
 
 import re
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ import pytest
 from finetune_api.problem import InvalidJobError
 from finetune_api.spec import MethodType, ModelTask
 
+from ..gpu.test_gpu_training import QLORA
 from .jobs import tiny_job
 from .test_encoder_decoder import METHODS as SEQ2SEQ_METHODS
 from .test_methods import METHODS as CAUSAL_METHODS
@@ -21,11 +23,14 @@ Cell = tuple[MethodType, ModelTask, str]
 ENGINES = ("one process", "several workers")
 
 
-def documented() -> dict[Cell, bool]:
+YES, ON_A_GPU, NO = "yes", "on a GPU", "no"
+
+
+def documented() -> dict[Cell, str]:
     lines = [line.strip("|").split("|") for line in DOCUMENT.read_text().splitlines() if line.startswith("|")]
     heads = [tuple(re.split(", ", head.strip())) for head in lines[0][1:]]
     return {
-        (MethodType(line[0].strip(" `")), ModelTask(task), engine): {"yes": True, "no": False}[cell.strip()]
+        (MethodType(line[0].strip(" `")), ModelTask(task), engine): cell.strip()
         for line in lines[2:]
         for (task, engine), cell in zip(heads, line[1:], strict=True)
     }
@@ -54,6 +59,11 @@ TRAINED = {
 }
 """Methods of the jobs that the other tests of this folder train."""
 
+TRAINED_ON_A_GPU = {place: set[MethodType]() for place in TRAINED} | {
+    (ModelTask.CAUSAL_LM, "one process"): types_of({"qlora": QLORA["method"]})
+}
+"""Methods that no CPU trains, of the jobs in tests/gpu."""
+
 CELLS = [(method, task, engine) for method in MethodType for task in ModelTask for engine in ENGINES]
 
 
@@ -66,10 +76,12 @@ def test_a_cell_says_what_happens(method: MethodType, task: ModelTask, engine: s
     workers = {"compute__workers": 2, "compute__gpusPerWorker": 0} if engine == "several workers" else {}
     block = {"selective": {"train": "lastLayers"}} if method is MethodType.SELECTIVE else {}
     changes = {"method": {"type": method.value, **block}, "model__task": task.value, **workers}
-    if documented()[method, task, engine]:
-        assert tiny_job(tmp_path, tmp_path, **changes)
-        assert method in TRAINED[task, engine]
-    else:
+    changes["model__dtype"] = "auto"
+    cell = documented()[method, task, engine]
+    if cell == NO:
         with pytest.raises(InvalidJobError, match=r"spec\.(method\.type|compute\.workers)"):
             tiny_job(tmp_path, tmp_path, **changes)
-        assert method not in TRAINED[task, engine]
+        assert method not in TRAINED[task, engine] | TRAINED_ON_A_GPU[task, engine]
+    else:
+        assert tiny_job(tmp_path, tmp_path, **changes)
+        assert method in {YES: TRAINED, ON_A_GPU: TRAINED_ON_A_GPU}[cell][task, engine]

@@ -1,5 +1,6 @@
 """Every method: the same numbers as a computation by hand, the same end after an interruption, a result that loads."""
 
+import json
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from finetune_api.report import Report, TrainingReport
 from finetune_trainer import stages
 from finetune_trainer.errors import SpecError
 from finetune_trainer.interrupt import StopFlag
+from finetune_trainer.prefix_projection import NETWORK
 from finetune_trainer.run import Run, output_prefix
 from finetune_trainer.workspace import Workspace
 
@@ -34,6 +36,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora of attention": {"type": "lora", "lora": {"rank": 4, "targets": "attention", "useRslora": True}},
     "prompt tuning": {"type": "promptTuning", "promptTuning": {"virtualTokens": 5}},
     "prefix tuning": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 5}},
+    "a prefix through a network": {
+        "type": "prefixTuning",
+        "prefixTuning": {"virtualTokens": 5, "projection": True},
+    },
     "ia3": {"type": "ia3"},
     "ia3 of named layers": {"type": "ia3", "ia3": {"targetNames": ["v_proj", "up_proj"]}},
     "the last layer": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}},
@@ -156,6 +162,17 @@ def test_a_prefix_is_keys_and_values_before_every_layers_own(tiny_model_dir: Pat
     expected = logits_of(base, past_key_values=cache, attention_mask=torch.ones(1, 5 + IDS.shape[1]))
     actual = logits_of(loaded(tiny_model_dir, tmp_path / "workspace" / "tuned"))
     torch.testing.assert_close(actual, expected, atol=ROUNDING, rtol=ROUNDING)
+
+
+def test_a_prefix_through_a_network_is_published_as_what_the_network_made_of_it(tiny_model_dir: Path, tmp_path: Path):
+    train(tiny_model_dir, tmp_path, method=METHODS["a prefix through a network"])
+    tuned = tmp_path / "workspace" / "tuned"
+    learnt, network = load_file(tuned / "adapter_model.safetensors"), load_file(tuned / NETWORK)
+    inner = network["embedding.weight"] @ network["transform.0.weight"].T + network["transform.0.bias"]
+    made = inner.tanh() @ network["transform.2.weight"].T + network["transform.2.bias"]
+    assert inner.shape == (5, 512)
+    torch.testing.assert_close(learnt["prompt_embeddings"], made, atol=ROUNDING, rtol=ROUNDING)
+    assert not json.loads((tuned / "adapter_config.json").read_text())["prefix_projection"]
 
 
 def test_ia3_scales_keys_values_and_what_enters_the_feed_forward_layer(tiny_model_dir: Path, tmp_path: Path):
@@ -358,3 +375,12 @@ def test_what_does_not_go_with_the_model_ends_the_check(
     job = tiny_job(tiny_model_dir, tmp_path, method=method)
     with pytest.raises(SpecError, match=message):
         stages.check_stage(Run(job, workspace, Silence(), StopFlag()))
+
+
+def test_a_base_of_four_bits_is_refused_before_anything_is_read(tmp_path: Path):
+    workspace = Workspace(tmp_path / "workspace")
+    job = tiny_job(tmp_path / "nothing", tmp_path, method={"type": "qlora"}, model__dtype="auto")
+    missing = "a GPU, and torch finds none" if not torch.cuda.is_available() else "the package bitsandbytes"
+    with pytest.raises(SpecError, match=f"spec.method.type: qlora needs {missing}"):
+        stages.check(job, workspace.root, Silence())
+    assert not (tmp_path / "output").exists()

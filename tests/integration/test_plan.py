@@ -22,7 +22,7 @@ from finetune_trainer import attention
 from finetune_trainer.example import Encoded
 from finetune_trainer.layout import Layout, build_batch, forward
 from finetune_trainer.methods import prepare_model
-from finetune_trainer.plan import Workload, plan_run, whole_rows, with_gpu_memory
+from finetune_trainer.plan import Workload, expected_precision, plan_run, whole_rows, with_gpu_memory
 from finetune_trainer.precision import PrecisionChoice
 from finetune_trainer.regularization import regularize
 from finetune_trainer.train import loss_per_token
@@ -152,6 +152,20 @@ def test_seven_billion_parameters_are_planned_without_their_memory(tmp_path: Pat
     assert plan.memory is not None and plan.parameters is not None and plan.trainable_parameters is not None
     assert plan.parameters - plan.trainable_parameters == 6_738_415_616
     assert plan.memory.weights == 2 * 6_738_415_616 + 4 * plan.trainable_parameters
+
+
+def test_a_base_of_four_bits_is_planned_without_the_package_that_makes_one():
+    config = LlamaConfig(architectures=["LlamaForCausalLM"])  # its defaults are those of 7B
+    spec = make_spec("qlora", **{"spec.training.microBatchSize": 1})
+    precision = expected_precision(spec, on_gpu=True)
+    plan = plan_run(spec, config, whole_rows(512, 100), precision, tokenizer_path="", gpus=1)
+    assert plan.memory is not None and plan.parameters is not None and plan.trainable_parameters is not None
+    assert plan.parameters - plan.trainable_parameters == 6_738_415_616
+    beside = 2 * 32_000 * 4096 + 65 * 4096  # embedding, output layer, norms
+    layers = 6_738_415_616 - beside
+    # 4.127 bits a weight, as arXiv:2305.14314 has it, and float32.
+    expected = layers * 4.127 / 8 + 4 * (beside + plan.trainable_parameters)
+    assert plan.memory.weights == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_model_that_looks_at_values_is_counted_and_the_rest_said_to_be_unknown(monkeypatch: pytest.MonkeyPatch):

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,7 +16,13 @@ import yaml
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import (
@@ -35,6 +41,7 @@ from finetune_trainer.manifest import is_complete, verify_manifest, write_manife
 from finetune_trainer.model import fetch_model, load_model, load_tokenizer
 from finetune_trainer.prompt_file import PromptFile
 from finetune_trainer.publish import export_model, publish
+from finetune_trainer.quantization import four_bit_config
 
 TEXT = "Classify this review as positive or negative.\n\nThe soup was cold.\n\nSentiment:"
 PROMPT = "Classify this review as positive or negative.\n\n{{ review_body }}\n\nSentiment:"
@@ -205,6 +212,27 @@ def test_published_tokenizer_gives_the_same_tokens_and_chat_prompt(tiny_chat_mod
     assert again(TEXT).input_ids == fresh(TEXT).input_ids, "no padding or truncation is left over from training"
     chat = [{"role": "user", "content": "hi"}]
     assert again.apply_chat_template(chat, tokenize=False) == fresh.apply_chat_template(chat, tokenize=False)
+
+
+def test_the_card_of_a_base_in_four_bits_loads_it_as_it_was_evaluated(
+    tiny_chat_model_dir: Path, tmp_path: Path
+) -> None:
+    tuned = tune(tiny_chat_model_dir, "lora", torch.bfloat16)
+    training = make_report().training.model_copy(update={"method": "qlora"})
+    report = make_report().model_copy(update={"training": training})
+    job, folder = make_job(tuned.source.as_uri()), tmp_path / "model"
+    export_model(tuned.model, tuned.tokenizer, Rendering(), job, report, folder)
+    card = (folder / "README.md").read_text()
+    assert "bfloat16, linear layers in 4 bits (nf4, double-quantised) |" in card
+    assert "needs a GPU and the package bitsandbytes" in card
+    # What needs a GPU is left out: the settings alone are made.
+    snippet = card.partition("```python")[2].partition("```")[0]
+    compile(snippet, "README.md", "exec")
+    settings = re.search(r"four_bits = BitsAndBytesConfig\(.*?\n\)", snippet, re.DOTALL)
+    names: dict[str, Any] = {"BitsAndBytesConfig": BitsAndBytesConfig}
+    exec(settings[0] if settings else "", names)
+    assert names["four_bits"].to_dict() == four_bit_config().to_dict()
+    assert 'dtype="bfloat16", quantization_config=four_bits)' in snippet
 
 
 # --- what is in the folder, and what must not be

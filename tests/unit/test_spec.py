@@ -103,7 +103,7 @@ EVERYTHING = {
     "spec.data.system": "Be brief.",
     "spec.data.replay": {"source": "s3://bucket/general.jsonl", "fraction": 0.1},
     "spec.method": {
-        "type": "qlora",
+        "type": "lora",
         "lora": {"rank": 8, "targets": "named", "targetNames": ["q_proj"], "useDora": True, "useRslora": True},
     },
     "spec.training.earlyStopping": {"metric": "sentiment.accuracy", "patience": 3},

@@ -25,8 +25,11 @@ SUPPORTED = {
         "spec.data.lossOn": "assistant",
     },
     "full": {"spec.method.type": "full"},
+    "qlora": {"spec.method": {"type": "qlora", "lora": {"rank": 4, "useRslora": True}}},
     "prompt tuning": {"spec.method": {"type": "promptTuning", "promptTuning": {"init": "text", "initText": "Sort."}}},
-    "prefix tuning": {"spec.method": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 10}}},
+    "prefix tuning": {
+        "spec.method": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 10, "projection": True}}
+    },
     "ia3": {"spec.method": {"type": "ia3", "ia3": {"targetNames": ["k", "up"], "feedforwardNames": ["up"]}}},
     "selective": {"spec.method": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}}},
     "full with a pull back": {"spec.method": {"type": "full", "regularization": {"type": "kl", "strength": 0.1}}},
@@ -143,7 +146,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
         # Refused elsewhere in this manifest, or in no need of it.
         *("model.task", "evaluation.generation.numBeams", "compute.deepspeed.offload"),
         *SCHEMES,
-        *("evaluation.baselines.zeroShot", "method.prefixTuning.projection"),
+        *("evaluation.baselines.zeroShot", "method.type"),
     }
     assert names == {*NOT_YET, *ONLY} - exceptions
 
@@ -156,12 +159,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
             "spec.evaluation.forgetting.sources[0]",
             "file://",
         ),
-        ({"spec.method.type": "qlora"}, "spec.method.type", "full or lora or promptTuning or prefixTuning or ia3"),
-        (
-            {"spec.method": {"type": "prefixTuning", "prefixTuning": {"projection": True}}},
-            "spec.method.prefixTuning.projection",
-            "Use false",
-        ),
+        ({"spec.method.type": "adapter"}, "spec.method.type", "full or lora or qlora or promptTuning or prefixTuning"),
         (
             {"spec.training.earlyStopping": {"metric": "sentiment.accuracy"}},
             "spec.training.earlyStopping.metric",

@@ -135,21 +135,26 @@ def forward(model: nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
-def load_for_rows(files: ModelFiles, dtype: torch.dtype, padded_because: str) -> tuple[PreTrainedModel, LayoutChoice]:
+def load_for_rows(
+    files: ModelFiles, dtype: torch.dtype, padded_because: str, *, four_bit: bool = False
+) -> tuple[PreTrainedModel, LayoutChoice]:
     """Load the model with the attention that its rows need: ours where they are packed, its own where they are padded.
 
-    ``padded_because`` says why rows must not be packed; where it is empty, the model itself decides.
+    ``padded_because`` says why rows must not be packed; where it is empty, the model itself decides. ``four_bit`` is
+    as `load_model` has it.
 
     A class that does its attention itself may be wrong in silence, and not only slow, under another implementation's
     name: Bloom then sees the future.
     """
     if padded_because:
-        return load_model(files, dtype, None), LayoutChoice(Layout.PADDED, padded_because)
+        return load_model(files, dtype, None, four_bit=four_bit), LayoutChoice(Layout.PADDED, padded_because)
     outline = outline_model(files)
     if not attention.is_taken_by(outline):
         name = type(outline).__name__
-        return load_model(files, dtype, None), LayoutChoice(Layout.PADDED, f"{name} does its attention by itself")
-    model = load_model(files, dtype, attention.register())
+        return load_model(files, dtype, None, four_bit=four_bit), LayoutChoice(
+            Layout.PADDED, f"{name} does its attention by itself"
+        )
+    model = load_model(files, dtype, attention.register(), four_bit=four_bit)
     choice = choose_layout(model, model.config.vocab_size)
     if choice.layout is Layout.PADDED:
         attention.give_back(model)
@@ -167,11 +172,13 @@ def choose_layout(model: nn.Module, vocabulary: int) -> LayoutChoice:
     first, second, third = torch.randint(vocabulary, (3, 12), generator=generator).tolist()
     items = [Encoded(tuple(ids), 1) for ids in (first, first[:5] + second, third)]
     was_training = model.training
+    # Weights of 4 bits are loaded onto the GPU, all others into main memory first.
+    device = next(model.parameters()).device
     model.eval()
     try:
         with torch.no_grad():
-            alone = [forward(model, build_batch([item], Layout.PADDED))[0] for item in items]
-            together = forward(model, build_batch(items, Layout.PACKED))[0]
+            alone = [forward(model, _moved(build_batch([item], Layout.PADDED), device))[0] for item in items]
+            together = forward(model, _moved(build_batch(items, Layout.PACKED), device))[0]
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         return LayoutChoice(Layout.PADDED, f"the model refuses packed rows ({type(error).__name__}: {error})"[:300])
     finally:
@@ -184,6 +191,10 @@ def choose_layout(model: nn.Module, vocabulary: int) -> LayoutChoice:
     if not difference <= _ROUNDING[together.dtype]:
         return LayoutChoice(Layout.PADDED, f"packed examples influence each other ({measured})")
     return LayoutChoice(Layout.PACKED, f"packed examples stay apart ({measured})")
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device) for name, value in batch.items()}
 
 
 _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}

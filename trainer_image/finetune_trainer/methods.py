@@ -13,6 +13,7 @@ from peft import (
     PromptTuningInit,
     TaskType,
     get_peft_model,
+    prepare_model_for_kbit_training,
 )
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
@@ -37,6 +38,8 @@ from finetune_api.spec import (
 )
 from finetune_api.support import ONLY
 from finetune_trainer.errors import SpecError
+from finetune_trainer.prefix_projection import project_prefix
+from finetune_trainer.quantization import weights_of
 from finetune_trainer.selection import selected_parameters
 
 _SHOWN_LAYERS = 12
@@ -58,12 +61,17 @@ def prepare_model(model: PreTrainedModel, method: MethodSpec, tokenizer_path: st
             return model.requires_grad_(True)
         case MethodType.LORA:
             return get_peft_model(model, _lora_config(model, method.lora or LoraSpec()))
+        case MethodType.QLORA:
+            # Whether activations are computed twice is decided elsewhere, for all methods.
+            model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+            return get_peft_model(model, _lora_config(model, method.lora or LoraSpec()))
         case MethodType.PROMPT_TUNING:
             config = _prompt_tuning_config(model, method.prompt_tuning or PromptTuningSpec(), tokenizer_path)
             return get_peft_model(model, config) if model.config.is_encoder_decoder else SoftPromptModel(model, config)
         case MethodType.PREFIX_TUNING:
-            prefix = _prefix_tuning_config(model, method.prefix_tuning or PrefixTuningSpec())
-            return get_peft_model(model, prefix)
+            asked = method.prefix_tuning or PrefixTuningSpec()
+            prefix = _prefix_tuning_config(model, asked)
+            return project_prefix(model, prefix) if asked.projection else get_peft_model(model, prefix)
         case MethodType.IA3:
             return get_peft_model(model, _ia3_config(model, method.ia3 or Ia3Spec()))
         case MethodType.SELECTIVE:
@@ -82,7 +90,7 @@ def check_method(model: PreTrainedModel, method: MethodSpec) -> None:
         SpecError: it has not.
     """
     match method.type:
-        case MethodType.LORA:
+        case MethodType.LORA | MethodType.QLORA:
             _lora_targets(model, method.lora or LoraSpec())
         case MethodType.PREFIX_TUNING:
             _prefix_tuning_config(model, method.prefix_tuning or PrefixTuningSpec())
@@ -258,5 +266,9 @@ def _ia3_config(model: PreTrainedModel, ia3: Ia3Spec) -> IA3Config:
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Return (all, trainable) parameters; shared ones count once."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    counted = {
+        parameter: weights_of(module, parameter)
+        for module in model.modules()
+        for parameter in module.parameters(recurse=False)
+    }
+    return sum(counted.values()), sum(count for parameter, count in counted.items() if parameter.requires_grad)

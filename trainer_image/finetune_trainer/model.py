@@ -39,6 +39,7 @@ from finetune_trainer.hub import Hub, Wanted, retry
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import file_sha256
 from finetune_trainer.memory import memory_errors
+from finetune_trainer.quantization import four_bit_config, require_four_bits
 from finetune_trainer.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -185,24 +186,31 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(files: ModelFiles, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
+def load_model(
+    files: ModelFiles, dtype: torch.dtype, attention: str | None, *, four_bit: bool = False
+) -> PreTrainedModel:
     """Load the weights as ``dtype``.
 
     Args:
         files: the model.
         dtype: type of all weights.
         attention: a name that transformers' AttentionInterface knows; None for the model's own choice.
+        four_bit: whether linear layers are quantised to 4 bits while they are loaded, onto the GPU.
 
     Raises:
-        SpecError: the architecture is no language model that can be tuned.
+        SpecError: the architecture is no language model that can be tuned, or 4 bits cannot be had here.
         DataError: the weights lack tensors, hold others, or have other shapes than config.json says.
         OutOfMemoryError: they are larger than the memory.
     """
     _check_weights(files.path)
+    quantised: dict[str, object] = {}
+    if four_bit:
+        require_four_bits(gpu=True)
+        quantised["quantization_config"] = four_bit_config()
     with memory_errors(
         f"the model in {files.path}", "choose a smaller model, set spec.model.dtype: bfloat16, or give it more memory"
     ):
-        return _load(files, dtype=dtype, attn_implementation=attention)
+        return _load(files, dtype=dtype, attn_implementation=attention, **quantised)
 
 
 def outline_model(files: ModelFiles) -> PreTrainedModel:

@@ -8,7 +8,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from finetune_api.report import ArtifactKind, Report
-from finetune_api.spec import ModelTask
+from finetune_api.spec import MethodType, ModelTask
 from finetune_trainer.prompt_file import PromptFile, PromptTask
 from finetune_trainer.template import Template
 
@@ -82,10 +82,11 @@ def render_card(report: Report, facts: CardFacts) -> str:
         base=facts.base,
         report=report,
         dtype=facts.dtype,
+        four_bit=_is_four_bit(report),
         merge=facts.merge,
         licence=facts.licence,
         front_matter=_front_matter(report, facts),
-        snippet=_snippet(facts),
+        snippet=_snippet(report, facts),
     )
 
 
@@ -120,25 +121,27 @@ def _results(report: Report, facts: CardFacts) -> list[dict[str, object]]:
     ]
 
 
-def _snippet(facts: CardFacts) -> str:
+def _snippet(report: Report, facts: CardFacts) -> str:
     """Return Python that loads the model, asks it one question in the form it was trained in, and prints the answer."""
     task = facts.prompt.tasks[0]
-    is_adapter = facts.kind is ArtifactKind.ADAPTER
+    is_adapter, four_bit = facts.kind is ArtifactKind.ADAPTER, _is_four_bit(report)
     lines = [
         "import json",
         "",
         *(["from jinja2.sandbox import ImmutableSandboxedEnvironment"] if task.templates else []),
         *(["from peft import PeftModel"] if is_adapter else []),
-        f"from transformers import {_AUTO_CLASS[facts.prompt.model_task]}, AutoTokenizer",
+        f"from transformers import {_AUTO_CLASS[facts.prompt.model_task]}, AutoTokenizer"
+        + (", BitsAndBytesConfig" if four_bit else ""),
         "",
         'folder = "."',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        *(_load_adapter(facts) if is_adapter else [_load_weights(facts)]),
+        *(_load_adapter(facts, four_bit) if is_adapter else [_load_weights(facts)]),
         "",
         'with open(f"{folder}/prompt.json", encoding="utf-8") as file:',
         "    settings = json.load(file)",
         *_prompt(task),
         *_tokenise(facts.prompt),
+        *(["inputs = inputs.to(model.device)"] if four_bit else []),
         'output = model.generate(**inputs, max_new_tokens=64, do_sample=False, eos_token_id=settings["endTokenIds"])',
         f"answer = tokenizer.decode({_ANSWER[facts.prompt.model_task]}, skip_special_tokens=True).strip()",
         "print(answer)",
@@ -159,13 +162,30 @@ def _prompt(task: PromptTask) -> Sequence[str]:
     )
 
 
-def _load_adapter(facts: CardFacts) -> Sequence[str]:
+def _load_adapter(facts: CardFacts, four_bit: bool) -> Sequence[str]:
     base, dtype = json.dumps(facts.base.name, ensure_ascii=False), json.dumps(facts.dtype)
     revision = f", revision={json.dumps(facts.base.revision)}" if facts.base.revision is not None else ""
+    quantised = ", quantization_config=four_bits" if four_bit else ""
     return (
-        f"base = {_AUTO_CLASS[facts.prompt.model_task]}.from_pretrained({base}{revision}, dtype={dtype})",
+        *(_FOUR_BITS if four_bit else ()),
+        f"base = {_AUTO_CLASS[facts.prompt.model_task]}.from_pretrained({base}{revision}, dtype={dtype}{quantised})",
         "model = PeftModel.from_pretrained(base, folder)",
     )
+
+
+def _is_four_bit(report: Report) -> bool:
+    """Whether the base's linear layers lay in 4 bits while it was tuned and evaluated."""
+    return report.training.method == MethodType.QLORA
+
+
+_FOUR_BITS = (
+    "four_bits = BitsAndBytesConfig(",
+    "    load_in_4bit=True,",
+    '    bnb_4bit_quant_type="nf4",',
+    "    bnb_4bit_use_double_quant=True,",
+    '    bnb_4bit_compute_dtype="bfloat16",',
+    ")",
+)
 
 
 def _load_weights(facts: CardFacts) -> str:

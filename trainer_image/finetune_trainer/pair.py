@@ -44,22 +44,22 @@ class ModelPair(Protocol):
 def open_pair(job: FineTuneJob, files: ModelFiles, tuned: Path) -> ModelPair:
     """Load what is needed to compare the base model in ``files`` with what training left in ``tuned``."""
     spec = job.spec
-    dtype = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype).weights
+    precision = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype)
     padded_because = why_padded(spec)
     if spec.method.type in OWN_WEIGHTS:
-        return _TwoLoads(files, ModelFiles(tuned, files.revision), dtype, padded_because)
-    base, choice = load_for_rows(files, dtype, padded_because)
+        return _TwoLoads(files, ModelFiles(tuned, files.revision), precision.weights, padded_because)
+    base, choice = load_for_rows(files, precision.weights, padded_because, four_bit=precision.four_bit)
     return _OneLoad(load_adapter(base, tuned), choice.layout)
 
 
 def load_published(job: FineTuneJob, files: ModelFiles, folder: Path, kind: ArtifactKind) -> PreTrainedModel:
     """Load a published folder as the tuned model of `open_pair` was loaded, nothing shared with it."""
     spec = job.spec
-    dtype = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype).weights
+    precision = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype)
     if kind is not ArtifactKind.ADAPTER:
-        model, _ = load_for_rows(ModelFiles(folder, files.revision), dtype, why_padded(spec))
+        model, _ = load_for_rows(ModelFiles(folder, files.revision), precision.weights, why_padded(spec))
         return model
-    base, _ = load_for_rows(files, dtype, why_padded(spec))
+    base, _ = load_for_rows(files, precision.weights, why_padded(spec), four_bit=precision.four_bit)
     return cast(PreTrainedModel, load_adapter(base, folder))
 
 

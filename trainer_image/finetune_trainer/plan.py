@@ -35,6 +35,7 @@ from finetune_trainer.location import Mounts
 from finetune_trainer.methods import count_parameters, prepare_model, why_padded
 from finetune_trainer.model import build_model, fetch_small_files, position_limit, read_config_in
 from finetune_trainer.precision import PrecisionChoice, choose_precision, decide_precision
+from finetune_trainer.quantization import outline_four_bits
 from finetune_trainer.regularization import copies_bytes, divergence, trained_bytes
 from finetune_trainer.settings_map import Steps, plan_steps
 from finetune_trainer.storage import Storage
@@ -125,6 +126,8 @@ def _built(
 ) -> nn.Module:
     with torch.device("meta"):
         base = build_model(config, precision.weights)
+    if precision.four_bit:
+        outline_four_bits(base)
     return prepare_model(base, spec.method, tokenizer_path)
 
 

@@ -20,6 +20,8 @@ class PrecisionChoice:
     autocast: bool
     """Whether matrix products of float32 weights run in bfloat16."""
     reason: str
+    four_bit: bool = False
+    """Whether frozen linear layers lie in 4 bits, see `finetune_trainer.quantization`."""
 
 
 def choose_precision(method: MethodType, precision: Precision, dtype: DType) -> PrecisionChoice:
@@ -28,6 +30,8 @@ def choose_precision(method: MethodType, precision: Precision, dtype: DType) -> 
     The spec wins. Where it says neither how to compute nor how to keep frozen weights, bfloat16 is taken when a matrix
     product of the size that training runs is at least 1.2 times as fast in it as in float32.
     """
+    if method is MethodType.QLORA:
+        return decide_precision(method, Precision.BF16, dtype)
     products, why = precision, "as the spec says"
     if precision is Precision.AUTO and dtype is not DType.AUTO:
         products = Precision.BF16 if dtype is DType.BFLOAT16 else Precision.FP32
@@ -47,6 +51,10 @@ def decide_precision(method: MethodType, products: Precision, dtype: DType) -> P
 
     Trained weights keep float32 masters in any case: a bfloat16 Adam step of 1e-5 moves 2 % of the weights only.
     """
+    if method is MethodType.QLORA:
+        # What lies beside the layers of 4 bits is float32 while training, so products have to be told.
+        reason = "4-bit frozen layers (nf4, double-quantised), bfloat16 products, float32 trained weights"
+        return PrecisionChoice(torch.bfloat16, autocast=True, reason=reason, four_bit=True)
     if products is Precision.FP32:
         return PrecisionChoice(torch.float32, autocast=False, reason="float32 weights and products")
     if method in OWN_WEIGHTS or dtype is DType.FLOAT32:

@@ -88,6 +88,7 @@ from finetune_trainer.publication import find_publication, record_publication
 from finetune_trainer.publish import export_model, publish
 from finetune_trainer.published_model import PublishedModel
 from finetune_trainer.records import StoredRows
+from finetune_trainer.quantization import require_four_bits
 from finetune_trainer.rehearsal import rehearse
 from finetune_trainer.renderer import Renderer, encode_all
 from finetune_trainer.report_page import render_page
@@ -244,6 +245,9 @@ def check(job: FineTuneJob, folder: Path, sink: Sink) -> DataReport:
 def _inspect(run: Run) -> tuple[DataReport, Inputs]:
     workspace = run.workspace
     reporter = interruptible(run, Stage.CHECK)
+    if run.job.spec.method.type is MethodType.QLORA:
+        # In a cluster the check has no GPU, and the image of the stages that do.
+        require_four_bits(gpu=run.shared is None)
     reporter.say("checking that the output can be written")
     run.storage.open_output().check_writable()
     if run.shared is not None:

@@ -167,7 +167,8 @@ def train_here(given: TrainingInput) -> TrainingReport:
     reporter = Reporter(given.sink, Stage.TRAIN)
     reporter.say("loading the base model")
     precision = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype)
-    base, layout = load_for_rows(first_weights(given.files, given.start), precision.weights, why_padded(spec))
+    first = first_weights(given.files, given.start)
+    base, layout = load_for_rows(first, precision.weights, why_padded(spec), four_bit=precision.four_bit)
     if spec.data.packing and layout.layout is Layout.PADDED:
         reporter.say(f"rows are padded, which is slower: {layout.reason}")
     longest = max(given.train, key=lambda item: len(item.ids))

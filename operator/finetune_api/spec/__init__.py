@@ -139,7 +139,7 @@ __all__ = [
 
 
 SINGLE_WORKER = (MethodType.PROMPT_TUNING, MethodType.PREFIX_TUNING, MethodType.IA3)
-MERGEABLE = (MethodType.LORA, MethodType.QLORA)
+LOW_RANK = (MethodType.LORA, MethodType.QLORA)
 
 
 def _soft_prompts_have_one_worker(method: MethodSpec, compute: ComputeSpec) -> Iterator[Problem]:
@@ -157,6 +157,42 @@ def _quantization_needs_a_gpu(method: MethodSpec, compute: ComputeSpec) -> Itera
     if method.type is MethodType.QLORA and compute.gpus_per_worker == 0:
         yield Problem(
             ("compute", "gpusPerWorker"), 0, "is too few: qlora needs a GPU", "Set gpusPerWorker: 1, or take lora."
+        )
+
+
+def _quantized_bases_have_one_gpu(method: MethodSpec, compute: ComputeSpec) -> Iterator[Problem]:
+    if method.type is not MethodType.QLORA:
+        return
+    for field, count in (("workers", compute.workers), ("gpusPerWorker", compute.gpus_per_worker or 0)):
+        if count > 1:
+            yield Problem(
+                ("compute", field), count, "is too many: qlora trains on one GPU", f"Set {field}: 1, or take lora."
+            )
+    if compute.deepspeed is not None:
+        yield Problem(
+            ("compute", "deepspeed"),
+            compute.deepspeed.model_dump(mode="json", by_alias=True, exclude_unset=True),
+            "has nothing to spread: qlora trains on one GPU",
+            "Leave it out, or take lora.",
+        )
+
+
+def _quantized_bases_have_their_formats(
+    model: ModelSpec, method: MethodSpec, training: TrainingSpec
+) -> Iterator[Problem]:
+    if method.type is not MethodType.QLORA:
+        return
+    why = "is not what qlora does: its base lies in 4 bits and computes in bfloat16"
+    if model.dtype is DType.FLOAT32:
+        yield Problem(("model", "dtype"), model.dtype.value, why, "Leave it out, or take lora.")
+    if training.precision is Precision.FP32:
+        yield Problem(("training", "precision"), training.precision.value, why, "Leave it out, or take lora.")
+
+
+def _quantized_bases_are_decoders(model: ModelSpec, method: MethodSpec) -> Iterator[Problem]:
+    if method.type is MethodType.QLORA and model.task is ModelTask.SEQ2SEQ_LM:
+        yield Problem(
+            ("method", "type"), method.type.value, "is not supported with seq2seq-lm yet", "Take lora, or full."
         )
 
 
@@ -223,20 +259,24 @@ def _products_are_no_finer_than_weights(model: ModelSpec, training: TrainingSpec
 
 
 def _only_low_rank_merges(method: MethodSpec, output: OutputSpec) -> Iterator[Problem]:
-    if output.merge and method.type not in MERGEABLE:
-        yield Problem(
-            ("output", "merge"),
-            True,
-            f"needs lora or qlora, and the method is {method.type.value}",
-            "Leave it out." if method.type in OWN_WEIGHTS else "Leave it out, or take lora.",
-        )
+    if not output.merge or method.type is MethodType.LORA:
+        return
+    problem = f"needs lora, and the method is {method.type.value}"
+    if method.type is MethodType.QLORA:
+        problem += ": weights of 4 bits would round the adapter away"
+    yield Problem(
+        ("output", "merge"),
+        True,
+        problem,
+        "Leave it out." if method.type in OWN_WEIGHTS else "Leave it out, or take lora.",
+    )
 
 
 def _only_low_rank_scales(method: MethodSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
     forgetting = evaluation.forgetting
     if forgetting is None or forgetting.remedy is not ForgettingRemedy.LORA_SCALE:
         return
-    if method.type not in MERGEABLE:
+    if method.type not in LOW_RANK:
         yield Problem(
             ("evaluation", "forgetting", "remedy"),
             forgetting.remedy.value,
@@ -403,6 +443,9 @@ class FineTuneJobSpec(Block):
     rules = (
         _soft_prompts_have_one_worker,
         _quantization_needs_a_gpu,
+        _quantized_bases_have_one_gpu,
+        _quantized_bases_have_their_formats,
+        _quantized_bases_are_decoders,
         _batch_is_shared_evenly,
         _prefixes_keep_activations,
         _spread_weights_are_left_alone,

@@ -128,7 +128,8 @@ class PrefixTuningSpec(Block):
     virtual_tokens: Annotated[Int, Field(ge=1, le=1000)] = 20
     """Length of the prefix; 10-200 is usual. Each takes the room of one token in every row."""
     projection: Flag = False
-    """Learn the prefix through a small network: steadier, more memory while training."""
+    """Learn the prefix through a network of width 512, of which the prefix alone is published: steadier, more memory
+    while training. Its last layer has 1024 weights for every number of a key and of a value in every layer."""
 
 
 def _feedforward_is_target(target_names: tuple[str, ...], feedforward_names: tuple[str, ...]) -> Iterator[Problem]:
@@ -262,15 +263,23 @@ def _regularization_pulls_weights(type: MethodType, regularization: Regularizati
         )
 
 
+def _magnitudes_need_whole_weights(type: MethodType, lora: LoraSpec | None) -> Iterator[Problem]:
+    if type is MethodType.QLORA and lora is not None and lora.use_dora:
+        yield Problem(
+            ("lora", "useDora"), True, "is not supported with qlora yet", "Leave it out, or set spec.method.type: lora."
+        )
+
+
 class MethodSpec(Block):
     """Which parameters are trained: a type, and at most the one block that belongs to it."""
 
-    rules = (_only_the_methods_block, _regularization_pulls_weights)
+    rules = (_only_the_methods_block, _regularization_pulls_weights, _magnitudes_need_whole_weights)
 
     type: MethodType
     """full: every weight, memory about 16 bytes a parameter. lora: small updates, the usual choice. qlora: lora on a
-    4-bit base, for GPUs that are too small. promptTuning, prefixTuning, ia3: very few parameters. adapter: small
-    networks between layers. selective: some of the model's own weights."""
+    base of 4 bits (nf4, double-quantised, products in bfloat16), for one GPU that is too small for lora. promptTuning,
+    prefixTuning, ia3: very few parameters. adapter: small networks between layers. selective: some of the model's own
+    weights."""
     lora: LoraSpec | None = None
     """Settings of lora and qlora."""
     prompt_tuning: PromptTuningSpec | None = None

@@ -43,3 +43,12 @@ def test_all_weights_trained_on_a_cpu_are_not_cast_at_every_step(monkeypatch: py
     choice = choose_precision(FULL, Precision.AUTO, DType.AUTO)
     assert (choice.weights, choice.autocast) == (torch.float32, False)
     assert "on a CPU" in choice.reason
+
+
+def test_a_base_of_four_bits_is_not_measured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("finetune_trainer.precision.bfloat16_gain", lambda: pytest.fail("measured"))
+    choice = choose_precision(MethodType.QLORA, Precision.AUTO, DType.AUTO)
+    assert choice.four_bit
+    assert (choice.weights, choice.autocast) == (torch.bfloat16, True)
+    assert "nf4" in choice.reason and "bfloat16 products" in choice.reason
+    assert not choose_precision(LORA, Precision.BF16, DType.AUTO).four_bit
