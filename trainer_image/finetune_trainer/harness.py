@@ -60,7 +60,7 @@ class ContinuationScorer(Protocol):
 _SANDBOX = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 _SANDBOX.filters["regex_replace"] = utils.regex_replace
 # The harness asks for the same few templates again for every row.
-_SANDBOX.from_string = lru_cache(maxsize=1024)(_SANDBOX.from_string)  # type: ignore[method-assign]
+_SANDBOX.from_string = lru_cache(maxsize=1024)(_SANDBOX.from_string)  # type: ignore[assignment, method-assign]
 utils.env = _SANDBOX
 
 # Its bars would be drawn over the stage's own progress, and its warnings are about its own command line.

@@ -70,7 +70,7 @@ class Scorer:
         targets = batch["labels"][:, 1:].to(logits.device)
         row, place = (targets != IGNORED).nonzero(as_tuple=True)
         target = targets[row, place]
-        needed, at = (row * logits.shape[1] + column[place]).unique(return_inverse=True)
+        needed, at = (row * logits.shape[1] + column[place]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
         logprobs = logits.flatten(0, 1)[needed].float().log_softmax(dim=-1)
         found = [logprobs[at, target].double()]
         if with_ranks:
@@ -82,7 +82,7 @@ class Scorer:
         if "logits_to_keep" not in batch:
             logits = forward(self._model, batch)
             return logits, torch.arange(logits.shape[1], device=logits.device)
-        kept, column = batch["logits_to_keep"].unique(return_inverse=True)
+        kept, column = batch["logits_to_keep"].unique(return_inverse=True)  # type: ignore[no-untyped-call]
         logits = forward(self._model, {**batch, "logits_to_keep": kept})
         return logits, column.to(logits.device)
 
