@@ -103,10 +103,10 @@ def questions_in_a_pass(options: argparse.Namespace, tokenizer: Any) -> float:
 
 
 def tokens_of_a_question(tasks: Tasks, tokenizer: Any) -> float:
-    """Return the tokens of a row with each of its labels, on average."""
+    """Return the tokens read of a row and all its labels, on average: what is only predicted is not read."""
     requests = tasks["sentiment"].instances
-    lengths = [len(tokenizer(request.args[0] + request.args[1])["input_ids"]) for request in requests]
-    return sum(lengths) / len({request.doc_id for request in requests})
+    read = {(request.doc_id, *tokenizer(request.args[0] + request.args[1])["input_ids"][:-1]) for request in requests}
+    return sum(len(tokens) - 1 for tokens in read) / len({request.doc_id for request in requests})
 
 
 def logprobs_of(result: Any) -> Any:

@@ -80,6 +80,21 @@ def test_scores_equal_a_direct_computation(config: PretrainedConfig, layout: Lay
         np.testing.assert_allclose(scored, direct_logprobs(model, item), atol=ROUNDING)
 
 
+def test_labels_of_one_token_cost_no_more_than_their_prompt():
+    model = random_model(PACKABLE["llama"])
+    seen: list[tuple[int, int]] = []
+    model.register_forward_hook(
+        lambda module, args, inputs, output: seen.append((inputs["input_ids"].shape[1], output.logits.shape[1])),
+        with_kwargs=True,
+    )
+    prompt = (5, 6, 7, 8)
+    labels = [Encoded((*prompt, label), len(prompt)) for label in (9, 10, 11)]
+    scores = Scorer(model, Layout.PACKED, batch_tokens=6).continuations(labels)
+    assert seen == [(len(prompt), 1)]
+    for (scored, _), item in zip(scores, labels, strict=True):
+        assert scored == pytest.approx(direct_logprobs(model, item).sum(), abs=ROUNDING)
+
+
 @pytest.mark.parametrize("config", PACKABLE.values(), ids=PACKABLE.keys())
 def test_packed_equals_padded_in_loss_and_gradients(config: PretrainedConfig):
     model = random_model(config)

@@ -1,4 +1,4 @@
-"""Attention over a packed row: unpack to one row per sequence, attend causally, pack again.
+"""Attention over a packed row: unpack to one row per branch, attend causally, pack again.
 
 Only attention looks across positions, and it is a small part of the work, so computing it for the shared tokens of
 every sequence costs little, while all matrix products with weights run once per token of the prefix tree. No mask is
@@ -61,7 +61,7 @@ def packed_attention(
         value: as ``key``.
         attention_mask: used without a pack only.
         scaling: factor of the scores; ``head_dim ** -0.5`` when absent.
-        pack_gather: ``[sequences, longest]``, see `finetune_trainer.packing.Pack.gather`; absent = not packed.
+        pack_gather: ``[branches, longest]``, see `finetune_trainer.packing.Pack.gather`; absent = not packed.
         pack_scatter: ``[length]``, see `finetune_trainer.packing.Pack.scatter`.
         kwargs: what else the model passes on.
 
@@ -85,7 +85,7 @@ def packed_attention(
 
 
 def _unpack(states: Tensor, gather: Tensor) -> Tensor:
-    """``[1, heads, length, dim]`` to ``[sequences, heads, longest, dim]``."""
+    """``[1, heads, length, dim]`` to ``[branches, heads, longest, dim]``."""
     rows = states[0].transpose(0, 1).index_select(0, gather.flatten())
     return rows.view(*gather.shape, *rows.shape[1:]).transpose(1, 2)
 

@@ -48,6 +48,11 @@ class Encoded:
         return [place for start, end in self.answers for place in range(max(start, 1), end)] + [*last]
 
     @property
+    def read_ids(self) -> tuple[int, ...]:
+        """The tokens that a decoder-only model reads: nothing is predicted from the last one."""
+        return self.ids[: max(1, len(self.ids) - 1)]
+
+    @property
     def completion_ids(self) -> tuple[int, ...]:
         """The tokens to be learnt, the end token included."""
         return self.ids[self.prompt_length :]

@@ -15,7 +15,7 @@ from finetune_trainer.comparison import describe, measure
 from finetune_trainer.figure import bits_per_byte_figure, mean_figure
 from finetune_trainer.gate import Measurement
 from finetune_trainer.general_suite import GeneralRow, GeneralSuite, text_parts
-from finetune_trainer.statistics import FEW_ROWS, Difference
+from finetune_trainer.statistics import FEW_GROUPS, FEW_ROWS, Difference, widened_confidence
 
 GATE = "forgetting"
 """Name of the gate, beside ``<task>.<figure>``."""
@@ -77,12 +77,17 @@ def measure_source(
 ) -> SourceChange:
     """Return what accuracy lost on the rows of one source, and whether that is within the budget."""
     chosen = [index for index, row in enumerate(rows) if row.source == source]
-    difference = _measure_rows(rows, chosen, base, tuned, seed).difference
-    verdict, why = judge_retention(difference, budget.max_drop, budget.confidence, len(chosen))
-    return SourceChange(verdict, why, len(chosen), difference.measured, difference.lower_bound(budget.confidence))
+    found = _measure_rows(rows, chosen, base, tuned, seed)
+    difference, groups = found.difference, found.groups or found.rows
+    verdict, why = judge_retention(difference, budget.max_drop, budget.confidence, len(chosen), groups)
+    # One group alone bounds nothing: accuracy can lose all that there is.
+    low = difference.lower_bound(widened_confidence(budget.confidence, groups)) if groups > 1 else -1.0
+    return SourceChange(verdict, why, len(chosen), difference.measured, low)
 
 
-def judge_retention(difference: Difference, max_drop: float, confidence: float, rows: int) -> tuple[Retention, str]:
+def judge_retention(
+    difference: Difference, max_drop: float, confidence: float, rows: int, groups: int
+) -> tuple[Retention, str]:
     """Return whether the accuracy of the tuned model is at most ``max_drop`` below its base's, and why, in a sentence.
 
     Args:
@@ -90,15 +95,20 @@ def judge_retention(difference: Difference, max_drop: float, confidence: float, 
         max_drop: the budget.
         confidence: one-sided; of the bound that must stay inside the budget, or outside for a failure.
         rows: how many were measured.
+        groups: of rows that are alike, as many as were drawn again.
     """
-    low, high = difference.lower_bound(confidence), difference.upper_bound(confidence)
+    if rows < FEW_ROWS or groups < FEW_GROUPS:
+        few = (
+            f"{rows:,} rows in {groups:,} groups decide nothing; at least {FEW_ROWS} rows in {FEW_GROUPS} groups are "
+            "needed."
+        )
+        return Retention.INCONCLUSIVE, f"Whether the model forgot too much cannot be told: {few}"
+    widened = widened_confidence(confidence, groups)
+    low, high = difference.lower_bound(widened), difference.upper_bound(widened)
     facts = (
         f"accuracy on general tasks changed by {difference.measured:+.3f} ({confidence:.0%} sure that it is above "
-        f"{low:+.3f}; {rows:,} rows), and a drop of {max_drop:g} is allowed."
+        f"{low:+.3f}; {rows:,} rows in {groups:,} groups), and a drop of {max_drop:g} is allowed."
     )
-    if rows < FEW_ROWS:
-        few = f"{rows} rows decide nothing; at least {FEW_ROWS} are needed."
-        return Retention.INCONCLUSIVE, f"Whether the model forgot too much cannot be told: {few}"
     if low >= -max_drop:
         return Retention.PASSED, f"The model kept its general ability: {facts}"
     if high < -max_drop:

@@ -61,13 +61,6 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits[learnt].float(), targets[learnt], reduction="none")
 
 
-def is_likeliest(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return for every learnt token, in the order of `token_losses`, whether no other is likelier: ``[learnt]``."""
-    targets = labels[:, 1:].to(logits.device)
-    learnt = targets != IGNORED
-    return logits[learnt].argmax(dim=-1) == targets[learnt]
-
-
 def split_by_item(items: Sequence[Encoded], values: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
     """Cut ``values``, one per learnt token, into one array per item."""
     ends = list(accumulate(len(item.learnt) for item in items))
@@ -75,7 +68,7 @@ def split_by_item(items: Sequence[Encoded], values: npt.NDArray[np.float64]) -> 
 
 
 def _packed(items: Sequence[Encoded]) -> Batch:
-    row = pack([item.ids for item in items])
+    row = pack([item.read_ids for item in items])
     learnt = [np.asarray(item.learnt, dtype=np.int64) for item in items]
     keep = [place[at - 1] for at, place in zip(learnt, row.places, strict=True)]
     labels = [item.ids[place] for item in items for place in item.learnt]
@@ -92,7 +85,7 @@ def _packed(items: Sequence[Encoded]) -> Batch:
 
 
 def _padded(items: Sequence[Encoded]) -> Batch:
-    longest = max(len(item.ids) for item in items)
+    longest = max(len(item.read_ids) for item in items)
     kept = sorted({place - 1 for item in items for place in item.learnt})
     column = {position: number for number, position in enumerate(kept)}
     # What stands in the padding is never looked at: the mask hides it, and labels are masked by position.
@@ -100,8 +93,9 @@ def _padded(items: Sequence[Encoded]) -> Batch:
     mask = torch.zeros(len(items), longest, dtype=torch.long)
     labels = torch.full((len(items), 1 + len(kept)), IGNORED)
     for number, item in enumerate(items):
-        ids[number, : len(item.ids)] = torch.tensor(item.ids)
-        mask[number, : len(item.ids)] = 1
+        read = item.read_ids
+        ids[number, : len(read)] = torch.tensor(read)
+        mask[number, : len(read)] = 1
         for place in item.learnt:
             labels[number, 1 + column[place - 1]] = item.ids[place]
     return {"input_ids": ids, "attention_mask": mask, "logits_to_keep": torch.tensor(kept), "labels": labels}

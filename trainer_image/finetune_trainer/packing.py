@@ -27,21 +27,23 @@ class Pack:
     """``[length]``: a token's index in its own sequence."""
     places: tuple[Indices, ...]
     """For every sequence, in the order given, where in the row each of its tokens stands."""
+    branches: tuple[Indices, ...]
+    """The places of the sequences that no other one goes on from; every token stands in one of them."""
 
     def gather(self) -> Indices:
-        """Return ``[sequences, longest]``: where each token of each sequence stands, 0 behind a sequence's end."""
-        longest = max(len(place) for place in self.places)
-        rows = np.zeros((len(self.places), longest), dtype=np.int64)
-        for row, place in zip(rows, self.places, strict=True):
-            row[: len(place)] = place
+        """Return ``[branches, longest]``: where each token of each branch stands, 0 behind a branch's end."""
+        longest = max(len(branch) for branch in self.branches)
+        rows = np.zeros((len(self.branches), longest), dtype=np.int64)
+        for row, branch in zip(rows, self.branches, strict=True):
+            row[: len(branch)] = branch
         return rows
 
     def scatter(self) -> Indices:
         """Return ``[length]``: for every token of the row one place in the flattened ``gather`` that holds it."""
-        longest = max(len(place) for place in self.places)
+        longest = max(len(branch) for branch in self.branches)
         cells = np.empty(len(self.tokens), dtype=np.int64)
-        for number, place in enumerate(self.places):
-            cells[place] = number * longest + np.arange(len(place))
+        for number, branch in enumerate(self.branches):
+            cells[branch] = number * longest + np.arange(len(branch))
         return cells
 
 
@@ -56,19 +58,28 @@ def pack(sequences: Sequence[Sequence[int]]) -> Pack:
     tokens: list[int] = []
     positions: list[int] = []
     places: dict[int, Indices] = {}
+    branches: list[Indices] = []
     path: list[int] = []  # where the tokens of the previous sequence stand
     previous: Sequence[int] = ()
     # In sorted order a sequence shares its longest common beginning with its predecessor.
     for number in sorted(range(len(sequences)), key=lambda number: tuple(sequences[number])):
         sequence = sequences[number]
         shared = shared_length(previous, sequence)
+        if branches and shared == len(previous):
+            branches.pop()
         del path[shared:]
         path.extend(range(len(tokens), len(tokens) + len(sequence) - shared))
         tokens.extend(sequence[shared:])
         positions.extend(range(shared, len(sequence)))
         places[number] = np.array(path)
+        branches.append(places[number])
         previous = sequence
-    return Pack(np.array(tokens), np.array(positions), tuple(places[number] for number in range(len(sequences))))
+    return Pack(
+        np.array(tokens),
+        np.array(positions),
+        tuple(places[number] for number in range(len(sequences))),
+        tuple(branches),
+    )
 
 
 def shared_length(left: Sequence[int], right: Sequence[int]) -> int:

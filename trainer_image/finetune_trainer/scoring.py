@@ -5,19 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetune_trainer.encoder_decoder import encoding_once
 from finetune_trainer.example import Encoded
-from finetune_trainer.layout import (
-    Batch,
-    Layout,
-    build_batch,
-    forward,
-    is_likeliest,
-    split_by_item,
-    token_losses,
-)
+from finetune_trainer.layout import IGNORED, Batch, Layout, build_batch, forward, split_by_item
 
 LogProbs = npt.NDArray[np.float64]
 
@@ -74,11 +66,25 @@ class Scorer:
     # No inference mode: weights that are spread over workers are gathered here and learnt from later.
     @torch.no_grad()
     def _score(self, batch: Batch, with_ranks: bool) -> LogProbs:
-        logits = forward(self._model, batch)
-        columns = [-token_losses(logits, batch["labels"]).double()]
+        logits, column = self._distinct_logits(batch)
+        targets = batch["labels"][:, 1:].to(logits.device)
+        row, place = (targets != IGNORED).nonzero(as_tuple=True)
+        target = targets[row, place]
+        needed, at = (row * logits.shape[1] + column[place]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        logprobs = logits.flatten(0, 1)[needed].float().log_softmax(dim=-1)
+        found = [logprobs[at, target].double()]
         if with_ranks:
-            columns.append(is_likeliest(logits, batch["labels"]).double())
-        return torch.stack(columns, dim=1).cpu().numpy()
+            found.append((logprobs.argmax(dim=-1)[at] == target).double())
+        return torch.stack(found, dim=1).cpu().numpy()
+
+    def _distinct_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return logits, those that several items ask for once, and ``[kept]``: the column of each of the labels."""
+        if "logits_to_keep" not in batch:
+            logits = forward(self._model, batch)
+            return logits, torch.arange(logits.shape[1], device=logits.device)
+        kept, column = batch["logits_to_keep"].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        logits = forward(self._model, {**batch, "logits_to_keep": kept})
+        return logits, column.to(logits.device)
 
     def _batches(self, items: Sequence[Encoded]) -> Iterator[list[int]]:
         """Yield item numbers whose tokens fit the budget together; sorted, so that common beginnings meet."""
@@ -86,16 +92,12 @@ class Scorer:
         tokens = 0
         for number in sorted(range(len(items)), key=lambda number: self._neighbourhood(items[number])):
             item = items[number]
-            # One pass through the encoder serves all that goes on from a prompt.
-            is_shared = (
-                bool(numbers) and item.decoder_start is not None and item.prompt_ids == items[numbers[-1]].prompt_ids
-            )
-            length = len(item.completion_ids if is_shared else item.ids)
-            if numbers and not is_shared and tokens + length > self._batch_tokens:
+            shared = self._shared(items[numbers[-1]], item) if numbers else 0
+            if numbers and not shared and tokens + _length(item) > self._batch_tokens:
                 yield numbers
                 numbers, tokens = [], 0
             numbers.append(number)
-            tokens += length
+            tokens += _length(item) - shared
         if numbers:
             yield numbers
 
@@ -103,4 +105,16 @@ class Scorer:
         """Return by what items are sorted, so that those come together which share work or length."""
         if item.decoder_start is not None:
             return (item.prompt_length, *item.prompt_ids)
-        return item.ids if self._layout is Layout.PACKED else (len(item.ids),)
+        return item.read_ids if self._layout is Layout.PACKED else (len(item.ids),)
+
+    def _shared(self, item: Encoded, following: Encoded) -> int:
+        """Return how many tokens of ``following`` are read with ``item``, so that both belong in one pass."""
+        if following.decoder_start is not None:
+            return item.prompt_length if following.prompt_ids == item.prompt_ids else 0
+        is_continued = self._layout is Layout.PACKED and following.read_ids[: len(item.read_ids)] == item.read_ids
+        return _length(item) if is_continued else 0
+
+
+def _length(item: Encoded) -> int:
+    """Return the tokens that a model reads of ``item``: a decoder of its own begins with one more than it is given."""
+    return len(item.read_ids if item.decoder_start is None else item.ids)

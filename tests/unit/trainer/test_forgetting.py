@@ -91,9 +91,18 @@ def test_prose_is_measured_in_bits_per_byte():
 
 
 def test_few_rows_decide_nothing():
-    verdict, why = judge_retention(Difference(0.0, np.zeros(100)), 0.02, 0.95, rows=20)
+    verdict, why = judge_retention(Difference(0.0, np.zeros(100)), 0.02, 0.95, rows=20, groups=20)
     assert verdict is Retention.INCONCLUSIVE
-    assert "20 rows decide nothing; at least 30" in why
+    assert "20 rows in 20 groups decide nothing; at least 30" in why
+
+
+def test_many_rows_of_few_groups_decide_nothing():
+    for groups, expected in ((9, Retention.INCONCLUSIVE), (10, Retention.PASSED)):
+        found = compare_abilities(
+            suite := make_suite(groups=groups), answers(suite, 0, 0), answers(suite, 0, 0), ForgettingSpec(), seed=3
+        )
+        assert found.verdict is expected
+        assert f"200 rows in {groups} groups" in found.results[0].why
 
 
 def test_sources_are_named_by_their_files_and_never_alike():

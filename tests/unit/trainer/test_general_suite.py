@@ -52,6 +52,6 @@ def test_row_has_one_right_answer_among_different_ones(row) -> None:
 )
 def test_retention(middle: float, spread: float, expected: Retention) -> None:
     drawn = np.sort(middle + np.random.default_rng(0).normal(0, spread, 4000))
-    verdict, why = judge_retention(Difference(middle, drawn), 0.02, 0.95, 300)
+    verdict, why = judge_retention(Difference(middle, drawn), 0.02, 0.95, 300, 300)
     assert verdict is expected
     assert "0.02 is allowed" in why

@@ -33,6 +33,15 @@ def test_scatter_finds_every_token_of_the_row_in_the_gathered_rows(given_sequenc
     assert packed.tokens[packed.gather().flatten()][packed.scatter()].tolist() == packed.tokens.tolist()
 
 
+@given(sequences)
+def test_attention_runs_over_no_sequence_that_another_goes_on_from(given_sequences: list[list[int]]):
+    distinct = {tuple(sequence) for sequence in given_sequences}
+    ends = {one for one in distinct if not any(other[: len(one)] == one for other in distinct - {one})}
+    packed = pack(given_sequences)
+    assert {tuple(packed.tokens[branch].tolist()) for branch in packed.branches} == ends
+    assert len(packed.branches) == len(ends)
+
+
 def test_sequences_that_share_nothing_stand_side_by_side():
     packed = pack([[1, 2], [3]])
     assert packed.tokens.tolist() == [1, 2, 3]

@@ -1,5 +1,7 @@
 """The bootstrap against a slow bootstrap, against theory, and how often it covers the truth."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
@@ -11,6 +13,7 @@ from finetune_trainer.statistics import (
     adjusted_p_values,
     paired_difference,
     rows_needed,
+    widened_confidence,
 )
 
 
@@ -119,6 +122,27 @@ def test_rows_of_one_group_are_drawn_together():
     )
     # Ten rows that say the same are one observation: the spread grows by the root of ten.
     assert grouped.drawn.std() / alone.drawn.std() == pytest.approx(np.sqrt(10), rel=0.2)
+
+
+@pytest.mark.parametrize(("groups", "quantile"), [(10, 1.8331), (17, 1.7459), (34, 1.6924)])
+def test_few_groups_widen_a_bound_to_students_quantile(groups: int, quantile: float):
+    """Quantiles of t at 0.95 with one degree of freedom less than groups, from a table."""
+    widened = NormalDist().inv_cdf(widened_confidence(0.95, groups))
+    assert widened == pytest.approx(quantile * (groups / (groups - 1)) ** 0.5, abs=0.003)
+
+
+def test_a_widened_bound_over_ten_groups_is_wrong_no_oftener_than_it_says():
+    generator = np.random.default_rng(4)
+    missed = {0.95: 0, widened_confidence(0.95, 10): 0}
+    for seed in range(800):
+        change = generator.normal(0, 1, 10)
+        found = difference_of_means(np.zeros(10), change, seed, samples=1000)
+        for confidence in missed:
+            missed[confidence] += found.lower_bound(confidence) > 0
+    plain, widened = (count / 800 for count in missed.values())
+    # Standard error at 5 %: 0.008.
+    assert plain > 0.065
+    assert 0.03 < widened < 0.065
 
 
 def test_p_value_of_no_difference_is_spread_evenly():
