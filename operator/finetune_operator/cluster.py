@@ -357,6 +357,8 @@ async def load_connection(kubeconfig: Path | None, context: str | None = None) -
     configuration = Configuration()
     # The workers, the endpoint's reviews and the progress of hundreds of jobs share the connections.
     configuration.connection_pool_maxsize = 32
+    # As kopf's client: else a thread looks for proxies and .netrc files at every request. A kubeconfig's proxy counts.
+    configuration.client_session_kwargs = {"trust_env": False}
     try:
         if kubeconfig is None:
             load_incluster_config(configuration)

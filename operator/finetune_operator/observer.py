@@ -129,7 +129,7 @@ class Observer:
         return memo.resolved
 
     async def _trust_hash(self, job: JobView, memo: Memo) -> str | None:
-        if not memo.trust_is_known:
+        if not memo.trust_is_known and job.status.attempts:
             stored = await self._cluster.get("ConfigMap", job.namespace, trust_config_map_name(job.name))
             is_ours = stored is not None and controller(stored["metadata"]).get("uid") == job.uid
             memo.trust_hash = content_hash(stored.get("data") or {}) if stored and is_ours else None
