@@ -67,7 +67,7 @@ def _print_start(start: Start) -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, nargs="+", default=[200, 1000], metavar="N", help="default 200 1000")
-    parser.add_argument("--workers", type=int, default=8, help="of the operator; default 8, as the chart's")
+    parser.add_argument("--workers", type=int, default=32, help="of the operator; default 32, as the chart's")
     parser.add_argument("--no-peer", action="store_true", help="leave Kubeflow out")
     parser.add_argument("--keep", action="store_true", help="keep logs and data")
     return parser.parse_args()

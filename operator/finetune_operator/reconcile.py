@@ -101,11 +101,13 @@ class Reconciler:
         with self._cache.beginning(packed) if _begins(plan) else contextlib.nullcontext():
             live = packed if _is_guarded(plan, job) else await self._live(packed)
             try:
-                return live is None or await self._executor.execute(plan.actions, live, memo)
+                has_changed = live is None or await self._executor.execute(plan.actions, live, memo)
             except ConflictError:
                 # The next plan is made from what the API server has, whether or not the watch has told of it by then.
                 await self._live(packed)
                 return True
+        memo.resolved = plan.pinned or memo.resolved
+        return has_changed
 
     def _memo(self, packed: PackedJob) -> Memo:
         memo = self._memos.get(packed.key)

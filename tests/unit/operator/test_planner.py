@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.job import spec_hash
+from finetune_api.job import FineTuneJob, spec_hash
 from finetune_api.report import ExitCode, GateResult, Stage
 from finetune_api.status import (
     Condition,
@@ -23,7 +23,7 @@ from finetune_operator import naming
 from finetune_operator.action import Action, Create, Delete, Emit, EventType, Plan, RecordStatus, Replace
 from finetune_operator.attempt import following
 from finetune_operator.condition import LONGEST_HEADLINE, Statement, derive_phase, find, stated
-from finetune_operator.manifest import trust_hash
+from finetune_operator.manifest import JOB_FILE, trust_hash
 from finetune_operator.observed import DeliveredResult, JobView, Observed, PodPhase
 from finetune_operator.planner import plan
 
@@ -117,6 +117,10 @@ def test_a_job_is_pinned_recorded_and_begun_at_its_first_look():
     assert kinds(made.actions) == ["Create", "RecordStatus", "Replace", "Create"]
     assert recorded(made).attempts[0].child == "reviews-check-a1"
     assert condition(made, ConditionType.ACCEPTED).status is ConditionStatus.TRUE
+    pin = made.actions[0]
+    assert isinstance(pin, Create)
+    content = pin.manifest["data"][JOB_FILE]
+    assert made.pinned == FineTuneJob.model_validate_json(content, by_alias=True, by_name=False)
 
 
 def test_a_suspended_job_is_pinned_and_not_begun():

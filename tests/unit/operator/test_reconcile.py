@@ -12,7 +12,7 @@ import pytest
 
 from finetune_api.report import ExitCode, Stage
 from finetune_api.stage_result import StageResult
-from finetune_api.status import Attempt, FineTuneJobStatus, Phase, Reason, StageStatus
+from finetune_api.status import Attempt, FineTuneJobStatus, Phase, Reason, ResolvedStatus, StageStatus
 from finetune_operator import naming, planner
 from finetune_operator.action import Create, Delete, Emit, EventType, Plan, RecordStatus, Ref, Replace
 from finetune_operator.cache import Cache, Indices, namespace_key, uid_key
@@ -27,7 +27,7 @@ from finetune_operator.settings import Settings
 from finetune_operator.view import Raw, child_view, packed_job, pod_view
 
 from .fake_api_server import FakeApiServer
-from .objects import CA, NAME, NAMESPACE, NOW, UID, after, make_settings
+from .objects import CA, NAME, NAMESPACE, NOW, UID, after, make_resolved, make_settings
 from .raw_objects import raw_child, raw_job, raw_pod
 
 KEY = (NAMESPACE, NAME)
@@ -297,6 +297,26 @@ def test_plan_that_begins_with_a_record_asks_nothing_first() -> None:
     world = make_world(Plan((Create(manifest("ConfigMap", "pin"), "test"), record(attempts=(BEGUN,)))))
     assert world.look() == Result(settled=False)
     assert world.server.calls == [("create", "ConfigMap"), ("patch", "FineTuneJob")]
+
+
+def test_what_was_pinned_a_moment_ago_is_not_read_again() -> None:
+    pin, resolved = manifest("ConfigMap", "pin"), make_resolved()
+    status = FineTuneJobStatus(attempts=(BEGUN,), resolved=ResolvedStatus(config_map="pin"))
+    world = make_world(Plan((Create(pin, "test"), RecordStatus(status, "test")), pinned=resolved))
+    world.look()
+    world.look()
+    assert world.seen[1][1].resolved == resolved
+    assert ("get", "ConfigMap") in world.server.calls, "the trust, of which nothing is known"
+    assert world.server.calls.count(("get", "ConfigMap")) == 1
+
+
+def test_news_is_told_last_and_also_when_the_rest_has_failed() -> None:
+    world = make_world(Plan((record(attempts=(BEGUN,)), *emit().actions, Create(manifest(), "test"))))
+    world.server.fails = lambda verb, kind: UnavailableError("away") if (verb, kind) == ("create", "Job") else None
+    with pytest.raises(RetryError):
+        world.look()
+    assert told(world) == [("started", 1)]
+    assert [kind for _, kind in world.written()] == ["FineTuneJob", "Job", "Event"]
 
 
 def test_record_for_a_job_that_has_changed_is_refused_and_the_next_plan_is_made_from_what_it_is() -> None:
