@@ -263,15 +263,15 @@ class KubernetesCluster:
         accept: str = "application/json",
     ) -> Raw:
         text = urlencode({name: value for name, value in (query or {}).items() if value})
-        request = await self._client.param_serialize(
+        _, url, headers, *_ = await self._client.param_serialize(
             method,
             f"{path}?{text}" if text else path,
             header_params={"Accept": accept, "Content-Type": content_type},
-            body=body,
             auth_settings=["BearerToken"],
         )
         try:
-            response = await self._client.call_api(*request, _request_timeout=SECONDS_PER_REQUEST)
+            # The body is plain JSON already; the client would go through all of it to make sure.
+            response = await self._client.call_api(method, url, headers, body, _request_timeout=SECONDS_PER_REQUEST)
             content = await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise UnavailableError(f"{method} {path}: {error or type(error).__name__}") from error

@@ -173,7 +173,7 @@ _GOOD_NEWS = {
 """Reasons that nobody has to look into."""
 
 
-_EXPECTED = {Reason.WAITING, Reason.ADMITTED, Reason.RUNNING, Reason.NO_GATES}
+_EXPECTED = {Reason.SPEC_VALID, Reason.WAITING, Reason.ADMITTED, Reason.RUNNING, Reason.NO_GATES}
 """Reasons that are news only where something else was feared: a job that goes well has enough to tell."""
 
 

@@ -23,9 +23,6 @@ from finetune_operator.view import PackedJob, job_view, packed_job
 
 Planner = Callable[[JobView, Observed, Settings, datetime], Plan]
 
-LOOK_AGAIN_SECONDS = 4.0
-"""How often something that does not start is looked at: its user hears within 15 s what is missing."""
-
 SHORTEST_PAUSE_SECONDS = 0.5
 """A plan that does nothing and wants to be made again at once would keep a processor busy."""
 
@@ -94,7 +91,7 @@ class Reconciler:
         plan = self._plan(job, sight.observed, self._settings, now)
         if plan.actions and await self._carry_out(plan, job, packed, memo):
             return Result(settled=False)
-        return Result(after_seconds=_pause(plan, sight.is_waiting, now))
+        return Result(after_seconds=_pause(plan, sight.look_again_after, now))
 
     async def _carry_out(self, plan: Plan, job: JobView, packed: PackedJob, memo: Memo) -> bool:
         """Do what is planned; return whether something is other than it was."""
@@ -159,8 +156,6 @@ def _is_current(job: JobView, delivered: DeliveredResult) -> bool:
     return standing(job.status, delivered.stage, delivered.attempt) is Standing.CURRENT
 
 
-def _pause(plan: Plan, is_waiting: bool, now: datetime) -> float | None:
-    seconds = None if plan.wake_at is None else max(SHORTEST_PAUSE_SECONDS, (plan.wake_at - now).total_seconds())
-    if not is_waiting:
-        return seconds
-    return LOOK_AGAIN_SECONDS if seconds is None else min(seconds, LOOK_AGAIN_SECONDS)
+def _pause(plan: Plan, look_again_after: float | None, now: datetime) -> float | None:
+    planned = None if plan.wake_at is None else max(SHORTEST_PAUSE_SECONDS, (plan.wake_at - now).total_seconds())
+    return min((seconds for seconds in (planned, look_again_after) if seconds is not None), default=None)

@@ -212,6 +212,13 @@ def test_silent_pod_is_asked_for_its_events_after_some_seconds(age: float, reaso
     assert pod.waiting_reason == reason
 
 
+@pytest.mark.parametrize(("age", "pause"), [(1, 4), (15, 4), (120, 30), (86400, 60)])
+def test_what_does_not_start_for_long_is_asked_less_often(age: float, pause: float) -> None:
+    world = make_world(now=after(age))
+    world.watch(raw_job(), [raw_child()])
+    assert world.look() == Result(after_seconds=pause)
+
+
 def test_child_without_pod_is_asked_for_its_events() -> None:
     world = make_world(now=after(5))
     world.watch(raw_job(), [raw_child()])
