@@ -143,8 +143,8 @@ def _block_in(annotation: Any) -> type[Block] | None:
 def _breaches(rules: tuple[Rule, ...], fields: Mapping[str, Any], salvaged: bool) -> list[InitErrorDetails]:
     found: list[Problem] = []
     for rule in rules:
-        wanted = inspect.signature(rule).parameters
-        if wanted.keys() <= fields.keys():
+        wanted = _wanted(rule)
+        if wanted <= fields.keys():
             # A salvaged block lacks its faulty attributes; a rule that asks for one cannot be judged.
             with contextlib.suppress(AttributeError) if salvaged else contextlib.nullcontext():
                 found += list(rule(**{name: fields[name] for name in wanted}))
@@ -156,3 +156,9 @@ def _breaches(rules: tuple[Rule, ...], fields: Mapping[str, Any], salvaged: bool
         )
         for one in found
     ]
+
+
+@functools.cache
+def _wanted(rule: Rule) -> frozenset[str]:
+    """Return the attributes that ``rule`` asks for."""
+    return frozenset(inspect.signature(rule).parameters)

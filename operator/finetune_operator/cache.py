@@ -88,6 +88,11 @@ class Cache:
         self._jobs.pop(key, None)
         return newest
 
+    def told(self, key: JobKey, resource_version: str) -> PackedJob | None:
+        """Return that version of a FineTuneJob if it is what the watch told last."""
+        seen = self.indices.jobs.get(key, ())
+        return next((job for job in seen if str(job.resource_version) == resource_version), None)
+
     def job(self, namespace: str, name: str) -> JobView | None:
         """Return the FineTuneJob for those who read it."""
         packed = self.packed((namespace, name))

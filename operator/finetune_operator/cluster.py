@@ -4,7 +4,6 @@ Objects are plain JSON both ways: the client's typed models cost ten times the m
 """
 
 import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import ConfigException, load_incluster_config, load_kube_config
+from pydantic_core import from_json
 
 from finetune_api.crd import GROUP, PLURAL, VERSION
 from finetune_operator.naming import OPERATOR
@@ -263,21 +263,21 @@ class KubernetesCluster:
         accept: str = "application/json",
     ) -> Raw:
         text = urlencode({name: value for name, value in (query or {}).items() if value})
-        request = await self._client.param_serialize(
+        _, url, headers, *_ = await self._client.param_serialize(
             method,
             f"{path}?{text}" if text else path,
             header_params={"Accept": accept, "Content-Type": content_type},
-            body=body,
             auth_settings=["BearerToken"],
         )
         try:
-            response = await self._client.call_api(*request, _request_timeout=SECONDS_PER_REQUEST)
+            # The body is plain JSON already; the client would go through all of it to make sure.
+            response = await self._client.call_api(method, url, headers, body, _request_timeout=SECONDS_PER_REQUEST)
             content = await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise UnavailableError(f"{method} {path}: {error or type(error).__name__}") from error
         if response.status >= 400:
             raise _error(f"{method} {path}", response.status, content)
-        answer: Raw = json.loads(content)
+        answer: Raw = from_json(content)
         return answer
 
 
@@ -291,7 +291,7 @@ _ERRORS: Mapping[int, type[ClusterError]] = {
 
 def _error(request: str, code: int, content: bytes) -> ClusterError:
     try:
-        status = json.loads(content)
+        status = from_json(content)
     except ValueError:
         status = {}
     message = status.get("message") or content[:200].decode(errors="replace")
@@ -356,7 +356,9 @@ async def load_connection(kubeconfig: Path | None, context: str | None = None) -
     """
     configuration = Configuration()
     # The workers, the endpoint's reviews and the progress of hundreds of jobs share the connections.
-    configuration.connection_pool_maxsize = 32
+    configuration.connection_pool_maxsize = 64
+    # As kopf's client: else a thread looks for proxies and .netrc files at every request. A kubeconfig's proxy counts.
+    configuration.client_session_kwargs = {"trust_env": False}
     try:
         if kubeconfig is None:
             load_incluster_config(configuration)

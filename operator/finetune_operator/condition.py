@@ -179,14 +179,26 @@ _GOOD_NEWS = {
 """Reasons that nobody has to look into."""
 
 
+_EXPECTED = {Reason.SPEC_VALID, Reason.WAITING, Reason.ADMITTED, Reason.RUNNING, Reason.NO_GATES}
+"""Reasons that are news only where something else was feared: a job that goes well has enough to tell."""
+
+
 def news(before: FineTuneJobStatus, after: FineTuneJobStatus) -> tuple[Emit, ...]:
-    """Return an event for every condition whose status or reason is another one now; a mere wait is none."""
-    known = {condition.type: (condition.status, condition.reason) for condition in before.conditions}
+    """Return an event for every condition whose status or reason is another one now, unless it was to be expected."""
+    known = {condition.type: condition for condition in before.conditions}
     return tuple(
         event(condition.reason, f"{condition.type.value}: {condition.message or condition.reason.value}")
         for condition in after.conditions
-        if known.get(condition.type) != (condition.status, condition.reason) and condition.reason is not Reason.WAITING
+        if _is_news(known.get(condition.type), condition)
     )
+
+
+def _is_news(before: Condition | None, now: Condition) -> bool:
+    if before is not None and (before.status, before.reason) == (now.status, now.reason):
+        return False
+    if now.reason is Reason.WAITING:
+        return False
+    return now.reason not in _EXPECTED or (before is not None and before.reason not in _EXPECTED)
 
 
 def event(reason: Reason, message: str) -> Emit:

@@ -54,6 +54,17 @@ class Executor:
             RetryError: something else came between.
         """
         log = _JobLogger(logger, {"job": f"{job.namespace}/{job.name}"})
+        news: list[Emit] = []
+        try:
+            return await self._execute(actions, job, memo, log, news)
+        finally:
+            # At last, so that nothing waits for them; what has happened is told even if the rest has failed.
+            for emit in news:
+                await self._emit(emit, job, log)
+
+    async def _execute(
+        self, actions: Sequence[Action], job: PackedJob, memo: Memo, log: "_JobLogger", news: list[Emit]
+    ) -> bool:
         has_changed = False
         for action in actions:
             if not self._gate.is_open:
@@ -73,7 +84,7 @@ class Executor:
                     has_changed |= recorded is not job
                     job = recorded
                 case Emit():
-                    await self._emit(action, job, log)
+                    news.append(action)
                 case _:
                     assert_never(action)
             self._metrics.actions.labels(type(action).__name__).inc()

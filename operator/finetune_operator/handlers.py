@@ -15,7 +15,7 @@ from finetune_operator.cache import Cache, Indices, JobKey, namespace_key, uid_k
 from finetune_operator.cluster import Login
 from finetune_operator.naming import CHILD_SELECTOR, JOB_UID_LABEL
 from finetune_operator.observed import ChildKind, ChildView, PodView
-from finetune_operator.view import PackedJob, Raw, child_view, owner_key, packed_job, pod_view
+from finetune_operator.view import PackedJob, Raw, child_view, job_key, owner_key, packed_job, pod_view
 
 JOBS = (GROUP, VERSION, PLURAL)
 CHILDREN = {ChildKind.JOB: ("batch", "v1", "jobs"), ChildKind.RAY_JOB: ("ray.io", "v1", "rayjobs")}
@@ -36,6 +36,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.peering.standalone = True
     # kopf removes its finalizer wherever it finds it; the default name is every kopf operator's.
     settings.persistence.finalizer = f"{GROUP}/none"
+    settings.persistence.diffbase_storage = NoDifferences()
+    settings.persistence.progress_storage = NoProgress()
     # It would kill this process ten minutes after the first of its sessions has ended.
     settings.process.ultimate_exiting_timeout = None
     settings.networking.request_timeout = 30.0
@@ -52,6 +54,40 @@ def kopf_settings() -> kopf.OperatorSettings:
     # The definitions of a whole cluster are many megabytes, and only one is of interest.
     settings.watching.field_selectors[DEFINITIONS] = f"metadata.name={PLURAL}.{GROUP}"
     return settings
+
+
+class NoDifferences(kopf.DiffBaseStorage):
+    """Keeps no copy of an object; kopf would make one at every event, for handlers of changes that nobody registers."""
+
+    def build(self, *, body: Any, extra_fields: Any = None) -> Any:
+        """Return nothing of ``body``."""
+        return {}
+
+    def fetch(self, *, body: Any) -> None:
+        """Return that nothing is kept."""
+
+    def store(self, *, body: Any, patch: Any, essence: Any) -> None:
+        """Keep nothing."""
+
+
+class NoProgress(kopf.ProgressStorage):
+    """Keeps no progress of handlers: those that have some are not registered."""
+
+    def fetch(self, *, key: Any, body: Any) -> None:
+        """Return that nothing is kept."""
+
+    def store(self, *, key: Any, record: Any, body: Any, patch: Any) -> None:
+        """Keep nothing."""
+
+    def purge(self, *, key: Any, body: Any, patch: Any) -> None:
+        """Leave everything as it is."""
+
+    def touch(self, *, body: Any, patch: Any, value: Any) -> None:
+        """Leave everything as it is."""
+
+    def clear(self, *, essence: Any) -> Any:
+        """Return ``essence``, in which there is nothing of ours."""
+        return essence
 
 
 class EndlessBackoffs:
@@ -157,7 +193,8 @@ class Events:
 
     def job_changed(self, body: Raw, *, is_gone: bool) -> None:
         """Wake the job if more than its progress has changed."""
-        packed = packed_job(body)
+        # Packed for the index a moment ago, unless it is gone.
+        packed = self._cache.told(job_key(body), body["metadata"]["resourceVersion"]) or packed_job(body)
         if self._is_news(packed.uid, packed.essence, is_gone):
             self._wake(packed.key)
             if self._has_cap and (is_gone or packed.is_terminal):

@@ -22,6 +22,12 @@ logger = logging.getLogger(__name__)
 
 SILENT_FOR = timedelta(seconds=3)
 """A pod that has not started by then is asked for its events: they alone tell of a failed mount."""
+LOOK_AGAIN_SECONDS = (4.0, 60.0)
+"""Shortest and longest pause between two such questions: a user hears within 15 s what is missing, and a thousand jobs
+that a quota holds back for hours do not ask all the time. Every answer costs the API server a look at all events of a
+namespace."""
+SHARE_OF_AGE = 0.25
+"""The pause between those two limits, as a share of how long the youngest one has been waiting."""
 COLLECTED_AFTER = timedelta(seconds=30)
 """How long a name that somebody else holds may take to come free: mostly it is the namesake's that was deleted."""
 
@@ -33,8 +39,8 @@ class Sight:
     """One look at a job."""
 
     observed: Observed
-    is_waiting: bool
-    """Whether something does not start for a reason that no watch will tell: it must be asked for again."""
+    look_again_after: float | None = None
+    """Seconds; set where something does not start for a reason that no watch will tell: it must be asked for again."""
 
 
 class Observer:
@@ -60,10 +66,10 @@ class Observer:
         """Look at a job; what is read from the API server is remembered in ``memo``."""
         children, pods = self._cache.children_of(packed), self._cache.pods_of(packed)
         if packed.is_terminal:
-            return Sight(Observed(children=children, pods=pods), is_waiting=False)
+            return Sight(Observed(children=children, pods=pods))
         silent = [pod for pod in pods if _is_silent(pod)]
         podless = [child for child in children if _is_podless(child, pods)]
-        is_waiting = bool(silent or podless)
+        look_again_after = _pause([now - view.created for view in (*silent, *podless)])
         silent = [pod for pod in silent if now - pod.created >= SILENT_FOR]
         podless = [child for child in podless if now - child.created >= SILENT_FOR]
         if silent:
@@ -84,7 +90,7 @@ class Observer:
         # Last, and nothing is awaited until the plan is made: two jobs never count the same free place.
         running, waiting = self._ahead(packed)
         observed = dataclasses.replace(observed, running_in_namespace=running, waiting_before=waiting)
-        return Sight(observed, is_waiting)
+        return Sight(observed, look_again_after)
 
     def _starts(self, job: JobView) -> tuple[JobView, ...]:
         found: dict[str, JobView] = {}
@@ -138,7 +144,7 @@ class Observer:
         return memo.resolved
 
     async def _trust_hash(self, job: JobView, memo: Memo) -> str | None:
-        if not memo.trust_is_known:
+        if not memo.trust_is_known and job.status.attempts:
             stored = await self._cluster.get("ConfigMap", job.namespace, trust_config_map_name(job.name))
             is_ours = stored is not None and controller(stored["metadata"]).get("uid") == job.uid
             memo.trust_hash = content_hash(stored.get("data") or {}) if stored and is_ours else None
@@ -151,6 +157,13 @@ class Observer:
             if holder is None or controller(holder["metadata"]).get("uid") == job.uid:
                 del memo.taken[name]
         return frozenset(name for name, taken in memo.taken.items() if now - taken.since >= COLLECTED_AFTER)
+
+
+def _pause(ages: Sequence[timedelta]) -> float | None:
+    if not ages:
+        return None
+    shortest, longest = LOOK_AGAIN_SECONDS
+    return min(longest, max(shortest, SHARE_OF_AGE * min(ages).total_seconds()))
 
 
 def _is_silent(pod: PodView) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from datetime import datetime
 
 from finetune_api.job import KIND
-from finetune_operator.action import Plan, RecordStatus
+from finetune_operator.action import Action, Create, Plan, RecordStatus
 from finetune_operator.cache import Cache, JobKey
-from finetune_operator.cluster import Cluster, ClusterError
+from finetune_operator.cluster import Cluster, ClusterError, ConflictError
 from finetune_operator.executor import Executor, Gate
 from finetune_operator.fence import Standing, standing
 from finetune_operator.inbox import Inbox
@@ -22,9 +22,6 @@ from finetune_operator.settings import Settings
 from finetune_operator.view import PackedJob, job_view, packed_job
 
 Planner = Callable[[JobView, Observed, Settings, datetime], Plan]
-
-LOOK_AGAIN_SECONDS = 4.0
-"""How often something that does not start is looked at: its user hears within 15 s what is missing."""
 
 SHORTEST_PAUSE_SECONDS = 0.5
 """A plan that does nothing and wants to be made again at once would keep a processor busy."""
@@ -92,15 +89,22 @@ class Reconciler:
         self._acknowledge(job)
         sight = await self._observer.observe(packed, job, memo, now)
         plan = self._plan(job, sight.observed, self._settings, now)
-        if plan.actions and await self._carry_out(plan, packed, memo):
+        if plan.actions and await self._carry_out(plan, job, packed, memo):
             return Result(settled=False)
-        return Result(after_seconds=_pause(plan, sight.is_waiting, now))
+        return Result(after_seconds=_pause(plan, sight.look_again_after, now))
 
-    async def _carry_out(self, plan: Plan, packed: PackedJob, memo: Memo) -> bool:
+    async def _carry_out(self, plan: Plan, job: JobView, packed: PackedJob, memo: Memo) -> bool:
         """Do what is planned; return whether something is other than it was."""
         with self._cache.beginning(packed) if _begins(plan) else contextlib.nullcontext():
-            live = await self._live(packed)
-            return live is None or await self._executor.execute(plan.actions, live, memo)
+            live = packed if _is_guarded(plan, job) else await self._live(packed)
+            try:
+                has_changed = live is None or await self._executor.execute(plan.actions, live, memo)
+            except ConflictError:
+                # The next plan is made from what the API server has, whether or not the watch has told of it by then.
+                await self._live(packed)
+                return True
+        memo.resolved = plan.pinned or memo.resolved
+        return has_changed
 
     def _memo(self, packed: PackedJob) -> Memo:
         memo = self._memos.get(packed.key)
@@ -128,6 +132,22 @@ class Reconciler:
         return newest if newest.essence == packed.essence else None
 
 
+def _is_guarded(plan: Plan, job: JobView) -> bool:
+    """Return whether the API server itself refuses the plan if it was made for what ``job`` is no longer.
+
+    The record names the version that it is for, and all that may come before it is a pin: without its job, the cluster
+    collects it. A record that changes neither of these two may turn out to be none.
+    """
+    first = next((action for action in plan.actions if not _is_pin(action)), None)
+    if not isinstance(first, RecordStatus):
+        return False
+    return (first.status.conditions, first.status.attempts) != (job.status.conditions, job.status.attempts)
+
+
+def _is_pin(action: Action) -> bool:
+    return isinstance(action, Create) and action.manifest["kind"] == "ConfigMap"
+
+
 def _begins(plan: Plan) -> bool:
     return any(isinstance(action, RecordStatus) and open_attempt(action.status) for action in plan.actions)
 
@@ -136,8 +156,6 @@ def _is_current(job: JobView, delivered: DeliveredResult) -> bool:
     return standing(job.status, delivered.stage, delivered.attempt) is Standing.CURRENT
 
 
-def _pause(plan: Plan, is_waiting: bool, now: datetime) -> float | None:
-    seconds = None if plan.wake_at is None else max(SHORTEST_PAUSE_SECONDS, (plan.wake_at - now).total_seconds())
-    if not is_waiting:
-        return seconds
-    return LOOK_AGAIN_SECONDS if seconds is None else min(seconds, LOOK_AGAIN_SECONDS)
+def _pause(plan: Plan, look_again_after: float | None, now: datetime) -> float | None:
+    planned = None if plan.wake_at is None else max(SHORTEST_PAUSE_SECONDS, (plan.wake_at - now).total_seconds())
+    return min((seconds for seconds in (planned, look_again_after) if seconds is not None), default=None)

@@ -108,8 +108,8 @@ class Settings(ApiModel):
     """Pause before the second attempt; doubles up to ``longest_backoff_seconds``."""
     longest_backoff_seconds: Annotated[float, Field(gt=0)] = 300.0
     """Longest pause between attempts."""
-    workers: Annotated[int, Field(ge=1, le=64)] = 8
-    """Jobs that are reconciled at the same time."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 32
+    """Jobs that are reconciled at the same time; nearly all that each does is wait for the API server."""
 
 
 def parse_settings(text: str) -> Settings:

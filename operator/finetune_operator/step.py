@@ -280,6 +280,11 @@ def _not_created(attempt: Attempt, moment: Moment) -> Statement:
     if said := moment.observed.refused.get(attempt.child):
         wait = waiting.refused(f"{_kind(attempt, moment)} {attempt.child}", said)
         return Statement(kind, ConditionStatus.UNKNOWN, wait.reason, wait.message)
+    return _about_to_start(attempt)
+
+
+def _about_to_start(attempt: Attempt) -> Statement:
+    kind = STAGE_CONDITIONS[attempt.stage]
     return Statement(kind, ConditionStatus.UNKNOWN, Reason.WAITING, f"attempt {attempt.number} is about to start")
 
 
@@ -299,8 +304,15 @@ def _supervise(attempt: Attempt, child: ChildView, moment: Moment) -> Step:
         return _not_started_in_time(attempt, wait.message, moment)
     latest_end = attempts.deadline(attempt, moment.policy.active_deadline_seconds or 0)
     wake_ups = [latest_start, latest_end if moment.policy.active_deadline_seconds else None]
-    statements = (*_resumed(moment), ADMITTED, _stands(attempt, child, moment))
+    stands = _stands(attempt, child, moment)
+    statements = (*_resumed(moment), *_admitted(stands, moment), stands)
     return Step(statements, wake_at=_earliest(wake_ups))
+
+
+def _admitted(stands: Statement, moment: Moment) -> tuple[Statement, ...]:
+    """Return that the job may run, unless it merely waits for its pod: that is told with what comes next."""
+    said = find(moment.status, ConditionType.ADMITTED)
+    return () if stands.reason is Reason.WAITING and said is None else (ADMITTED,)
 
 
 def _queued(attempt: Attempt, child: ChildView) -> tuple[Statement, ...]:
@@ -329,6 +341,9 @@ def _stands(attempt: Attempt, child: ChildView, moment: Moment) -> Statement:
         where = f" on node {attempt.node}" if attempt.node else ""
         return Statement(kind, ConditionStatus.UNKNOWN, Reason.RUNNING, f"attempt {attempt.number} runs{where}")
     wait = waiting.why_waiting(child, pods)
+    if wait.is_silent:
+        # In the words of before its Job was created: that it has a Job now, and then a pod, is not worth a write.
+        return _about_to_start(attempt)
     return Statement(kind, ConditionStatus.UNKNOWN, wait.reason, wait.message)
 
 

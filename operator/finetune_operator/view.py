@@ -53,7 +53,8 @@ class PackedJob:
     has_begun: bool
     """An attempt is recorded and has not ended: it has a pod, or may get one at any time."""
     wants_to_run: bool
-    """Accepted, and neither ended, deleted nor suspended; so it has its turn under the cap on running jobs."""
+    """Accepted or not judged yet, and neither ended, deleted nor suspended; so it has its turn under the cap on running
+    jobs."""
     held_back: bool
     """Waits for its turn under the cap on running jobs."""
     content: bytes
@@ -72,6 +73,11 @@ class PackedJob:
         return self.phase is not None and self.phase.is_terminal
 
 
+def job_key(raw: Raw) -> tuple[str, str]:
+    """Return namespace and name of a FineTuneJob."""
+    return raw["metadata"]["namespace"], raw["metadata"]["name"]
+
+
 def packed_job(raw: Raw) -> PackedJob:
     """Return the object without managed fields and the like."""
     metadata, status = raw["metadata"], raw.get("status") or {}
@@ -88,6 +94,7 @@ def packed_job(raw: Raw) -> PackedJob:
         },
         "spec": raw.get("spec") or {},
     }
+    told = _json(kept)
     phase = Phase(status["phase"]) if status.get("phase") in list(Phase) else None
     is_terminal = phase is not None and phase.is_terminal
     wants_to_run = not is_terminal and "deletionTimestamp" not in metadata and _is_to_run(raw)
@@ -101,8 +108,8 @@ def packed_job(raw: Raw) -> PackedJob:
         has_begun=not is_terminal and any(not attempt.get("endTime") for attempt in status.get("attempts") or ()),
         wants_to_run=wants_to_run,
         held_back=wants_to_run and _has(status, ConditionType.ADMITTED, ConditionStatus.FALSE, Reason.QUOTA_EXCEEDED),
-        content=_json({**kept, "status": status}),
-        essence=hash(_json({**kept, "status": without_progress(status), "publishes": _publishes(status)})),
+        content=b'%b,"status":%b}' % (told[:-1], _json(status)),
+        essence=hash((told, _json(without_progress(status)), _publishes(status))),
     )
 
 
@@ -149,7 +156,10 @@ def status_of(raw: Raw) -> FineTuneJobStatus:
 
 def _is_to_run(raw: Raw) -> bool:
     is_suspended = ((raw.get("spec") or {}).get("runPolicy") or {}).get("suspend") is True
-    return not is_suspended and _has(raw.get("status") or {}, ConditionType.ACCEPTED, ConditionStatus.TRUE)
+    accepted = [
+        one for one in (raw.get("status") or {}).get("conditions") or () if one["type"] == ConditionType.ACCEPTED
+    ]
+    return not is_suspended and all(one["status"] == ConditionStatus.TRUE for one in accepted)
 
 
 def _has(status: Raw, kind: ConditionType, value: ConditionStatus, reason: Reason | None = None) -> bool:

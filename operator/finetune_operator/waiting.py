@@ -14,6 +14,8 @@ class Wait:
 
     reason: Reason
     message: str
+    is_silent: bool = False
+    """Kubernetes does not say why: so far it merely takes its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ def refused(what: str, message: str) -> Wait:
 def explain(what: str, reason: str, message: str) -> Wait:
     """Return what Kubernetes calls ``reason`` as one of ours, with what to do."""
     if not reason:
-        return Wait(Reason.WAITING, f"{what} is about to start.")
+        return Wait(Reason.WAITING, f"{what} is about to start.", is_silent=True)
     return _matching(what, reason, message) or Wait(Reason.WAITING, f"{what} waits: {reason}{_said(message)}.")
 
 

@@ -42,10 +42,13 @@ class GoModule:
 
     linker_flags: str = LINKER_FLAGS
 
+    changes: tuple[tuple[str, str, str], ...] = ()
+    """What is other in the copy of the sources: file, text that is there once, text in its place."""
+
     @property
     def pin(self) -> str:
         """Everything that decides what the programs are; a built program is kept as long as this stays."""
-        return f"{self.path}@{self.version} {self.linker_flags}"
+        return " ".join((f"{self.path}@{self.version} {self.linker_flags}", *("|".join(one) for one in self.changes)))
 
 
 KUBERNETES = (
@@ -57,6 +60,10 @@ KUBERNETES = (
     "kubectl",
     "kubeadm",
 )
+
+KUBEFLOW = "github.com/kubeflow/trainer/v2"
+KUBEFLOW_VERSION = "v2.0.0"
+KUBEFLOW_MAIN = "cmd/trainer-controller-manager"
 
 MODULES = (
     GoModule(
@@ -78,6 +85,24 @@ MODULES = (
     GoModule("github.com/versity/versitygw", "v1.8.0", {"versitygw": "cmd/versitygw"}),
     GoModule("github.com/ray-project/kuberay/ray-operator", "v1.6.2", {"kuberay-operator": ""}, is_own_main=True),
     GoModule("sigs.k8s.io/kueue", "v0.15.0", {"kueue-manager": "cmd/kueue"}, is_own_main=True),
+    GoModule("sigs.k8s.io/kwok", "v0.7.0", {"kwok": "cmd/kwok"}),
+    GoModule("sigs.k8s.io/jobset", "v0.8.2", {}),
+    GoModule(KUBEFLOW, KUBEFLOW_VERSION, {"kubeflow-trainer": KUBEFLOW_MAIN}),
+    GoModule(
+        KUBEFLOW,
+        KUBEFLOW_VERSION,
+        {"kubeflow-trainer-unlimited": KUBEFLOW_MAIN},
+        is_own_main=True,
+        changes=(
+            (
+                f"{KUBEFLOW_MAIN}/main.go",
+                "mgr, err := ctrl.NewManager(ctrl.GetConfigOrDie(), ",
+                "raised := ctrl.GetConfigOrDie()\n\traised.QPS, raised.Burst = 500, 1000\n"
+                "\tmgr, err := ctrl.NewManager(raised, ",
+            ),
+            (f"{KUBEFLOW_MAIN}/main.go", "ctrlpkg.Options{}", "ctrlpkg.Options{MaxConcurrentReconciles: 10}"),
+        ),
+    ),
 )
 """One row per module; a changed row builds its programs again. Add what a test needs here."""
 
@@ -181,6 +206,11 @@ def _build_in_place(module: GoModule, name: str, work: Path) -> Path:
     shutil.copytree(source_folder(module.path), sources, copy_function=shutil.copyfile)
     for folder in (sources, *(path for path in sources.rglob("*") if path.is_dir())):
         folder.chmod(0o755)
+    for file, before, after in module.changes:
+        text = (sources / file).read_text(encoding="utf-8")
+        if text.count(before) != 1:
+            raise ClusterUnavailableError(f"{module.path}@{module.version}: {before!r} is not once in {file}")
+        (sources / file).write_text(text.replace(before, after), encoding="utf-8")
     _go("build", *_flags(module.linker_flags), "-o", built, f"./{module.packages[name]}", folder=sources)
     return built
 

@@ -40,6 +40,8 @@ class ApiServer:
     port: int = field(default_factory=free_port)
     etcd_port: int = field(default_factory=free_port)
     etcd_peer_port: int = field(default_factory=free_port)
+    flags: tuple[str, ...] = ()
+    """More of them for kube-apiserver."""
     _etcd: subprocess.Popen[bytes] | None = None
     _server: subprocess.Popen[bytes] | None = None
 
@@ -110,6 +112,7 @@ class ApiServer:
             # Nobody creates the service account "default" here.
             "--disable-admission-plugins=ServiceAccount",
             "--shutdown-delay-duration=0s",
+            *self.flags,
         )
         self._await_ready()
 

@@ -3,7 +3,7 @@ trainer that does what the test says, and a clock that only the test moves.
 
 It holds what an API server holds to: names are taken once, deletion needs the right UID, and whoever writes with an old
 resourceVersion is refused. `FakeCluster.execute` refuses any action of a plan that was made from an outdated job, which
-is what the reconciler's live read before it acts amounts to.
+is what the reconciler's live read before it acts amounts to, or the version that its record names.
 """
 
 import functools

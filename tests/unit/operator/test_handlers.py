@@ -4,6 +4,7 @@ import itertools
 import warnings
 from typing import Any
 
+import kopf
 import pytest
 
 from finetune_operator.cache import Cache, Indices, namespace_key
@@ -42,6 +43,14 @@ def test_kopf_keeps_to_itself() -> None:
     assert settings.peering.standalone
     assert settings.persistence.finalizer != "kopf.zalando.org/KopfFinalizerMarker"
     assert settings.process.ultimate_exiting_timeout is None
+
+
+def test_kopf_copies_no_object() -> None:
+    persistence = kopf_settings().persistence
+    body = kopf.Body(raw_job())
+    essence = persistence.diffbase_storage.build(body=body)
+    assert persistence.progress_storage.clear(essence=essence) == {}
+    assert persistence.diffbase_storage.fetch(body=body) is None
 
 
 def test_children_are_selected_on_the_server() -> None:

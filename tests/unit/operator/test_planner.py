@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from finetune_api.job import spec_hash
+from finetune_api.job import FineTuneJob, spec_hash
 from finetune_api.report import ExitCode, GateResult, Stage
 from finetune_api.status import (
     Condition,
@@ -24,7 +24,7 @@ from finetune_operator import naming
 from finetune_operator.action import Action, Create, Delete, Emit, EventType, Plan, RecordStatus, Replace
 from finetune_operator.attempt import following
 from finetune_operator.condition import LONGEST_HEADLINE, Statement, derive_phase, find, stated
-from finetune_operator.manifest import trust_hash
+from finetune_operator.manifest import JOB_FILE, trust_hash
 from finetune_operator.observed import DeliveredResult, JobView, Observed, PodPhase
 from finetune_operator.planner import plan
 
@@ -81,6 +81,10 @@ def recorded(made: Plan) -> FineTuneJobStatus:
     return record.status
 
 
+def told(made: Plan) -> list[Reason]:
+    return [action.reason for action in made.actions if isinstance(action, Emit)]
+
+
 def condition(made: Plan, kind: ConditionType) -> Condition:
     found = find(recorded(made), kind)
     assert found is not None, recorded(made).conditions
@@ -130,6 +134,48 @@ def test_a_job_waits_for_the_one_that_it_goes_on_from():
     assert (accepted.status, accepted.reason) == (ConditionStatus.UNKNOWN, Reason.WAITING_FOR_JOB)
     assert recorded(made).phase is Phase.PENDING
     assert made.wake_at == after(60)
+
+
+def test_a_job_is_pinned_recorded_and_begun_at_its_first_look():
+    made = plan(make_view(), Observed(progress_ca=CA), SETTINGS, NOW)
+    assert kinds(made.actions) == ["Create", "RecordStatus", "Replace", "Create"]
+    assert recorded(made).attempts[0].child == "reviews-check-a1"
+    assert condition(made, ConditionType.ACCEPTED).status is ConditionStatus.TRUE
+    pin = made.actions[0]
+    assert isinstance(pin, Create)
+    content = pin.manifest["data"][JOB_FILE]
+    assert made.pinned == FineTuneJob.model_validate_json(content, by_alias=True, by_name=False)
+
+
+def test_a_suspended_job_is_pinned_and_not_begun():
+    made = plan(make_view({"spec.runPolicy.suspend": True}), Observed(progress_ca=CA), SETTINGS, NOW)
+    assert kinds(made.actions) == ["Create", "RecordStatus"]
+    assert recorded(made).phase is Phase.SUSPENDED
+
+
+# --- what is worth a write
+
+
+def test_a_job_and_a_pod_that_take_their_time_are_no_news():
+    job = checking_job()
+    about_to_start = recorded(plan(job, seen(), SETTINGS, NOW))
+    waiting, child = replace(job, status=about_to_start), make_child(CHECK)
+    pod = make_pod(CHECK, phase=PodPhase.PENDING)
+    assert plan(waiting, seen(children=(child,)), SETTINGS, after(1)).actions == ()
+    assert plan(waiting, seen(children=(child,), pods=(pod,)), SETTINGS, after(2)).actions == ()
+
+
+def test_a_pod_that_runs_is_recorded_and_told_by_no_event_unless_something_was_wrong():
+    job, child = checking_job(), make_child(CHECK)
+    stuck = make_pod(CHECK, phase=PodPhase.PENDING, waiting_reason="Unschedulable", waiting_message="0/3 nodes")
+    runs = seen(children=(child,), pods=(make_pod(CHECK, phase=PodPhase.RUNNING, started=NOW),))
+    at_once = plan(job, runs, SETTINGS, after(2))
+    assert condition(at_once, ConditionType.ADMITTED).status is ConditionStatus.TRUE
+    assert told(at_once) == []
+    trouble = plan(job, seen(children=(child,), pods=(stuck,)), SETTINGS, after(2))
+    assert told(trouble) == [Reason.UNSCHEDULABLE]
+    after_all = plan(replace(job, status=recorded(trouble)), runs, SETTINGS, after(3))
+    assert told(after_all) == [Reason.RUNNING]
 
 
 def test_a_refused_job_is_looked_at_again_while_settings_may_help():

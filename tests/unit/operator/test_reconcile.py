@@ -12,7 +12,7 @@ import pytest
 
 from finetune_api.report import ExitCode, Stage
 from finetune_api.stage_result import StageResult
-from finetune_api.status import FineTuneJobStatus, Phase, Reason, StageStatus
+from finetune_api.status import Attempt, FineTuneJobStatus, Phase, Reason, ResolvedStatus, StageStatus
 from finetune_operator import naming, planner
 from finetune_operator.action import Create, Delete, Emit, EventType, Plan, RecordStatus, Ref, Replace
 from finetune_operator.cache import Cache, Indices, namespace_key, uid_key
@@ -27,7 +27,7 @@ from finetune_operator.settings import Settings
 from finetune_operator.view import Raw, child_view, packed_job, pod_view
 
 from .fake_api_server import FakeApiServer
-from .objects import CA, NAME, NAMESPACE, NOW, UID, after, make_settings
+from .objects import CA, NAME, NAMESPACE, NOW, UID, after, make_resolved, make_settings
 from .raw_objects import raw_child, raw_job, raw_pod
 
 KEY = (NAMESPACE, NAME)
@@ -172,7 +172,8 @@ def test_forged_child_of_another_job_is_not_seen() -> None:
 
 def test_pinned_spec_and_trust_are_read_once() -> None:
     name = "reviews-spec-12345678"
-    world = make_world(status={"resolved": {"configMap": name}})
+    attempts = [{"stage": "check", "number": 1, "child": "reviews-check-a1"}]
+    world = make_world(status={"resolved": {"configMap": name}, "attempts": attempts})
     job = {key: value for key, value in raw_job().items() if key != "status"}
     content = json.dumps(job)
     world.server.put("ConfigMap", manifest("ConfigMap", name, data={"job.json": content}))
@@ -184,6 +185,13 @@ def test_pinned_spec_and_trust_are_read_once() -> None:
     assert observed.resolved is not None and observed.resolved.metadata.uid == UID
     assert observed.trust_hash == content_hash(trust)
     assert world.server.calls.count(("get", "ConfigMap")) == 2
+
+
+def test_job_that_has_not_begun_is_not_asked_for_its_trust() -> None:
+    world = make_world()
+    world.look()
+    assert world.seen[0][1].trust_hash is None
+    assert world.server.calls == []
 
 
 def test_config_map_of_somebody_else_pins_nothing() -> None:
@@ -215,6 +223,13 @@ def test_silent_pod_is_asked_for_its_events_after_some_seconds(age: float, reaso
     assert world.look() == Result(after_seconds=4.0)
     (pod,) = world.seen[0][1].pods
     assert pod.waiting_reason == reason
+
+
+@pytest.mark.parametrize(("age", "pause"), [(1, 4), (15, 4), (120, 30), (86400, 60)])
+def test_what_does_not_start_for_long_is_asked_less_often(age: float, pause: float) -> None:
+    world = make_world(now=after(age))
+    world.watch(raw_job(), [raw_child()])
+    assert world.look() == Result(after_seconds=pause)
 
 
 def test_child_without_pod_is_asked_for_its_events() -> None:
@@ -295,6 +310,53 @@ def test_jobs_that_come_at_once_do_not_exceed_the_cap(cap: int, order: tuple[str
 # --- writing
 
 
+BEGUN = Attempt(stage=Stage.TRAIN, number=1, child="reviews-train-a1", record_time=NOW)
+
+
+def test_plan_that_begins_with_a_record_asks_nothing_first() -> None:
+    world = make_world(Plan((Create(manifest("ConfigMap", "pin"), "test"), record(attempts=(BEGUN,)))))
+    assert world.look() == Result(settled=False)
+    assert world.server.calls == [("create", "ConfigMap"), ("patch", "FineTuneJob")]
+
+
+def test_what_was_pinned_a_moment_ago_is_not_read_again() -> None:
+    pin, resolved = manifest("ConfigMap", "pin"), make_resolved()
+    status = FineTuneJobStatus(attempts=(BEGUN,), resolved=ResolvedStatus(config_map="pin"))
+    world = make_world(Plan((Create(pin, "test"), RecordStatus(status, "test")), pinned=resolved))
+    world.look()
+    world.look()
+    assert world.seen[1][1].resolved == resolved
+    assert ("get", "ConfigMap") in world.server.calls, "the trust, of which nothing is known"
+    assert world.server.calls.count(("get", "ConfigMap")) == 1
+
+
+def test_news_is_told_last_and_also_when_the_rest_has_failed() -> None:
+    world = make_world(Plan((record(attempts=(BEGUN,)), *emit().actions, Create(manifest(), "test"))))
+    world.server.fails = lambda verb, kind: UnavailableError("away") if (verb, kind) == ("create", "Job") else None
+    with pytest.raises(RetryError):
+        world.look()
+    assert told(world) == [("started", 1)]
+    assert [kind for _, kind in world.written()] == ["FineTuneJob", "Job", "Event"]
+
+
+def test_record_for_a_job_that_has_changed_is_refused_and_the_next_plan_is_made_from_what_it_is() -> None:
+    world = make_world(Plan((record(attempts=(BEGUN,)), Create(manifest(), "test"))))
+    world.server.put("FineTuneJob", raw_job({"spec.runPolicy": {"suspend": True}}, generation=2, resourceVersion="8"))
+    assert world.look() == Result(settled=False)
+    assert world.server.objects["FineTuneJob", NAMESPACE, NAME]["status"] == {}
+    assert ("Job", NAMESPACE, "reviews-train-a1") not in world.server.objects
+    world.look()
+    assert world.seen[1][0].generation == 2
+
+
+def test_record_for_a_job_of_the_same_name_is_refused_and_the_old_one_is_a_ghost() -> None:
+    world = make_world(Plan((record(attempts=(BEGUN,)), Create(manifest(), "test"))))
+    world.server.put("FineTuneJob", raw_job(uid="another", resourceVersion="8"))
+    assert world.look() == Result(settled=False)
+    assert world.look() == Result()
+    assert len(world.seen) == 1
+
+
 def test_ghost_is_found_out_before_anything_is_written() -> None:
     world = make_world(Plan((Create(manifest(), "test"),)))
     world.server.objects.clear()
@@ -314,6 +376,7 @@ def test_plan_for_a_job_that_has_changed_is_thrown_away() -> None:
 
 
 def test_progress_that_was_written_meanwhile_is_no_conflict_and_stays() -> None:
+    # No condition and no attempt: the job is read before anything is written.
     world = make_world(Plan((record(phase=Phase.TRAINING),)))
     progress = {"stage": "train", "step": 7, "lastUpdateTime": "2026-01-02T03:04:05Z"}
     world.server.put("FineTuneJob", raw_job(status={"progress": progress}, resourceVersion="8"))

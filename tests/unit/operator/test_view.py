@@ -87,8 +87,11 @@ def test_job_held_back_by_the_cap_is_known_without_unpacking() -> None:
     ("given", "status", "metadata", "wants"),
     [
         pytest.param({}, {"conditions": [ACCEPTED]}, {}, True, id="an accepted job wants to run"),
-        pytest.param({}, {}, {}, False, id="a job that is not judged yet has no turn"),
-        pytest.param({}, {"conditions": [ACCEPTED | {"status": "False"}]}, {}, False, id="nor has a refused one"),
+        pytest.param({}, {}, {}, True, id="so may one that is not judged yet"),
+        pytest.param({}, {"conditions": [ACCEPTED | {"status": "False"}]}, {}, False, id="a refused one has no turn"),
+        pytest.param(
+            {}, {"conditions": [ACCEPTED | {"status": "Unknown"}]}, {}, False, id="nor one that is not pinned"
+        ),
         pytest.param({}, {"conditions": [ACCEPTED], "phase": "Failed"}, {}, False, id="nor one that has ended"),
         pytest.param({}, {"conditions": [ACCEPTED]}, {"deletionTimestamp": CREATED}, False, id="nor a deleted one"),
         pytest.param(SUSPENDED, {"conditions": [ACCEPTED]}, {}, False, id="nor a suspended one"),

@@ -1,0 +1,77 @@
+"""What thousands of FineTuneJobs cost the operator and the API server, beside as many TrainJobs of Kubeflow Trainer.
+
+    python -m benchmarks.control_plane --jobs 200 1000
+
+etcd, API server, Job controller and scheduler are the real ones, as processes of this machine, built from Go modules
+the first time; nodes and pods are kwok's. A FineTuneJob lives its whole life: check, train, evaluate, end. A TrainJob
+lives until it has its JobSet. The last line is JSON.
+"""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.cluster.binary import ensure_binaries
+
+from .cluster import PROGRAMS
+from .finetune import Life, live
+from .kubeflow import Start, begin
+
+KUBEFLOW = {"kubeflow-trainer": "as released", "kubeflow-trainer-unlimited": "500 requests/s, 10 workers"}
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _parse()
+    peers = [] if options.no_peer else list(KUBEFLOW)
+    ensure_binaries({*PROGRAMS, *peers})
+    work = Path(tempfile.mkdtemp(prefix="control-plane-"))
+    print(f"logs are in {work}", file=sys.stderr)
+    results: list[Life | Start] = []
+    for jobs in options.jobs:
+        ours = asyncio.run(live(jobs, work / f"finetune-{jobs}", options.workers))
+        _print_life(ours)
+        results.append(ours)
+        for peer in peers:
+            theirs = asyncio.run(begin(peer, jobs, work / f"{peer}-{jobs}"))
+            _print_start(theirs)
+            results.append(theirs)
+    if not options.keep:
+        shutil.rmtree(work)
+    print(json.dumps([dataclasses.asdict(one) for one in results]))
+
+
+def _print_life(life: Life) -> None:
+    print(f"{life.jobs} FineTuneJobs")
+    print(f"  apply to child p50 {life.apply_p50:.2f} s, p99 {life.apply_p99:.2f} s")
+    print(f"  three stages of 5 to 15 s in {life.life_seconds:.0f} s, {life.looks_per_second:.0f} reconciles/s")
+    print(f"  {life.writes_per_job:.2f} writes per job and {life.events_per_job:.2f} events")
+    for kind, count in life.writes.items():
+        print(f"    {count:6.2f}  {kind}")
+    print(f"  operator: at most {life.memory_mb:.0f} MB, {life.cpu_seconds_per_job * 1000:.0f} ms CPU per job")
+    print(f"  restart to quiet {life.restart_running:.1f} s, all running; {life.restart_ended:.1f} s, all ended")
+    print(f"  {life.writes_at_rest} writes in two minutes at rest", flush=True)
+
+
+def _print_start(start: Start) -> None:
+    print(f"{start.jobs} TrainJobs, {KUBEFLOW[start.program]}")
+    print(f"  apply to JobSet p50 {start.apply_p50:.2f} s, p99 {start.apply_p99:.2f} s")
+    print(f"  at most {start.memory_mb:.0f} MB, {start.cpu_seconds_per_job * 1000:.0f} ms CPU per job", flush=True)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, nargs="+", default=[200, 1000], metavar="N", help="default 200 1000")
+    parser.add_argument("--workers", type=int, default=32, help="of the operator; default 32, as the chart's")
+    parser.add_argument("--no-peer", action="store_true", help="leave Kubeflow out")
+    parser.add_argument("--keep", action="store_true", help="keep logs and data")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
