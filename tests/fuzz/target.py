@@ -278,6 +278,7 @@ _MOUNTED = Path(tempfile.mkdtemp(prefix="fuzz-mounts"))
 for _name in ("volumes/claim/inside", "config/map", "secrets/key"):
     (_MOUNTED / _name).mkdir(parents=True)
 (_MOUNTED / "volumes/claim/link").symlink_to(_MOUNTED / "secrets")
+(_MOUNTED / "volumes/claim/circle").symlink_to("circle")
 _MOUNTS = Mounts(_MOUNTED / "secrets", _MOUNTED / "volumes", _MOUNTED / "config")
 
 
@@ -330,7 +331,7 @@ def seeds(name: str) -> list[bytes]:
         case "report":
             return [b"<script>alert(1)</script>", b'"><img src=x onerror=y>', "\u202eevil".encode()]
         case "uri":
-            return [b"inside/file", b"../../secrets", b"%2e%2e/x", b"link/key"]
+            return [b"inside/file", b"../../secrets", b"%2e%2e/x", b"link/key", b"circle/x", b"x" * 300]
         case _:
             return []
 

@@ -76,6 +76,13 @@ def test_path_that_leaves_its_volume_is_refused(mounts: Mounts, uri: str) -> Non
         volume_path(uri, mounts, FIELD)
 
 
+@pytest.mark.parametrize("uri", [f"pvc://{'x' * 300}/rows", "pvc://claim/circle/rows"])
+def test_path_that_no_file_system_follows_is_refused_in_words(mounts: Mounts, uri: str) -> None:
+    (mounts.volumes / "claim" / "circle").symlink_to("circle")
+    with pytest.raises((SpecError, StorageError), match=r"source: .*(too long|leads back to itself)"):
+        volume_path(uri, mounts, FIELD)
+
+
 def test_volume_that_is_not_mounted_is_named(mounts: Mounts) -> None:
     with pytest.raises(StorageError, match=r"source: 'claym' of 'pvc://claym/x' is not mounted at .*claym"):
         volume_path("pvc://claym/x", mounts, FIELD)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from finetune_trainer.durable import disk_errors
 from finetune_trainer.errors import SpecError, StorageError
 
 
@@ -83,11 +84,16 @@ def _mounted_path(uri: str, root: Path, field: str, what: str) -> Path:
             f"{field}: {uri!r} is {what}, and none is mounted on this machine ({root} does not exist). "
             "Use file:///path/to/folder here, or run the job in the cluster."
         )
-    if not (root / name).is_dir():
-        raise StorageError(f"{field}: {name!r} of {uri!r} is not mounted at {root / name}. Check that it exists.")
-    path = root / name / rest.strip("/")
-    # Links that stay inside the mount are how the kubelet publishes keys; a link out of it could lead to a Secret.
-    if not path.resolve().is_relative_to((root / name).resolve()):
+    with disk_errors(f"use {field}:", repr(uri)):
+        if not (root / name).is_dir():
+            raise StorageError(f"{field}: {name!r} of {uri!r} is not mounted at {root / name}. Check that it exists.")
+        path = root / name / rest.strip("/")
+        # Links that stay inside the mount are how the kubelet publishes keys; a link out of it could lead to a Secret.
+        try:
+            is_inside = path.resolve().is_relative_to((root / name).resolve())
+        except RuntimeError as error:
+            raise SpecError(f"{field}: {uri!r} is a link that leads back to itself. Write a real path.") from error
+    if not is_inside:
         raise outside
     return path
 

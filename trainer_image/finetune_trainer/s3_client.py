@@ -52,7 +52,9 @@ _REFUSED_KEYS = {
 }
 _DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "Forbidden", "UnauthorizedAccess", "403", "401"}
 _BUSY = {"SlowDown", "RequestTimeout", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "429"}
-_FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "QuotaExceededException", "EntityTooLarge"}
+_GARBLED = {"BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody"}
+"""The body did not arrive as it was sent."""
+_FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "QuotaExceededException", "EntityTooLarge", "507"}
 _SKEWED = {"RequestTimeTooSkewed", "RequestExpired"}
 _ELSEWHERE = {
     *("PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
@@ -318,7 +320,9 @@ def _is_passing(error: Exception) -> bool:
         return False
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return (status >= 500 and status != 501) or _code(error) in _BUSY
+        if status == 501 or _code(error) in _FULL:
+            return False
+        return status >= 500 or _code(error) in _BUSY | _GARBLED
     return isinstance(error, _PASSING)
 
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
 from finetune_trainer.durable import disk_errors, is_partial, partial_name, sync_folder, write_file
-from finetune_trainer.errors import DataError, StorageError
+from finetune_trainer.errors import DataError, FineTuneError, StorageError
 from finetune_trainer.manifest import (
     COMPLETE_NAME,
     MANIFEST_NAME,
@@ -34,11 +34,13 @@ from finetune_trainer.manifest import (
     read_manifest,
     verify_manifest,
 )
-from finetune_trainer.s3_client import S3_ERRORS, S3Client
+from finetune_trainer.s3_client import S3Client
 from finetune_trainer.source import is_pattern
 from finetune_trainer.store import key_parts
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PART_BYTES = 8 << 20
 _MOST_PARTS = 10_000
@@ -59,6 +61,10 @@ _WRITER = "writer"
 
 class _DisturbedError(Exception):
     """Another writer is at work below the same prefix."""
+
+
+class _TakenError(Exception):
+    """A key is not free any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,9 +274,11 @@ class S3Store:
                 found: dict[str, Any] = client.head_object(Bucket=self._client.bucket, Key=key)
                 return found
             except ClientError as error:
-                if self._client.is_missing(error):
-                    return None
-                raise
+                if not self._client.is_missing(error):
+                    raise
+            # The answer to HEAD has no body, so it does not say whether the bucket itself is missing; a listing does.
+            client.list_objects_v2(Bucket=self._client.bucket, Prefix=key, MaxKeys=1)
+            return None
 
         return self._client.call("look for", self._show(key), head)
 
@@ -302,10 +310,14 @@ class S3Store:
                     self._download_all(prefix, [name.removeprefix(f"{prefix}/") for name in names], folder)
                 else:
                     self._download_complete(prefix, folder)
-            except (DataError, StorageError):
-                # A writer may have replaced the tree while it was read; that shows in its marker.
-                if _etag(self._head(marker)) == _etag(before) or attempt == _READ_ATTEMPTS - 1:
+            except (DataError, StorageError) as error:
+                # A writer may have replaced the tree while it was read; that shows in its marker. Bytes may have
+                # changed on the way, for a server keeps no checksum of a range: then the next copy is right.
+                replaced = _etag(self._head(marker)) != _etag(before)
+                again = replaced or (isinstance(error, DataError) and attempt == 0)
+                if not again or attempt == _READ_ATTEMPTS - 1:
                     raise
+                logger.warning("fetching again uri=%s reason=%s", self._show(self._key(prefix)), error)
                 continue
             return
 
@@ -365,50 +377,84 @@ class S3Store:
         with disk_errors("read", path):
             size = path.stat().st_size
 
-        def upload(client: Any) -> str:
+        with disk_errors("read", path):
             try:
                 if size <= self._part_bytes:
-                    return self._put(client, path, key, writer)
-                return self._put_parts(client, path, size, key, writer)
-            except ClientError as error:
-                if error.response.get("Error", {}).get("Code") not in _TAKEN:
-                    raise
+                    return self._put(path, key, writer)
+                return self._put_parts(path, size, key, writer)
+            except _TakenError:
                 # By this very upload when its answer was lost, else by another writer.
                 return self._etag_of_own(key, writer)
 
-        with disk_errors("read", path):
-            return self._client.call("write", self._show(key), upload)
+    def _write(self, key: str, request: Callable[[Any], T]) -> T:
+        def unless_taken(client: Any) -> T:
+            try:
+                return request(client)
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in _TAKEN:
+                    raise _TakenError(key) from error
+                raise
 
-    def _put(self, client: Any, path: Path, key: str, writer: str) -> str:
-        with path.open("rb") as file:
-            answer = client.put_object(
-                Bucket=self._client.bucket, Key=key, Body=file, Metadata={_WRITER: writer}, **_SHA256, **_ONLY_NEW
-            )
-        return str(answer["ETag"])
+        return self._client.call("write", self._show(key), unless_taken)
 
-    def _put_parts(self, client: Any, path: Path, size: int, key: str, writer: str) -> str:
+    def _put(self, path: Path, key: str, writer: str) -> str:
+        def put(client: Any) -> str:
+            with path.open("rb") as file:
+                answer = client.put_object(
+                    Bucket=self._client.bucket, Key=key, Body=file, Metadata={_WRITER: writer}, **_SHA256, **_ONLY_NEW
+                )
+            return str(answer["ETag"])
+
+        return self._write(key, put)
+
+    def _put_parts(self, path: Path, size: int, key: str, writer: str) -> str:
+        """Upload a large file; what goes wrong costs the part that it happened to."""
         target = {"Bucket": self._client.bucket, "Key": key}
-        upload = client.create_multipart_upload(**target, Metadata={_WRITER: writer}, **_SHA256)["UploadId"]
+        created = self._write(
+            key, lambda client: client.create_multipart_upload(**target, Metadata={_WRITER: writer}, **_SHA256)
+        )
+        upload = {**target, "UploadId": created["UploadId"]}
         step = max(self._part_bytes, -(-size // _MOST_PARTS))
 
         def put(number: int) -> dict[str, Any]:
             with path.open("rb") as file:
                 file.seek((number - 1) * step)
                 content = file.read(step)
-            answer = client.upload_part(**target, UploadId=upload, PartNumber=number, Body=content, **_SHA256)
+            asked_before = False
+
+            def send(client: Any) -> dict[str, Any]:
+                nonlocal asked_before
+                if asked_before:
+                    self._refuse_vanished(client, upload)
+                asked_before = True
+                sent: dict[str, Any] = client.upload_part(**upload, PartNumber=number, Body=content, **_SHA256)
+                return sent
+
+            answer = self._write(key, send)
             return {"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": answer["ChecksumSHA256"]}
 
         try:
             with ThreadPoolExecutor(_THREADS) as pool:
                 parts = list(pool.map(put, range(1, -(-size // step) + 1)))
-            answer = client.complete_multipart_upload(
-                **target, UploadId=upload, MultipartUpload={"Parts": parts}, **_ONLY_NEW
-            )
+            whole = {"MultipartUpload": {"Parts": parts}, **_ONLY_NEW}
+            answer = self._write(key, lambda client: client.complete_multipart_upload(**upload, **whole))
         except BaseException:
-            with suppress(*S3_ERRORS):
-                client.abort_multipart_upload(**target, UploadId=upload)
+            # Whatever happened: parts of an upload that nobody ends are invisible and cost money.
+            with suppress(FineTuneError):
+                self._client.call(
+                    "clean up", self._show(key), lambda client: client.abort_multipart_upload(**upload), 0.0
+                )
             raise
         return str(answer["ETag"])
+
+    def _refuse_vanished(self, client: Any, upload: dict[str, str]) -> None:
+        """Raise NoSuchUpload when another writer has cleared the upload away; a server may just hang up on a part."""
+        try:
+            client.list_parts(**upload, MaxParts=1)
+        except ClientError as error:
+            # Not everyone who may write may list parts.
+            if error.response.get("Error", {}).get("Code") in _TAKEN:
+                raise
 
     def _etag_of_own(self, key: str, writer: str) -> str:
         found = self._head(key)

@@ -7,6 +7,7 @@ training, ``checkpoints/step-000100``. Trees are complete when their marker is t
 import logging
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,9 +100,11 @@ class SharedState:
     def pull_checkpoint_of(self, step: int) -> bool:
         """Bring one complete checkpoint into the workspace; whether it was whole: if not, an older one may be."""
         folder, key = folder_of(self.workspace.checkpoints, step), self._checkpoint_key(step)
-        below = (one.removeprefix(f"{key}/") for one in self.store.list(key))
+        below = {one.removeprefix(f"{key}/") for one in self.store.list(key)}
         parts = sorted({match[0] for one in below if (match := _PART.match(one))})
         try:
+            if unfinished := [part for part in parts if f"{part}/{COMPLETE_NAME}" not in below]:
+                raise DataError(f"{self.store.uri}/{key} is unfinished: {', '.join(unfinished)}")
             if parts:
                 self._join(key, parts, folder)
             else:
@@ -113,9 +116,8 @@ class SharedState:
 
     def _join(self, key: str, parts: list[str], folder: Path) -> None:
         """Make one checkpoint of what several nodes stored; the manifest comes last, as ever."""
-        count = self.store.get_bytes(f"{key}/{COMPLETE_NAME}").decode("ascii", "replace").strip()
-        if count != str(len(parts)):
-            raise DataError(f"{self.store.uri}/{key} has {len(parts)} parts instead of {count}")
+        if self.store.get_bytes(f"{key}/{COMPLETE_NAME}") != self._markers(key, parts):
+            raise DataError(f"{self.store.uri}/{key} has other parts than those that made it complete: {parts}")
         for part in parts:
             fetched = folder.with_name(f"{folder.name}-{part}")
             shutil.rmtree(fetched, ignore_errors=True)
@@ -161,8 +163,15 @@ class SharedState:
 
     def complete_parts(self, step: int, nodes: int, keep: int) -> None:
         """Declare the checkpoint complete, as every node's part is stored; then remove old ones."""
-        self.store.put_bytes(f"{self._checkpoint_key(step)}/{COMPLETE_NAME}", f"{nodes}\n".encode())
+        key = self._checkpoint_key(step)
+        parts = [f"node-{node}" for node in range(nodes)]
+        self.store.put_bytes(f"{key}/{COMPLETE_NAME}", self._markers(key, parts))
         self._discard_old(keep)
+
+    def _markers(self, key: str, parts: Iterable[str]) -> bytes:
+        """Name the parts with what is in them: parts of two attempts at the same step are no checkpoint."""
+        marked = {part: self.store.get_bytes(f"{key}/{part}/{COMPLETE_NAME}") for part in sorted(parts)}
+        return b"".join(part.encode() + b" " + marker for part, marker in marked.items())
 
     def _discard_old(self, keep: int) -> None:
         for old in self.complete_steps()[keep:]:

@@ -52,9 +52,22 @@ def test_parts_without_a_marker_are_no_checkpoint(tmp_path: Path):
 def test_a_checkpoint_that_lacks_a_part_is_passed_over(tmp_path: Path):
     store_from_two_nodes(tmp_path, 4)
     later = node(tmp_path, "later")
-    later.complete_parts(4, 3, keep=1)
+    later.complete_parts(4, 2, keep=1)
+    later.store.delete_tree("team/job/checkpoints/step-000004/node-1")
     assert not later.pull_checkpoint_of(4)
     assert newest_complete(later.workspace.checkpoints) is None
+
+
+def test_parts_of_two_attempts_at_the_same_step_are_no_checkpoint(tmp_path: Path):
+    store_from_two_nodes(tmp_path, 4)
+    later = node(tmp_path, "later")
+    later.complete_parts(4, 2, keep=1)
+    again = node(tmp_path, "again")
+    again.push_part(part(again, 4, rank_0="another shard"), 4, 0)
+    assert not later.pull_checkpoint_of(4), "the second attempt has died before its other node stored anything"
+    again.push_part(part(node(tmp_path, "other"), 4, rank_1="another shard"), 4, 1)
+    again.complete_parts(4, 2, keep=1)
+    assert later.pull_checkpoint_of(4)
 
 
 def test_old_checkpoints_go_when_a_newer_one_is_complete(tmp_path: Path):
