@@ -10,6 +10,7 @@ from finetune_api.status import Reason
 from finetune_operator.acceptance import Accepted, Refused, judge
 from finetune_operator.settings import Settings
 
+from ..attacks import ATTACKS, FOREIGN, FOREIGN_WORDS, LOCKS, Attack
 from .objects import IMAGE, make_settings, make_view
 
 PROFILE = {
@@ -179,6 +180,21 @@ def test_a_job_is_refused_with_the_field_and_what_to_do(row: Refusal):
     assert (verdict.reason, verdict.is_final) == (row.reason, row.is_final)
     for words in row.says:
         assert words in verdict.message
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.sentence)
+def test_what_leads_out_of_the_own_pod_and_namespace_is_refused(attack: Attack):
+    verdict = judge(make_view(attack.given), PROFILES)
+    assert isinstance(verdict, Refused)
+    assert verdict.reason is Reason.SPEC_INVALID
+    assert attack.field in verdict.message
+
+
+def test_every_field_that_can_be_locked_is_judged():
+    verdict = judge(make_view(FOREIGN), make_settings(policy=LOCKS))
+    assert isinstance(verdict, Refused)
+    assert verdict.reason is Reason.POLICY_VIOLATED
+    assert [word for word in FOREIGN_WORDS if word not in verdict.message] == []
 
 
 def test_what_is_allowed_is_accepted():
