@@ -26,8 +26,8 @@ class Fault:
     """One thing that goes wrong."""
 
     kind: FaultKind
-    pause_seconds: float
-    """Between the end of the fault before and this one."""
+    after_steps: int
+    """Steps that all jobs together must have done since the fault before: a slow machine meets the same run."""
     seconds: float
     """How long the node or the store is as it should not be."""
     aim: float
@@ -79,8 +79,8 @@ def _round(rng: random.Random) -> list[Fault]:
     return [
         Fault(
             kind,
-            pause_seconds=round(rng.uniform(1, 8), 1),
-            seconds=round(rng.uniform(4, 12), 1),
+            after_steps=rng.randint(2, 12),
+            seconds=round(rng.uniform(3, 10), 1),
             aim=rng.random(),
             is_gentle=rng.random() < 0.5,
         )

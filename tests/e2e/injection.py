@@ -17,6 +17,8 @@ from .release import OperatorRelease
 
 BACK_SECONDS = 120
 """How long the API server may take to come back: the kubelet waits longer before every restart."""
+QUIET_SECONDS = 60
+"""How long a fault of the store waits for somebody to hit."""
 API_SERVER = "io.kubernetes.container.name==kube-apiserver"
 
 
@@ -93,13 +95,20 @@ class Injector:
         return f"{len(found)} containers"
 
     def _let_misbehave(self, how: Behaviour, seconds: float) -> str:
+        """Harm all requests for ``seconds``, and longer until there was one."""
+
+        def harmed() -> int:
+            return sum(self.store.harm().values()) - before
+
         before = sum(self.store.harm().values())
+        over = time.monotonic() + seconds
         self.store.behave(how)
         try:
-            time.sleep(seconds)  # the fault itself
+            while (now := time.monotonic()) < over or (not harmed() and now < over + QUIET_SECONDS):
+                time.sleep(1)  # the fault itself
         finally:
             self.store.behave(Behaviour.WELL)
-        return f"{sum(self.store.harm().values()) - before} requests"
+        return f"{harmed()} requests"
 
     def _withdraw(self, names: Sequence[str]) -> str:
         if not names:

@@ -22,7 +22,7 @@ from finetune_trainer.manifest import verify_manifest
 from ..cluster.cluster import Cluster, await_condition
 from ..cluster.object_store import ObjectStore
 from .chronicle import Chronicle, chronicle
-from .fault import Fate, FaultKind, PlannedJob, Schedule, schedule
+from .fault import Fate, Fault, FaultKind, PlannedJob, Schedule, schedule
 from .faulty_store import FaultyStore, Write, faulty_store
 from .injection import Injector
 from .judge import Story, complaints, steps_done_again
@@ -33,9 +33,11 @@ from .sample import BUCKET, download, example
 SEED = int(os.environ.get("FINETUNE_CHAOS_SEED", "8"))
 JOBS = int(os.environ.get("FINETUNE_CHAOS_JOBS", "4"))
 AT_ONCE = 4
-SECONDS = 240 + 90 * JOBS
-STEPS = 60
+SECONDS = 900 + 90 * JOBS
+STEPS = 40
 CLEAN_SECONDS = 120
+BEFORE = (Phase.PENDING, Phase.QUEUED, Phase.CHECKING, Phase.TRAINING)
+"""Phases in which there is something to learn yet."""
 PAUSE_SECONDS = 0.5
 
 
@@ -52,13 +54,14 @@ def document(planned: PlannedJob, s3: ObjectStore, store: FaultyStore) -> Docume
     job = example(
         s3,
         planned.name,
-        training={"maxSteps": 1_000_000 if planned.fate is Fate.WITHDRAWN else STEPS},
-        checkpoint={"everySteps": 10},
+        training={"maxSteps": 1_000_000 if planned.fate is Fate.WITHDRAWN else STEPS, "globalBatchSize": 4},
+        checkpoint={"everySteps": 5},
         output={"endpoint": store.endpoint_in_cluster},
         runPolicy={"preflight": "skip", "retries": 20},
     )
     # No limit: the pods share what the machine has.
     job["spec"]["compute"] = {"gpusPerWorker": 0}
+    job["spec"]["data"]["tasks"][0]["maxExamples"] = 60
     match planned.fate:
         case Fate.BAD_DATA:
             job["spec"]["data"]["tasks"][0]["templates"][0]["prompt"] = "{{ review_text }}"
@@ -80,6 +83,8 @@ class Run:
     uids: dict[str, str] = field(default_factory=dict)
     withdrawn: set[str] = field(default_factory=set)
     hits: list[str] = field(default_factory=list)
+    steps: int = 0
+    """Done when the last fault was over."""
     started: float = field(default_factory=time.monotonic)
 
     def carry_out(self) -> None:
@@ -91,16 +96,30 @@ class Run:
             while waiting and len(self._unended()) < AT_ONCE:
                 planned = waiting.popleft()
                 self.uids[planned.name] = self.jobs.apply(document(planned, self.s3, self.store)).uid
-            if faults and (self._training() or not self._unended()):
+            if faults and self._is_due(faults[0]):
                 fault = faults.popleft()
-                time.sleep(fault.pause_seconds)  # part of the schedule
                 self._note(fault.kind, self.injector.inject(fault, self._to_be_withdrawn()))
+                self.steps = self._steps()
             elif not faults and (names := self._to_be_withdrawn()):
                 # It was not there when its turn came.
                 self.jobs.delete(names[0])
                 self.withdrawn.add(names[0])
             else:
                 time.sleep(PAUSE_SECONDS)  # the chronicle is written by another thread
+
+    def _is_due(self, fault: Fault) -> bool:
+        """Whether enough was learnt since the fault before, or nothing learns any more."""
+        newest = self.seen.newest()
+        learning = [
+            name
+            for name in self.uids
+            if name not in self.withdrawn and (name not in newest or newest[name].phase in (None, *BEFORE))
+        ]
+        return not learning or self._steps() - self.steps >= fault.after_steps
+
+    def _steps(self) -> int:
+        """Return the steps that all jobs have done, those that were done again included."""
+        return sum(step for name in self.uids for step in self.seen.reached(name).values())
 
     def _note(self, kind: FaultKind, hit: str) -> None:
         self.hits.append(f"{time.monotonic() - self.started:6.0f} s  {kind.value}: {hit}")
@@ -188,7 +207,7 @@ class Run:
                 *self.hits,
                 f"requests to the store: {self.store.harm()}",
                 f"attempts: {dict(ends)}",
-                f"steps done again: {sum(again)} of {STEPS * len(stories)}, at most {max(again)} of one job",
+                f"steps done again: {sum(again)} of {self._steps()}, at most {max(again)} of one job",
                 "",
             ]
         )
