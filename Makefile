@@ -50,9 +50,10 @@ test: programs check prepare  ## Everything: check, then integration tests, exam
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile tests/integration tests/examples tests/fuzz
 	$(BIN)/pytest -q tests/e2e
 
-soak: setup  ## Fuzz for about half an hour: every target 12,000 cases.
+soak: programs  ## Fuzz for about half an hour: every target 12,000 cases; then a chaos run over 30 jobs.
 	@for target in $$($(BIN)/python -m tests.fuzz 2>/dev/null); do \
 	  $(BIN)/python -m tests.fuzz $$target 12000 || exit; done
+	FINETUNE_CHAOS_JOBS=30 $(BIN)/pytest -q tests/e2e/test_chaos.py
 
 cluster: setup  ## Start a Kubernetes cluster for development; tests/e2e uses it while it runs.
 	$(BIN)/python -m tests.cluster up

@@ -50,7 +50,7 @@ class S3Server:
             stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + START_SECONDS
-        while not _listens(self.port):
+        while not listens(self.port):
             assert self._process.poll() is None, "versitygw ended at once"
             assert time.monotonic() < deadline, f"versitygw does not listen on {self.port}"
 
@@ -92,7 +92,7 @@ def serve_s3(folder: Path) -> Iterator[S3Server]:
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
-    server = S3Server(folder, _free_port())
+    server = S3Server(folder, free_port())
     server.start()
     try:
         yield server
@@ -100,13 +100,13 @@ def serve_s3(folder: Path) -> Iterator[S3Server]:
         server.stop()
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.05)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -15,6 +15,7 @@ from jsonschema import Draft4Validator
 
 from finetune_api.crd import crd
 
+from .attacks import ATTACKS, Attack
 from .bad_specs import BAD_SPECS, Admission, BadSpec
 from .builders import make_manifest
 
@@ -112,6 +113,12 @@ def test_a_rule_stands_where_one_is_counted_on(row: BadSpec) -> None:
 @pytest.mark.parametrize("row", rows(Admission.PASSES))
 def test_the_schema_is_no_stricter_than_it_says(row: BadSpec) -> None:
     assert refused_paths(CLOSED, make_manifest(row.given)) == set()
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.sentence)
+def test_the_schema_refuses_what_leads_out_of_the_own_pod_and_namespace(attack: Attack) -> None:
+    refused = refused_paths(CLOSED, make_manifest(attack.given))
+    assert any(attack.field in path for path in refused), refused
 
 
 def test_the_minimal_manifest_passes() -> None:

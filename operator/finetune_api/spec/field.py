@@ -26,9 +26,11 @@ Seed = Annotated[Int, Field(ge=0, le=2**31 - 1)]
 Seconds = Annotated[Int, Field(ge=1, le=31_536_000)]
 """A duration of at most a year."""
 
-MODEL_URI = r"^((hf|s3|pvc)://[A-Za-z0-9._-]+(/[^\s@\x00-\x1f]*)?|file://(/|\.\.?/)[^\s\x00-\x1f]*)$"
-DATA_URI = r"^((hf|s3|pvc|configMap)://[A-Za-z0-9._-]+(/[^\s@\x00-\x1f]*)?|file://(/|\.\.?/)[^\s\x00-\x1f]*)$"
-OUTPUT_URI = r"^((s3|pvc)://[A-Za-z0-9._-]+(/[^\s@\x00-\x1f]*)?|file://(/|\.\.?/)[^\s\x00-\x1f]*)$"
+MODEL_URI = r"^((hf|s3|pvc)://[A-Za-z0-9][A-Za-z0-9._-]*(/[^\s@\x00-\x1f]*)?|file://(/|\.\.?/)[^\s\x00-\x1f]*)$"
+DATA_URI = (
+    r"^((hf|s3|pvc|configMap)://[A-Za-z0-9][A-Za-z0-9._-]*(/[^\s@\x00-\x1f]*)?|file://(/|\.\.?/)[^\s\x00-\x1f]*)$"
+)
+OUTPUT_URI = r"^((s3|pvc)://[A-Za-z0-9][A-Za-z0-9._-]*(/[^\s@\x00-\x1f]*)?|file://(/|\.\.?/)[^\s\x00-\x1f]*)$"
 ENDPOINT = r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$"
 DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 DNS_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"

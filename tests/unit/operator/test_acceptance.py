@@ -13,6 +13,8 @@ from finetune_operator.condition import Statement, stated
 from finetune_operator.observed import JobView
 from finetune_operator.settings import Settings
 
+
+from ..attacks import ATTACKS, FOREIGN, FOREIGN_WORDS, LOCKS, Attack
 from .objects import IMAGE, NOW, make_settings, make_view
 
 PROFILE = {
@@ -182,6 +184,21 @@ def test_a_job_is_refused_with_the_field_and_what_to_do(row: Refusal):
     assert (verdict.reason, verdict.is_final) == (row.reason, row.is_final)
     for words in row.says:
         assert words in verdict.message
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.sentence)
+def test_what_leads_out_of_the_own_pod_and_namespace_is_refused(attack: Attack):
+    verdict = judge(make_view(attack.given), PROFILES)
+    assert isinstance(verdict, Refused)
+    assert verdict.reason is Reason.SPEC_INVALID
+    assert attack.field in verdict.message
+
+
+def test_every_field_that_can_be_locked_is_judged():
+    verdict = judge(make_view(FOREIGN), make_settings(policy=LOCKS))
+    assert isinstance(verdict, Refused)
+    assert verdict.reason is Reason.POLICY_VIOLATED
+    assert [word for word in FOREIGN_WORDS if word not in verdict.message] == []
 
 
 def test_what_is_allowed_is_accepted():
