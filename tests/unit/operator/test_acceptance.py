@@ -13,7 +13,6 @@ from finetune_operator.condition import Statement, stated
 from finetune_operator.observed import JobView
 from finetune_operator.settings import Settings
 
-
 from ..attacks import ATTACKS, FOREIGN, FOREIGN_WORDS, LOCKS, Attack
 from .objects import IMAGE, NOW, make_settings, make_view
 
