@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ArtifactKind, ExitCode, Progress, Report, Stage
 from finetune_cli.__main__ import run_command
-from finetune_trainer import stages
+from finetune_trainer import folder_fetch, stages
 from finetune_trainer.errors import DataError, FineTuneError
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.location import Mounts
@@ -233,6 +233,22 @@ def test_a_start_in_a_bucket_is_read_as_the_output_is(first: dict[str, Published
     start = fetch_start(job.spec.model, Storage(job.spec.output, mounts), tmp_path / "cache")
     assert start is not None
     assert (start.path / "MANIFEST.json").read_bytes() == (model / "MANIFEST.json").read_bytes()
+
+
+def test_a_server_gets_the_artifact_that_is_meant_or_none(
+    first: dict[str, Published], server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bucket, model = server.make_bucket(), first["lora"].model
+    for path in model.iterdir():
+        server.client().upload_file(str(path), bucket, f"model/{path.name}")
+    server.write_secret(tmp_path / "secrets" / "keys")
+    monkeypatch.setenv("FINETUNE_SECRETS", str(tmp_path / "secrets"))
+    (artifact,) = first["lora"].report.artifacts
+    where = [f"s3://{bucket}/model", str(tmp_path / "served"), "--endpoint", server.url, "--secret", "keys"]
+    assert folder_fetch.main([*where, "--sha256", artifact.sha256]) is ExitCode.OK
+    assert weights(tmp_path / "served").keys() == weights(model).keys()
+    where[1] = str(tmp_path / "other")
+    assert folder_fetch.main([*where, "--sha256", "0" * 64]) is ExitCode.BAD_DATA
 
 
 def test_a_run_does_not_go_on_when_its_start_is_another_one(first: dict[str, Published], tmp_path: Path):
