@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +101,37 @@ def test_training_begins_with_the_weights_that_the_other_job_has_published(
     assert before.keys() == after.keys()
     for name, value in before.items():
         assert torch.allclose(value, after[name], atol=1e-7), name
+
+
+class StopsBehindAStep:
+    """Asks for a stop as the kubelet does."""
+
+    def __init__(self) -> None:
+        self._has_asked = False
+
+    def report(self, progress: Progress) -> None:
+        if progress.step and not self._has_asked:
+            self._has_asked = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_interrupted_run_with_a_start_goes_on_to_the_same_end(
+    first: dict[str, Published], tiny_model_dir: Path, tmp_path: Path
+):
+    changes = QUICKLY | {
+        "model__startFrom": {"source": first["lora"].model.as_uri()},
+        "method": METHODS["lora"],
+        "training__maxSteps": 16,
+    }
+    job = tiny_job(tiny_model_dir, tmp_path, **changes)
+    results = [
+        stages.run_one(Stage.TRAIN, job, tmp_path / name, sink)
+        for name, sink in (("straight", Silence()), ("broken", StopsBehindAStep()), ("broken", Silence()))
+    ]
+    assert [result.exit_code for result in results] == [ExitCode.OK, ExitCode.PREEMPTED, ExitCode.OK]
+    assert results[2].resumed_from_step is not None
+    straight, broken = (weights(tmp_path / name / "tuned") for name in ("straight", "broken"))
+    assert all(torch.equal(straight[name], broken[name]) for name in straight)
 
 
 def test_report_card_and_artifact_say_what_the_model_was_tuned_on_from(
