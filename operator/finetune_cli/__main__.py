@@ -114,6 +114,10 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
             from finetune_cli.trial import try_adapters
 
             return try_adapters(options.adapters, options.prompt, options.model, options.max_new_tokens, options.output)
+        case "render" if options.serve:
+            from finetune_cli.cluster_command import run_on_cluster
+
+            return run_on_cluster(options)
         case "render":
             from finetune_cli.render import render
 

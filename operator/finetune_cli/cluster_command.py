@@ -24,6 +24,11 @@ def run_with(api: JobApi, options: argparse.Namespace) -> ExitCode:
         from finetune_cli.submit import submit
 
         return submit(api, options.file, options.namespace, options.output, options.watch)
+    if options.command == "render":
+        from finetune_cli.serving import VLLM_IMAGE, render_serving
+
+        names = [find_name(job, options.namespace, api.default_namespace) for job in options.serve]
+        return render_serving(api, names, options.image or VLLM_IMAGE, options.output)
     if options.command == "status" and options.job is None:
         from finetune_cli.job_status import show_jobs
 

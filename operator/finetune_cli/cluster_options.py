@@ -55,10 +55,21 @@ def add_cluster_commands(commands: "Commands") -> None:
 
 
 def _add_render(commands: "Commands") -> None:
-    summary = "print the objects that the operator would create for a job; needs no cluster"
-    render: argparse.ArgumentParser = commands.add_parser("render", help=summary, description=f"{summary}.")
-    render.add_argument("file", type=Path, metavar="FILE", help="a FineTuneJob as YAML or JSON")
-    render.add_argument("-n", "--namespace", metavar="NAME", help="default: the manifest's, else default")
+    render = _command(
+        commands,
+        "render",
+        "print the objects that the operator would create for a job",
+        "needs no cluster; with --serve those that serve what jobs of a cluster have published",
+    )
+    what = render.add_mutually_exclusive_group(required=True)
+    what.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a FineTuneJob as YAML or JSON")
+    what.add_argument(
+        "--serve",
+        nargs="+",
+        metavar="NAME",
+        help="a Deployment and a Service of vLLM with the adapters of these jobs on their one base",
+    )
+    render.add_argument("--image", help="vLLM's, for --serve; default: of the version that the arguments are for")
     render.add_argument(
         "--settings", type=Path, metavar="FILE", help="the operator's settings.yaml; default: as the chart has them"
     )

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ArtifactKind, ExitCode, Progress, Report, Stage
 from finetune_cli.__main__ import run_command
-from finetune_trainer import stages
+from finetune_trainer import folder_fetch, stages
 from finetune_trainer.errors import DataError, FineTuneError
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.location import Mounts
@@ -99,6 +101,37 @@ def test_training_begins_with_the_weights_that_the_other_job_has_published(
     assert before.keys() == after.keys()
     for name, value in before.items():
         assert torch.allclose(value, after[name], atol=1e-7), name
+
+
+class StopsBehindAStep:
+    """Asks for a stop as the kubelet does."""
+
+    def __init__(self) -> None:
+        self._has_asked = False
+
+    def report(self, progress: Progress) -> None:
+        if progress.step and not self._has_asked:
+            self._has_asked = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_interrupted_run_with_a_start_goes_on_to_the_same_end(
+    first: dict[str, Published], tiny_model_dir: Path, tmp_path: Path
+):
+    changes = QUICKLY | {
+        "model__startFrom": {"source": first["lora"].model.as_uri()},
+        "method": METHODS["lora"],
+        "training__maxSteps": 16,
+    }
+    job = tiny_job(tiny_model_dir, tmp_path, **changes)
+    results = [
+        stages.run_one(Stage.TRAIN, job, tmp_path / name, sink)
+        for name, sink in (("straight", Silence()), ("broken", StopsBehindAStep()), ("broken", Silence()))
+    ]
+    assert [result.exit_code for result in results] == [ExitCode.OK, ExitCode.PREEMPTED, ExitCode.OK]
+    assert results[2].resumed_from_step is not None
+    straight, broken = (weights(tmp_path / name / "tuned") for name in ("straight", "broken"))
+    assert all(torch.equal(straight[name], broken[name]) for name in straight)
 
 
 def test_report_card_and_artifact_say_what_the_model_was_tuned_on_from(
@@ -233,6 +266,22 @@ def test_a_start_in_a_bucket_is_read_as_the_output_is(first: dict[str, Published
     start = fetch_start(job.spec.model, Storage(job.spec.output, mounts), tmp_path / "cache")
     assert start is not None
     assert (start.path / "MANIFEST.json").read_bytes() == (model / "MANIFEST.json").read_bytes()
+
+
+def test_a_server_gets_the_artifact_that_is_meant_or_none(
+    first: dict[str, Published], server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bucket, model = server.make_bucket(), first["lora"].model
+    for path in model.iterdir():
+        server.client().upload_file(str(path), bucket, f"model/{path.name}")
+    server.write_secret(tmp_path / "secrets" / "keys")
+    monkeypatch.setenv("FINETUNE_SECRETS", str(tmp_path / "secrets"))
+    (artifact,) = first["lora"].report.artifacts
+    where = [f"s3://{bucket}/model", str(tmp_path / "served"), "--endpoint", server.url, "--secret", "keys"]
+    assert folder_fetch.main([*where, "--sha256", artifact.sha256]) is ExitCode.OK
+    assert weights(tmp_path / "served").keys() == weights(model).keys()
+    where[1] = str(tmp_path / "other")
+    assert folder_fetch.main([*where, "--sha256", "0" * 64]) is ExitCode.BAD_DATA
 
 
 def test_a_run_does_not_go_on_when_its_start_is_another_one(first: dict[str, Published], tmp_path: Path):

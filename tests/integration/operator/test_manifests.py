@@ -8,11 +8,13 @@ import pytest
 import yaml
 
 from finetune_api.job import spec_hash
+from finetune_cli.serving import VLLM_IMAGE, serving_manifests
 from finetune_operator.manifest import spec_config_map, trust_config_map
 
 from ...cluster.binary import source_folder
 from ...cluster.kuberay import MODULE
 from ...unit.operator.objects import CA, make_resolved, make_settings
+from ...unit.test_cli_serving import jobs, published
 from .api_server import ApiServer
 
 GOLDEN = Path(__file__).resolve().parents[2] / "unit" / "operator" / "golden"
@@ -96,3 +98,17 @@ def test_the_api_server_takes_the_config_maps(api_server: ApiServer, restricted:
     for manifest in (spec_config_map(job, spec_hash(job.spec)), trust_config_map(job, CA, make_settings())):
         path = f"/api/v1/namespaces/{restricted}/configmaps?{STRICT}"
         assert api_server.request("POST", path, placed(manifest, restricted))["data"]
+
+
+def test_the_api_server_takes_what_serves_adapters(api_server: ApiServer, restricted: str):
+    in_a_bucket = published(model={"source": "hf://acme/tiny", "secretRef": {"name": "hub"}})
+    on_a_volume = published("other", "pvc://tuned/other/model", model=in_a_bucket["spec"]["model"])
+    deployment, service = serving_manifests(jobs(in_a_bucket, on_a_volume), VLLM_IMAGE)
+    path = f"/apis/apps/v1/namespaces/{restricted}/deployments?{STRICT}"
+    stored = api_server.request("POST", path, placed(deployment, restricted))
+    assert stored["spec"]["template"]["spec"]["initContainers"]
+    assert api_server.request("POST", f"/api/v1/namespaces/{restricted}/services?{STRICT}", placed(service, restricted))
+    template = deployment["spec"]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {**template["metadata"], "name": "a-server"}}
+    pod |= {"spec": {"serviceAccountName": "default", **template["spec"]}}
+    assert api_server.request("POST", f"/api/v1/namespaces/{restricted}/pods?{STRICT}", placed(pod, restricted))
