@@ -197,6 +197,18 @@ class LossPoint(ApiModel):
     validation_losses: dict[str, float] = Field(default_factory=dict)
     """By task."""
     learning_rate: float | None = None
+    answers: tuple[str, ...] = ()
+    """What the model said to the questions in ``training.samples``, in their order."""
+
+
+class SampleQuestion(ApiModel):
+    """A validation row that the model is asked while it learns."""
+
+    task: str
+    prompt: str
+    expected: str
+    base: str
+    """The base model's answer."""
 
 
 class TaskShare(ApiModel):
@@ -225,6 +237,8 @@ class TrainingReport(ApiModel):
     final_loss: float | None = None
     """Mean loss per completion token over the last tenth of the steps, in nats."""
     curve: tuple[LossPoint, ...] = ()
+    samples: tuple[SampleQuestion, ...] = ()
+    """Answers to them are in the curve."""
     mixture: tuple[TaskShare, ...] = ()
     """What was seen of each task; rows that were seen twice count twice."""
     seconds: float = 0.0

@@ -19,6 +19,7 @@ from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.manifest import is_complete
 from finetune_trainer.progress import Sink
 from finetune_trainer.run import Run
+from finetune_trainer.sample_answers import MOST_QUESTIONS
 from finetune_trainer.settings_map import plan_steps
 from finetune_trainer.stages import train_stage
 from finetune_trainer.train import divergence
@@ -78,6 +79,10 @@ def losses(report: TrainingReport) -> list[float]:
 def test_training_lowers_the_loss(tiny_model_dir: Path, tmp_path: Path):
     report = train(tiny_model_dir, tmp_path, training__maxSteps=20)
     assert losses(report)[-1] < 0.8 * losses(report)[0]
+    looks = [point for point in report.curve if point.validation_loss is not None]
+    assert [len(point.answers) for point in looks] == [MOST_QUESTIONS] * len(looks)
+    assert {question.expected for question in report.samples} <= {"negative", "positive"}
+    assert [question.base for question in report.samples] != list(looks[-1].answers)
     assert report.trainable_parameters < report.parameters
 
 
@@ -107,6 +112,10 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tiny_model_dir: Path, tmp_pa
     train_until(5, job, workspace)
     resumed = train_stage(Run(job, workspace, Silence(), StopFlag()))
     assert resumed.resumed_from_step == 5
+    assert resumed.samples == straight.samples
+    assert {point.step: point.answers for point in resumed.curve if point.answers} == {
+        point.step: point.answers for point in straight.curve if point.answers
+    }
     # Order, dropout, optimiser and schedule all go on: the very same numbers.
     assert losses(resumed) == losses(straight)
     first, second = (

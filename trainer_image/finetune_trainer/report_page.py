@@ -4,6 +4,7 @@ Decides what is shown and how numbers read; ``report_page.html.j2`` and ``report
 """
 
 import difflib
+import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from finetune_api.report import (
     PromptChoice,
     Report,
     SideBySide,
+    TrainingReport,
 )
 from finetune_trainer.loss_chart import lay_out_loss
 from finetune_trainer.task_chart import lay_out_tasks
@@ -34,6 +36,7 @@ ANSWER_CHARACTERS = 500
 SAMPLE_CHARACTERS = 3000
 TEMPLATE_CHARACTERS = 160
 NAME_CHARACTERS = 300
+SAMPLED_STEPS = 6
 RESOLVED_CHARACTERS = 40_000
 
 ABSENT = "\N{EN DASH}"
@@ -117,6 +120,17 @@ class ExampleGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class SampleCard:
+    """One validation row and how the answers to it changed."""
+
+    task: str
+    prompt: str
+    expected: str
+    answers: tuple[tuple[str, tuple[Piece, ...]], ...]
+    """Of which model, and what it said."""
+
+
+@dataclass(frozen=True, slots=True)
 class PromptRow:
     """One template of one task with the validation result of every way to compare likelihoods."""
 
@@ -156,6 +170,7 @@ def render_page(report: Report) -> str:
         several_tasks=len({comparison.task for comparison in evaluation.metrics}) > 1,
         chart=lay_out_loss(report.training.curve),
         validation_losses=_last_validation_losses(report.training.curve),
+        sample_cards=_sample_cards(report.training),
         example_groups=_example_groups(evaluation.examples),
         prompt_tables=_prompt_tables(evaluation.prompt_choices, report.resolved),
         manifest=_manifest(report),
@@ -275,6 +290,27 @@ def _card(example: SideBySide) -> ExampleCard:
         base_right=example.base_score == 1,
         tuned_right=example.tuned_score == 1,
     )
+
+
+def _sample_cards(training: TrainingReport) -> list[SampleCard]:
+    looks = [point for point in training.curve if len(point.answers) == len(training.samples)]
+    # From all over the training, the last one among them.
+    shown = looks[:: -max(1, math.ceil(len(looks) / SAMPLED_STEPS))][::-1]
+    cards = []
+    for number, question in enumerate(training.samples):
+        expected = visible(question.expected, ANSWER_CHARACTERS)
+        said = [("Base", question.base), *((f"Step {point.step:,}", point.answers[number]) for point in shown)]
+        cards.append(
+            SampleCard(
+                task=visible(question.task),
+                prompt=visible(question.prompt.strip(), PROMPT_CHARACTERS),
+                expected=expected,
+                answers=tuple(
+                    (who, mark_differences(visible(text, ANSWER_CHARACTERS), expected)) for who, text in said
+                ),
+            )
+        )
+    return cards
 
 
 def _row_score(metric: str, score: float | None) -> str:

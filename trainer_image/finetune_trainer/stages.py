@@ -772,7 +772,7 @@ def _publish(run: Run, report: Report, exports: Sequence[Path]) -> Report:
 def _write_report(report: Report, folder: Path) -> None:
     write_file(folder / "report.json", report.model_dump_json(by_alias=True, indent=1).encode())
     write_file(folder / "report.html", render_page(report).encode())
-    curve = (point.model_dump_json(by_alias=True, exclude_none=True) for point in report.training.curve)
+    curve = (point.model_dump_json(by_alias=True, exclude_defaults=True) for point in report.training.curve)
     write_file(folder / "training.jsonl", "".join(f"{line}\n" for line in curve).encode())
     write_manifest(folder, {"kind": ArtifactKind.REPORT.value, "specHash": report.spec_hash})
 

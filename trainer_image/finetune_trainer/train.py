@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from peft import PeftModel
@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import LossPoint, Progress, Stage, TaskShare, TrainingReport
+from finetune_api.report import LossPoint, Progress, SampleQuestion, Stage, TaskShare, TrainingReport
 from finetune_api.spec import GradientCheckpointing
 from finetune_trainer.best_weights import BestWeights
 from finetune_trainer.checkpoint import discard_old, newest_complete, seal, step_of
@@ -50,12 +50,13 @@ from finetune_trainer.manifest import write_manifest
 from finetune_trainer.memory import available_bytes, is_out_of_memory, kept_bytes, memory_errors
 from finetune_trainer.methods import count_parameters, prepare_model, why_padded
 from finetune_trainer.mixture import EpochRows, Mixture
-from finetune_trainer.model import ModelFiles, find_broken_tensors
+from finetune_trainer.model import ModelFiles, find_broken_tensors, load_tokenizer
 from finetune_trainer.precision import PrecisionChoice, choose_precision
 from finetune_trainer.process_group import ProcessGroup
 from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.published_model import PublishedModel
 from finetune_trainer.regularization import regularize
+from finetune_trainer.sample_answers import SampleAnswers
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.settings_map import (
     Steps,
@@ -293,7 +294,10 @@ def _build_trainer(
     )
     every = spec.training.eval_every_steps or max(1, steps.total // 5)
     epoch_rows = EpochRows(given.train, given.mixture)
-    recorder = _Recorder(given, epoch_rows, Scorer(model, layout.layout), every, steps.rows)
+    # Weights that are spread are gathered by all workers for every token: too slow to look at.
+    asks = given.group.is_first and not spreads_weights(spec)
+    sampled = SampleAnswers(model, load_tokenizer(given.files), given.validation) if asks else None
+    recorder = _Recorder(given, epoch_rows, Scorer(model, layout.layout), sampled, every, steps.rows)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**arguments),
@@ -407,10 +411,17 @@ class _Recorder(TrainerCallback):
     """Keeps the curve, measures speed, scores the validation rows and tells the sink."""
 
     def __init__(
-        self, given: TrainingInput, epoch: EpochRows[Encoded], scorer: Scorer, every: int, rows_per_step: int
+        self,
+        given: TrainingInput,
+        epoch: EpochRows[Encoded],
+        scorer: Scorer,
+        sampled: SampleAnswers | None,
+        every: int,
+        rows_per_step: int,
     ) -> None:
         self._reporter = Reporter(given.sink, Stage.TRAIN)
         self._scorer = scorer
+        self._sampled = sampled
         self._validation = {
             task: rows for task, items in given.validation.items() if (rows := _spread(items, len(given.validation)))
         }
@@ -435,7 +446,7 @@ class _Recorder(TrainerCallback):
 
     def curve(self, state: TrainerState) -> tuple[LossPoint, ...]:
         """Return the whole curve, what a resumed run had logged before included."""
-        for entry in state.log_history:
+        for entry in _history(state):
             step = int(entry["step"])
             point = self._curve.get(step, LossPoint(step=step))
             fields: dict[str, Any] = {
@@ -443,11 +454,21 @@ class _Recorder(TrainerCallback):
                 "learning_rate": entry.get("learning_rate", point.learning_rate),
                 "validation_loss": entry.get("validation_loss", point.validation_loss),
                 "validation_losses": entry.get("validation_losses", point.validation_losses),
+                "answers": tuple(entry.get("answers", point.answers)),
             }
             self._curve[step] = point.model_copy(update=fields)
         return tuple(point for _, point in sorted(self._curve.items()) if point.loss or point.validation_loss)
 
+    def samples(self, state: TrainerState) -> tuple[SampleQuestion, ...]:
+        """Return what the model was asked, with the base's answers."""
+        found = next((entry["samples"] for entry in _history(state) if "samples" in entry), ())
+        return tuple(SampleQuestion.model_validate(question) for question in found)
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._sampled is not None and state.global_step == 0:
+            questions = [question.model_dump(by_alias=True) for question in self._sampled.before_training()]
+            # A resumed run cannot ask the base any more.
+            _history(state).append({"step": 0, "samples": questions})
         self._started, self._first_step = time.monotonic(), state.global_step
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -482,11 +503,18 @@ class _Recorder(TrainerCallback):
         losses = {task: self._scorer.mean_loss(rows) for task, rows in self._validation.items()}
         # A task counts as one, however many rows or tokens it has.
         loss = sum(losses.values()) / len(losses)
-        self._aside += time.monotonic() - started
         # In the trainer's own history, so that a resumed run knows it.
-        entry: dict[str, Any] = {"step": state.global_step, "validation_loss": loss, "validation_losses": losses}
-        state.log_history.append(entry)
+        entry = {"step": state.global_step, "validation_loss": loss, "validation_losses": losses}
+        if self._sampled is not None:
+            entry["answers"] = self._sampled.ask()
+        self._aside += time.monotonic() - started
+        _history(state).append(entry)
         return loss
+
+
+def _history(state: TrainerState) -> list[dict[str, Any]]:
+    """Return what is kept of every step; more than the numbers that transformers puts there."""
+    return cast("list[dict[str, Any]]", state.log_history)
 
 
 def _spread(items: Sequence[Encoded], tasks: int) -> Sequence[Encoded]:
@@ -531,6 +559,7 @@ def _summarise(
         epochs=float(trainer.state.epoch or 0),
         final_loss=sum(last) / len(last) if last else None,
         curve=curve,
+        samples=recorder.samples(trainer.state),
         mixture=_describe_mixture(given.mixture, trainer.state.global_step, steps),
         seconds=recorder.seconds,
         rows_per_second=recorder.rows_per_second,

@@ -25,6 +25,7 @@ from finetune_api.report import (
     Report,
     Retention,
     RetentionResult,
+    SampleQuestion,
     SideBySide,
     SplitRows,
     TaskData,
@@ -266,6 +267,18 @@ def test_the_page_says_what_was_found():
 def test_planned_memory_stands_beside_the_measured():
     assert "planned" not in render_page(make_report())
     assert "1.9 GB <small>planned 1.2 GB of tensors</small>" in render_page(make_report(planned_memory_bytes=1.2e9))
+
+
+def test_the_page_shows_how_answers_changed_while_training():
+    looks = tuple(LossPoint(step=step, validation_loss=0.5, answers=(f"said <{step}>",)) for step in range(10, 140, 10))
+    question = SampleQuestion(task="t", prompt="Is it <b>?", expected="said so", base="base said")
+    training = make_report().training.model_copy(update={"samples": (question,), "curve": looks})
+    page = render_page(make_report(training=training))
+    assert "Answers while training" in page
+    shown = re.findall(r'class="who">(Base|Step \d+)<', page[page.index("Answers while training") :])
+    assert shown[:6] == ["Base", "Step 10", "Step 40", "Step 70", "Step 100", "Step 130"]
+    assert "<del>&lt;130&gt;</del>" in page and "Is it &lt;b&gt;?" in page
+    assert "Answers while training" not in render_page(make_report())
 
 
 def test_the_page_says_what_was_seen_of_each_task():
