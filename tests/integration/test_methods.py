@@ -100,11 +100,19 @@ def whole_run(model: Path, folder: Path, method: dict[str, Any]) -> tuple[Report
     return report, folder / "output" / output_prefix(job) / "model"
 
 
-def answer_of_the_card(published: Path) -> str:
+def snippet_of_the_card(published: Path) -> str:
     snippet = re.search(r"```python\n(.*?)```", (published / "README.md").read_text(), re.DOTALL)
     assert snippet is not None
+    return snippet[1]
+
+
+def answer_of_the_card(published: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", snippet[1]], cwd=published, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", snippet_of_the_card(published)],
+        cwd=published,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -144,10 +152,23 @@ def test_an_interrupted_job_ends_as_a_straight_one_and_publishes_what_it_trained
     assert perplexity.tuned < perplexity.base
 
 
-@pytest.mark.parametrize("name", ["prefix tuning", "ia3", "adapters behind both blocks", "the last layer"])
+@pytest.mark.parametrize("name", ["prefix tuning", "ia3", "the last layer"])
 def test_the_cards_own_snippet_loads_what_was_published(tiny_chat_model_dir: Path, tmp_path: Path, name: str):
     _, published = whole_run(tiny_chat_model_dir, tmp_path, METHODS[name])
     assert answer_of_the_card(published)
+
+
+def test_the_cards_own_lines_add_adapters_to_the_base(
+    tiny_chat_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    _, published = whole_run(tiny_chat_model_dir, tmp_path, METHODS["adapters behind both blocks"])
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(published)
+    exec(snippet_of_the_card(published), names)
+    assert capsys.readouterr().out.strip()
+    expected = logits_of(loaded(tiny_chat_model_dir, published))
+    torch.testing.assert_close(logits_of(names["model"]), expected, atol=ROUNDING, rtol=ROUNDING)
+    assert (expected - logits_of(base_of(tiny_chat_model_dir))).abs().max() > 0.01
 
 
 def tuned_files(folder: Path) -> dict[str, Tensor]:
