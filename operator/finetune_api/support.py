@@ -18,7 +18,6 @@ NOT_YET: dict[str, str] = {
 """Fields that are refused whatever they say, and what to do instead. Below spec; ``[]`` stands for any index."""
 
 ONLY: dict[str, tuple[object, ...]] = {
-    "method.type": ("full", "lora", "qlora", "promptTuning", "prefixTuning", "ia3", "selective"),
     "training.earlyStopping.metric": ("validation_loss",),
     "compute.deepspeed.offload": ("none", "cpu"),
     "evaluation.generation.numBeams": (1,),

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from finetune_api.report import Report, TrainingReport
-from finetune_trainer import stages
+from finetune_api.spec import AdapterSpec
+from finetune_trainer import bottleneck, stages
 from finetune_trainer.errors import SpecError
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.prefix_projection import NETWORK
@@ -42,6 +43,11 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "ia3": {"type": "ia3"},
     "ia3 of named layers": {"type": "ia3", "ia3": {"targetNames": ["v_proj", "up_proj"]}},
+    "adapters behind both blocks": {"type": "adapter", "adapter": {"bottleneck": 8}},
+    "adapters behind one block": {
+        "type": "adapter",
+        "adapter": {"bottleneck": 8, "placement": "pfeiffer", "activation": "relu"},
+    },
     "the last layer": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}},
     "the last layer near its first weights": {
         "type": "selective",
@@ -94,11 +100,19 @@ def whole_run(model: Path, folder: Path, method: dict[str, Any]) -> tuple[Report
     return report, folder / "output" / output_prefix(job) / "model"
 
 
-def answer_of_the_card(published: Path) -> str:
+def snippet_of_the_card(published: Path) -> str:
     snippet = re.search(r"```python\n(.*?)```", (published / "README.md").read_text(), re.DOTALL)
     assert snippet is not None
+    return snippet[1]
+
+
+def answer_of_the_card(published: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", snippet[1]], cwd=published, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", snippet_of_the_card(published)],
+        cwd=published,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -107,6 +121,8 @@ def answer_of_the_card(published: Path) -> str:
 def loaded(base: Path, published: Path) -> nn.Module:
     if (published / "adapter_config.json").is_file():
         return PeftModel.from_pretrained(base_of(base), str(published)).eval()
+    if (published / bottleneck.CONFIG).is_file():
+        return bottleneck.load_adapters(base_of(base), published)
     return base_of(published)
 
 
@@ -129,8 +145,8 @@ def test_an_interrupted_job_ends_as_a_straight_one_and_publishes_what_it_trained
     base = logits_of(base_of(tiny_model_dir))
     # A soft prompt has logits of its own in front.
     assert (tuned[:, -base.shape[1] :] - base).abs().max() > 0.01
-    if isinstance(model, PeftModel):
-        with model.disable_adapter():
+    if method["type"] not in ("full", "selective"):
+        with model.disable_adapter() if isinstance(model, PeftModel) else bottleneck.switched_off(model):
             torch.testing.assert_close(logits_of(model), base)
     perplexity = next(metric for metric in report.evaluation.metrics if metric.metric == "perplexity")
     assert perplexity.tuned < perplexity.base
@@ -140,6 +156,19 @@ def test_an_interrupted_job_ends_as_a_straight_one_and_publishes_what_it_trained
 def test_the_cards_own_snippet_loads_what_was_published(tiny_chat_model_dir: Path, tmp_path: Path, name: str):
     _, published = whole_run(tiny_chat_model_dir, tmp_path, METHODS[name])
     assert answer_of_the_card(published)
+
+
+def test_the_cards_own_lines_add_adapters_to_the_base(
+    tiny_chat_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    _, published = whole_run(tiny_chat_model_dir, tmp_path, METHODS["adapters behind both blocks"])
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(published)
+    exec(snippet_of_the_card(published), names)
+    assert capsys.readouterr().out.strip()
+    expected = logits_of(loaded(tiny_chat_model_dir, published))
+    torch.testing.assert_close(logits_of(names["model"]), expected, atol=ROUNDING, rtol=ROUNDING)
+    assert (expected - logits_of(base_of(tiny_chat_model_dir))).abs().max() > 0.01
 
 
 def tuned_files(folder: Path) -> dict[str, Tensor]:
@@ -188,6 +217,62 @@ def test_ia3_scales_keys_values_and_what_enters_the_feed_forward_layer(tiny_mode
         layer.weight.data *= scale.view(1, -1) if name.endswith("down_proj") else scale.view(-1, 1)
     actual = logits_of(loaded(tiny_model_dir, tmp_path / "workspace" / "tuned"))
     torch.testing.assert_close(actual, logits_of(base), atol=ROUNDING, rtol=ROUNDING)
+
+
+def llama_with_adapters(base: PreTrainedModel, learnt: dict[str, Tensor]) -> Tensor:
+    """Return the logits of a Llama whose blocks' results are changed, computed layer by layer."""
+
+    def changed(hidden: Tensor, place: str) -> Tensor:
+        if f"{place}.down.weight" not in learnt:
+            return hidden
+        inner = nn.functional.relu if "self_attn" not in " ".join(learnt) else nn.functional.gelu
+        down, up = (
+            lambda x, part=part: x @ learnt[f"{place}.{part}.weight"].T + learnt[f"{place}.{part}.bias"]
+            for part in ("down", "up")
+        )
+        return hidden + up(inner(down(hidden)))
+
+    body, hidden = base.model, base.model.embed_tokens(IDS)
+    positions = torch.arange(IDS.shape[1])[None]
+    rotation = body.rotary_emb(hidden, positions)
+    unseen = torch.full((1, 1, IDS.shape[1], IDS.shape[1]), float("-inf")).triu(1)
+    for number, layer in enumerate(body.layers):
+        attended, _ = layer.self_attn(layer.input_layernorm(hidden), rotation, unseen)
+        hidden = hidden + changed(attended, f"model.layers.{number}.self_attn")
+        fed = layer.mlp(layer.post_attention_layernorm(hidden))
+        hidden = hidden + changed(fed, f"model.layers.{number}.mlp")
+    return base.lm_head(body.norm(hidden))
+
+
+@pytest.mark.parametrize("name, places", [("adapters behind both blocks", 4), ("adapters behind one block", 2)])
+def test_adapters_change_what_blocks_give_before_it_is_added(
+    tiny_model_dir: Path, tmp_path: Path, name: str, places: int
+):
+    report = train(tiny_model_dir, tmp_path, method=METHODS[name])
+    learnt = load_file(tmp_path / "workspace" / "tuned" / bottleneck.WEIGHTS)
+    # Down and up, each with its bias terms.
+    assert report.trainable_parameters == places * (64 * 8 + 8 + 8 * 64 + 64) == sum(x.numel() for x in learnt.values())
+    with torch.no_grad():
+        expected = llama_with_adapters(base_of(tiny_model_dir), learnt)
+    actual = logits_of(loaded(tiny_model_dir, tmp_path / "workspace" / "tuned"))
+    torch.testing.assert_close(actual, expected, atol=ROUNDING, rtol=ROUNDING)
+
+
+@pytest.mark.parametrize("placement", ["houlsby", "pfeiffer"])
+def test_new_adapters_change_nothing_and_can_learn(biased_model_dir: Path, placement: str):
+    base, expected = base_of(biased_model_dir), logits_of(base_of(biased_model_dir))
+    model = bottleneck.add_adapters(base, AdapterSpec(placement=placement))
+    assert torch.equal(logits_of(model), expected)
+    model(input_ids=IDS).logits.square().sum().backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    # Checkpoints hold no base, and can be gone on from.
+    assert set(model.state_dict()) == trained
+    model.load_state_dict(model.state_dict())
+    assert all((".up." in name) == bool(model.get_parameter(name).grad.any()) for name in trained)
+    blocks = ("attn", "mlp") if placement == "houlsby" else ("mlp",)
+    assert {name.split(".bottleneck_adapter.")[0] for name in trained} == {
+        f"transformer.h.{layer}.{block}" for layer in range(2) for block in blocks
+    }
 
 
 def low_rank_updates(folder: Path) -> dict[str, dict[str, Tensor]]:

@@ -97,7 +97,7 @@ def measured_peak(config: PretrainedConfig, spec: FineTuneJobSpec, folder: Path,
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
-@pytest.mark.parametrize("method", ["full", "lora", "promptTuning"])
+@pytest.mark.parametrize("method", ["full", "lora", "promptTuning", "adapter"])
 def test_planned_memory_is_what_training_takes(config: PretrainedConfig, packing: bool, method: str, tmp_path: Path):
     spec = make_spec(method, **{"spec.data.packing": packing})
     precision = FULL_PRECISION if method == "full" else PrecisionChoice(torch.bfloat16, autocast=False, reason="")

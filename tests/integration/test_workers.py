@@ -91,6 +91,7 @@ SELECTIVE: dict[str, Any] = {
     "method": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}},
     "training__learningRate": RATE,
 }
+ADAPTER: dict[str, Any] = {"method": {"type": "adapter", "adapter": {"bottleneck": 8}}}
 SMALL = {"training__microBatchSize": 1}
 
 
@@ -129,12 +130,21 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "lora": LORA,
     "lora, ZeRO 2": LORA | zero(2),
     "lora, ZeRO 3": LORA | zero(3),
+    "adapter": ADAPTER,
+    "adapter, ZeRO 3": ADAPTER | zero(3),
     **{f"full with {pull}": full_with(pull) for pull in PULLS},
     **{f"full with {pull}, ZeRO 2": full_with(pull) | zero(2) for pull in PULLS},
     "lora until it gets worse": STOPPED_EARLY,
     "lora until it gets worse, ZeRO 2": STOPPED_EARLY | zero(2),
 }
-INTERRUPTED = ("full", "full, ZeRO 2", "full, ZeRO 3", "lora, ZeRO 3", "lora until it gets worse, ZeRO 2")
+INTERRUPTED = (
+    "full",
+    "full, ZeRO 2",
+    "full, ZeRO 3",
+    "lora, ZeRO 3",
+    "adapter, ZeRO 3",
+    "lora until it gets worse, ZeRO 2",
+)
 
 
 def on_two(model: Path, folder: Path, **changes: Any) -> FineTuneJob:

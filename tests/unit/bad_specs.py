@@ -856,6 +856,14 @@ BAD_SPECS = [
         PASSES,
     ),
     BadSpec(
+        "adapters have a decoder alone",
+        {"spec.method.type": "adapter", "spec.model.task": "seq2seq-lm"},
+        "spec.method.type",
+        '"adapter"',
+        ("not supported with seq2seq-lm yet", "Take lora"),
+        PASSES,
+    ),
+    BadSpec(
         "qlora learns no magnitudes",
         {"spec.method": {"type": "qlora", "lora": {"useDora": True}}},
         "spec.method.lora.useDora",
@@ -877,6 +885,13 @@ BAD_SPECS = [
         "spec.compute.deepspeed.stage",
         "4",
         ("at most 3",),
+    ),
+    BadSpec(
+        "offloading has a place to go",
+        {"spec.compute": {"workers": 2, "deepspeed": {"stage": 2, "offload": "disk"}}},
+        "spec.compute.deepspeed.offload",
+        "disk",
+        ("Choose one of none, cpu",),
     ),
     BadSpec(
         "disks are for stage 3",

@@ -158,6 +158,6 @@ def test_what_looks_like_a_secret_is_masked(text: str, shown: str):
 
 @pytest.mark.parametrize("piece", ["a", "token", "token=", "-----BEGIN PRIVATE KEY-----", "a://", "secret-", "a:"])
 def test_a_long_text_is_masked_in_no_time(piece: str):
-    started = time.monotonic()
+    started = time.process_time()
     masked(piece * (100_000 // len(piece)))
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5

@@ -195,7 +195,9 @@ GOOD = {
     },
     "prefixTuning": {"spec.method": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 10}}},
     "ia3": {"spec.method": {"type": "ia3", "ia3": {"targetNames": ["k", "up"], "feedforwardNames": ["up"]}}},
-    "adapter": {"spec.method": {"type": "adapter", "adapter": {"bottleneck": 32}}},
+    "adapter": {
+        "spec.method": {"type": "adapter", "adapter": {"bottleneck": 32, "placement": "pfeiffer", "activation": "relu"}}
+    },
     "selective by patterns": {
         "spec.method": {"type": "selective", "selective": {"train": "patterns", "patterns": [r"layers\.2[0-9]\."]}}
     },

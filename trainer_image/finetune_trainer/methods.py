@@ -1,4 +1,4 @@
-"""What is trained: the model's own weights, or what PEFT adds to them. One small function a method."""
+"""What is trained: the model's own weights, or what PEFT or `bottleneck` adds to them. One small function a method."""
 
 import inspect
 from typing import Any, cast
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finetune_api.spec import (
+    AdapterSpec,
     FineTuneJobSpec,
     Ia3Spec,
     LoraSpec,
@@ -36,7 +37,7 @@ from finetune_api.spec import (
     PromptTuningSpec,
     SelectiveSpec,
 )
-from finetune_api.support import ONLY
+from finetune_trainer.bottleneck import add_adapters, find_places
 from finetune_trainer.errors import SpecError
 from finetune_trainer.prefix_projection import project_prefix
 from finetune_trainer.quantization import weights_of
@@ -74,13 +75,13 @@ def prepare_model(model: PreTrainedModel, method: MethodSpec, tokenizer_path: st
             return project_prefix(model, prefix) if asked.projection else get_peft_model(model, prefix)
         case MethodType.IA3:
             return get_peft_model(model, _ia3_config(model, method.ia3 or Ia3Spec()))
+        case MethodType.ADAPTER:
+            return add_adapters(model, method.adapter or AdapterSpec())
         case MethodType.SELECTIVE:
             chosen = selected_parameters(model, method.selective or SelectiveSpec())
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in chosen)
             return model
-    supported = " or ".join(map(str, ONLY["method.type"]))
-    raise SpecError(f"spec.method.type: {method.type.value!r} is not supported yet; use {supported}.")
 
 
 def check_method(model: PreTrainedModel, method: MethodSpec) -> None:
@@ -96,6 +97,8 @@ def check_method(model: PreTrainedModel, method: MethodSpec) -> None:
             _prefix_tuning_config(model, method.prefix_tuning or PrefixTuningSpec())
         case MethodType.IA3:
             _ia3_config(model, method.ia3 or Ia3Spec())
+        case MethodType.ADAPTER:
+            find_places(model, (method.adapter or AdapterSpec()).placement)
         case MethodType.SELECTIVE:
             selected_parameters(model, method.selective or SelectiveSpec())
 

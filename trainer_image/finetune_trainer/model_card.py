@@ -93,7 +93,7 @@ def render_card(report: Report, facts: CardFacts) -> str:
 def _front_matter(report: Report, facts: CardFacts) -> str:
     """Return the facts that a hub reads: https://huggingface.co/docs/hub/model-cards."""
     front: dict[str, object] = {
-        "library_name": "peft" if facts.kind is ArtifactKind.ADAPTER else "transformers",
+        "library_name": "peft" if _is_loaded_by_peft(report, facts) else "transformers",
         "pipeline_tag": _PIPELINE[facts.prompt.model_task],
         "tags": ["fine-tuned", report.training.method],
     }
@@ -124,18 +124,21 @@ def _results(report: Report, facts: CardFacts) -> list[dict[str, object]]:
 def _snippet(report: Report, facts: CardFacts) -> str:
     """Return Python that loads the model, asks it one question in the form it was trained in, and prints the answer."""
     task = facts.prompt.tasks[0]
-    is_adapter, four_bit = facts.kind is ArtifactKind.ADAPTER, _is_four_bit(report)
+    four_bit, by_peft = _is_four_bit(report), _is_loaded_by_peft(report, facts)
+    has_bottlenecks = report.training.method == MethodType.ADAPTER
     lines = [
         "import json",
         "",
+        *(["import torch"] if has_bottlenecks else []),
         *(["from jinja2.sandbox import ImmutableSandboxedEnvironment"] if task.templates else []),
-        *(["from peft import PeftModel"] if is_adapter else []),
+        *(["from peft import PeftModel"] if by_peft else []),
+        *(["from safetensors.torch import load_file"] if has_bottlenecks else []),
         f"from transformers import {_AUTO_CLASS[facts.prompt.model_task]}, AutoTokenizer"
         + (", BitsAndBytesConfig" if four_bit else ""),
         "",
         'folder = "."',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
-        *(_load_adapter(facts, four_bit) if is_adapter else [_load_weights(facts)]),
+        *_load(facts, four_bit, by_peft, has_bottlenecks),
         "",
         'with open(f"{folder}/prompt.json", encoding="utf-8") as file:',
         "    settings = json.load(file)",
@@ -162,15 +165,25 @@ def _prompt(task: PromptTask) -> Sequence[str]:
     )
 
 
-def _load_adapter(facts: CardFacts, four_bit: bool) -> Sequence[str]:
+def _is_loaded_by_peft(report: Report, facts: CardFacts) -> bool:
+    return facts.kind is ArtifactKind.ADAPTER and report.training.method != MethodType.ADAPTER
+
+
+def _load(facts: CardFacts, four_bit: bool, by_peft: bool, has_bottlenecks: bool) -> Sequence[str]:
+    if by_peft:
+        quantised = _FOUR_BITS if four_bit else ()
+        return (*quantised, _load_base("base", facts, four_bit), "model = PeftModel.from_pretrained(base, folder)")
+    if has_bottlenecks:
+        return (_load_base("model", facts, four_bit), *_ADD_BOTTLENECKS)
+    return (f"model = {_AUTO_CLASS[facts.prompt.model_task]}.from_pretrained(folder, dtype={json.dumps(facts.dtype)})",)
+
+
+def _load_base(variable: str, facts: CardFacts, four_bit: bool) -> str:
     base, dtype = json.dumps(facts.base.name, ensure_ascii=False), json.dumps(facts.dtype)
     revision = f", revision={json.dumps(facts.base.revision)}" if facts.base.revision is not None else ""
     quantised = ", quantization_config=four_bits" if four_bit else ""
-    return (
-        *(_FOUR_BITS if four_bit else ()),
-        f"base = {_AUTO_CLASS[facts.prompt.model_task]}.from_pretrained({base}{revision}, dtype={dtype}{quantised})",
-        "model = PeftModel.from_pretrained(base, folder)",
-    )
+    auto_class = _AUTO_CLASS[facts.prompt.model_task]
+    return f"{variable} = {auto_class}.from_pretrained({base}{revision}, dtype={dtype}{quantised})"
 
 
 def _is_four_bit(report: Report) -> bool:
@@ -188,8 +201,29 @@ _FOUR_BITS = (
 )
 
 
-def _load_weights(facts: CardFacts) -> str:
-    return f"model = {_AUTO_CLASS[facts.prompt.model_task]}.from_pretrained(folder, dtype={json.dumps(facts.dtype)})"
+_ADD_BOTTLENECKS = (
+    'with open(f"{folder}/bottleneck_config.json", encoding="utf-8") as file:',
+    "    adapters = json.load(file)",
+    'weights = load_file(f"{folder}/bottleneck.safetensors")',
+    'linear, activation = torch.nn.functional.linear, getattr(torch.nn.functional, adapters["activation"])',
+    "",
+    "",
+    "def add_adapter(place):",
+    '    down = weights[f"{place}.down.weight"], weights[f"{place}.down.bias"]',
+    '    up = weights[f"{place}.up.weight"], weights[f"{place}.up.bias"]',
+    "",
+    "    def adapt(block, inputs, output):",
+    "        hidden = output[0] if isinstance(output, tuple) else output",
+    "        change = linear(activation(linear(hidden.float(), *down)), *up)",
+    "        hidden = hidden + change.to(hidden.dtype)",
+    "        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden",
+    "",
+    "    model.get_submodule(place).register_forward_hook(adapt)",
+    "",
+    "",
+    'for place in adapters["places"]:',
+    "    add_adapter(place)",
+)
 
 
 def _tokenise(prompt: PromptFile) -> Sequence[str]:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ArtifactKind
 from finetune_api.spec import OWN_WEIGHTS
+from finetune_trainer import bottleneck
 from finetune_trainer.adapter_scale import weaken
 from finetune_trainer.layout import Layout, load_for_rows
 from finetune_trainer.methods import SoftPromptModel, why_padded
@@ -63,8 +64,10 @@ def load_published(job: FineTuneJob, files: ModelFiles, folder: Path, kind: Arti
     return cast(PreTrainedModel, load_adapter(base, folder))
 
 
-def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel | PeftModel:
     """Return ``base`` with the adapter in ``folder`` switched on, for inference."""
+    if (folder / bottleneck.CONFIG).is_file():
+        return bottleneck.load_adapters(base, folder)
     config = PeftConfig.from_pretrained(str(folder))
     if config.peft_type != PeftType.PROMPT_TUNING or base.config.is_encoder_decoder:
         return PeftModel.from_pretrained(base, str(folder)).eval()
@@ -75,12 +78,13 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
 @dataclass(slots=True)
 class _OneLoad:
-    model: PeftModel
+    model: PreTrainedModel | PeftModel
     layout: Layout
 
     @contextmanager
     def base(self) -> Iterator[PreTrainedModel]:
-        with self.model.disable_adapter():
+        model = self.model
+        with model.disable_adapter() if isinstance(model, PeftModel) else bottleneck.switched_off(model):
             yield cast(PreTrainedModel, self.model)
 
     @contextmanager
@@ -88,8 +92,8 @@ class _OneLoad:
         yield cast(PreTrainedModel, self.model)
 
     def weaken(self, scale: float) -> None:
-        if not isinstance(self.model.base_model, LoraModel):
-            raise TypeError(f"a {self.model.active_peft_config.peft_type} adapter has no scale")
+        if not (isinstance(self.model, PeftModel) and isinstance(self.model.base_model, LoraModel)):
+            raise TypeError(f"what was added to this {type(self.model).__name__} has no scale")
         weaken(self.model, scale)
 
 

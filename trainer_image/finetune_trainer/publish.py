@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Artifact, ArtifactKind, Report
+from finetune_trainer.bottleneck import has_adapters, save_adapters
 from finetune_trainer.durable import disk_errors, partial_name, sync_folder, write_file
 from finetune_trainer.encoder_decoder import text_logits
 from finetune_trainer.errors import SpecError, StorageError
@@ -61,7 +62,7 @@ def export_model(
     """Write the tuned model to ``folder``, whole or not at all; what stood there is replaced.
 
     Args:
-        model: a PEFT model gives its adapter, any other model its full weights.
+        model: a PEFT model, or one with bottleneck adapters, gives its adapter, any other model its full weights.
         tokenizer: as the model was trained with.
         renderer: how prompts were built.
         job: the resolved job.
@@ -153,9 +154,12 @@ def _write_weights(
         _write_adapter(model, base, folder)
         return ArtifactKind.ADAPTER, None
     if merge:
-        raise SpecError("spec.output.merge: there is no adapter to merge when all weights are tuned. Leave it out.")
+        raise SpecError("spec.output.merge: there are no low-rank updates to merge. Leave it out.")
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"{type(model).__name__} is neither a PEFT nor a transformers model")
+    if has_adapters(model):
+        save_adapters(model, folder, {"base_model_name_or_path": base.name, "revision": base.revision})
+        return ArtifactKind.ADAPTER, None
     _write_full_weights(model, folder)
     return ArtifactKind.WEIGHTS, None
 

@@ -39,7 +39,7 @@ def _biases(model: PreTrainedModel, names: list[str]) -> frozenset[str]:
 
 
 def _in_last_layers(model: PreTrainedModel, names: list[str], count: int) -> frozenset[str]:
-    path, depth = _layers(model)
+    path, depth = find_layers(model)
     if count > depth:
         raise SpecError(
             f"spec.method.selective.lastLayers ({count}): the model has {depth} layers. Set it to {depth} or less."
@@ -48,8 +48,12 @@ def _in_last_layers(model: PreTrainedModel, names: list[str], count: int) -> fro
     return frozenset(name for name in names if name.startswith(beginnings))
 
 
-def _layers(model: PreTrainedModel) -> tuple[str, int]:
-    """Return path and length of the list of layers: the outermost one; lists of experts and the like lie inside."""
+def find_layers(model: PreTrainedModel) -> tuple[str, int]:
+    """Return path and length of the list of layers: the outermost one; lists of experts and the like lie inside.
+
+    Raises:
+        SpecError: there is none.
+    """
     # Of an encoder and a decoder, the last layers are the decoder's.
     outer = "decoder" if model.config.is_encoder_decoder else ""
     lists = [
@@ -59,7 +63,8 @@ def _layers(model: PreTrainedModel) -> tuple[str, int]:
     ]
     if not lists:
         raise SpecError(
-            f"spec.method.selective.train: no list of layers found in {type(model).__name__}; set train: patterns."
+            f"spec.method.type: no list of layers found in {type(model).__name__}. Take lora, or selective with train: "
+            "patterns."
         )
     return min(lists, key=lambda found: (found[0].count("."), -found[1]))
 

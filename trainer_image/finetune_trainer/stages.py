@@ -87,8 +87,8 @@ from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.publication import find_publication, record_publication
 from finetune_trainer.publish import export_model, publish
 from finetune_trainer.published_model import PublishedModel
-from finetune_trainer.quantization import require_four_bits
 from finetune_trainer.records import StoredRows
+from finetune_trainer.quantization import PACKAGE, require_four_bits
 from finetune_trainer.rehearsal import rehearse
 from finetune_trainer.renderer import Renderer, encode_all
 from finetune_trainer.report_page import render_page
@@ -700,6 +700,8 @@ def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluat
             f"workspace {workspace.root} holds no finished {'check' if data is None else 'train'} stage; run it first."
         )
     plan, inputs = workspace.recall("plan", PlanStatus), workspace.recall("inputs", Inputs)
+    plan = workspace.recall("plan", PlanStatus)
+    libraries = (*_NUMBERS_DEPEND_ON, PACKAGE) if job.spec.method.type is MethodType.QLORA else _NUMBERS_DEPEND_ON
     return Report(
         planned_memory_bytes=plan and plan.memory_bytes_per_gpu,
         name=job.metadata.name,
@@ -712,7 +714,7 @@ def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluat
         training=training,
         evaluation=evaluation,
         seed=job.spec.training.seed,
-        versions={name: importlib.metadata.version(name) for name in _NUMBERS_DEPEND_ON} | {"finetune": __version__},
+        versions={name: importlib.metadata.version(name) for name in libraries} | {"finetune": __version__},
         resolved=job.spec.model_dump(mode="json", by_alias=True, exclude_none=True),
     )
 

@@ -34,6 +34,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.report import LossPoint, Progress, SampleQuestion, Stage, TaskShare, TrainingReport
 from finetune_api.spec import GradientCheckpointing
 from finetune_trainer.best_weights import BestWeights
+from finetune_trainer.bottleneck import has_adapters, save_adapters
 from finetune_trainer.checkpoint import discard_old, newest_complete, seal, step_of
 from finetune_trainer.errors import (
     DataError,
@@ -532,7 +533,10 @@ def _save_tuned(trainer: Trainer, model: nn.Module, given: TrainingInput) -> Non
     if not given.group.is_first:
         return
     try:
-        model.save_pretrained(str(folder), state_dict=state)
+        if isinstance(model, PreTrainedModel) and has_adapters(model):
+            save_adapters(model, folder, state=state)
+        else:
+            model.save_pretrained(str(folder), state_dict=state)
     except (OSError, SafetensorError) as error:
         raise _unwritable("the tuned model", folder, error) from error
     write_manifest(folder)

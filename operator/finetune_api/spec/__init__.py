@@ -48,6 +48,8 @@ from finetune_api.spec.field import SecretRef
 from finetune_api.spec.method import (
     BLOCK_OF,
     OWN_WEIGHTS,
+    Activation,
+    AdapterPlacement,
     AdapterSpec,
     Ia3Spec,
     LoraSpec,
@@ -77,6 +79,8 @@ __all__ = [
     "DEFAULT_MAX_LENGTH",
     "OWN_WEIGHTS",
     "REPLAY_TASK",
+    "Activation",
+    "AdapterPlacement",
     "AdapterSpec",
     "BaselinesSpec",
     "BenchmarkSpec",
@@ -139,6 +143,7 @@ __all__ = [
 
 
 SINGLE_WORKER = (MethodType.PROMPT_TUNING, MethodType.PREFIX_TUNING, MethodType.IA3)
+DECODERS_ALONE = (MethodType.QLORA, MethodType.ADAPTER)
 LOW_RANK = (MethodType.LORA, MethodType.QLORA)
 
 
@@ -189,8 +194,8 @@ def _quantized_bases_have_their_formats(
         yield Problem(("training", "precision"), training.precision.value, why, "Leave it out, or take lora.")
 
 
-def _quantized_bases_are_decoders(model: ModelSpec, method: MethodSpec) -> Iterator[Problem]:
-    if method.type is MethodType.QLORA and model.task is ModelTask.SEQ2SEQ_LM:
+def _some_methods_tune_decoders_alone(model: ModelSpec, method: MethodSpec) -> Iterator[Problem]:
+    if method.type in DECODERS_ALONE and model.task is ModelTask.SEQ2SEQ_LM:
         yield Problem(
             ("method", "type"), method.type.value, "is not supported with seq2seq-lm yet", "Take lora, or full."
         )
@@ -445,7 +450,7 @@ class FineTuneJobSpec(Block):
         _quantization_needs_a_gpu,
         _quantized_bases_have_one_gpu,
         _quantized_bases_have_their_formats,
-        _quantized_bases_are_decoders,
+        _some_methods_tune_decoders_alone,
         _batch_is_shared_evenly,
         _prefixes_keep_activations,
         _spread_weights_are_left_alone,

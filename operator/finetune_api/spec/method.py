@@ -8,7 +8,6 @@ from pydantic import Field
 
 from finetune_api.block import Block, Problem
 from finetune_api.spec.field import Flag, Int, Number
-from finetune_api.support import working_values
 
 
 class MethodType(StrEnum):
@@ -41,6 +40,21 @@ class PromptInit(StrEnum):
 
     TEXT = "text"
     RANDOM = "random"
+
+
+class AdapterPlacement(StrEnum):
+    """Behind which blocks of every layer adapters come."""
+
+    HOULSBY = "houlsby"
+    PFEIFFER = "pfeiffer"
+
+
+class Activation(StrEnum):
+    """What bends an adapter's inner values."""
+
+    RELU = "relu"
+    GELU = "gelu"
+    SILU = "silu"
 
 
 class SelectiveTrain(StrEnum):
@@ -151,10 +165,15 @@ class Ia3Spec(Block):
 
 
 class AdapterSpec(Block):
-    """Small networks between the layers (arXiv:1902.00751)."""
+    """Small networks between the blocks, h + up(activation(down(h))), that begin as nothing (arXiv:1902.00751)."""
 
     bottleneck: Annotated[Int, Field(ge=1, le=8192)] = 64
-    """Width of the adapters; parameters grow linearly with it."""
+    """Width of the adapters; parameters grow linearly with it. A sixteenth of the model's width is usual."""
+    placement: AdapterPlacement = AdapterPlacement.HOULSBY
+    """houlsby: behind the attention and behind the feed-forward block of every layer (arXiv:1902.00751). pfeiffer:
+    behind the feed-forward block alone (arXiv:2005.00247), half the parameters. Before the residual is added."""
+    activation: Activation = Activation.GELU
+    """Between down and up."""
 
 
 def _patterns_go_with_patterns(train: SelectiveTrain, patterns: tuple[str, ...]) -> Iterator[Problem]:
@@ -221,9 +240,6 @@ BLOCK_OF = {
 """The block that belongs to a method; the only one that may be set."""
 
 
-_TYPE = ("spec", "method", "type")
-
-
 def _only_the_methods_block(
     type: MethodType,
     lora: LoraSpec | None,
@@ -244,12 +260,11 @@ def _only_the_methods_block(
     for name, block in blocks.items():
         if block is not None and name != BLOCK_OF[type]:
             owners = [str(method) for method, own in BLOCK_OF.items() if own == name]
-            wanted = " or ".join(working_values(_TYPE, owners))
             yield Problem(
                 (name,),
                 block.model_dump(mode="json", by_alias=True, exclude_unset=True),
                 f"belongs to another method than {type.value}",
-                f"Remove it, or set spec.method.type: {wanted}." if wanted else "Remove it.",
+                f"Remove it, or set spec.method.type: {' or '.join(owners)}.",
             )
 
 
@@ -259,7 +274,7 @@ def _regularization_pulls_weights(type: MethodType, regularization: Regularizati
             ("regularization", "type"),
             regularization.type.value,
             f"is for methods that change the model's own weights, not for {type.value}",
-            f"Leave regularization out, or set spec.method.type: {' or '.join(working_values(_TYPE, OWN_WEIGHTS))}.",
+            f"Leave regularization out, or set spec.method.type: {' or '.join(OWN_WEIGHTS)}.",
         )
 
 
