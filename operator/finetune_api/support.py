@@ -10,11 +10,8 @@ from typing import Any
 
 from finetune_api.problem import Path
 
-_INSTEAD = "Leave it out."
-
 NOT_YET: dict[str, str] = {
     "model.startFrom": "Start from the base model, or name published full weights in spec.model.source.",
-    "evaluation.holistic": _INSTEAD,
 }
 """Fields that are refused whatever they say, and what to do instead. Below spec; ``[]`` stands for any index."""
 

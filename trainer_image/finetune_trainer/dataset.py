@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,20 @@ class Dataset:
         """Return the same row through another template of its task."""
         return self._render(example, template_index, example.values)
 
+    def with_input(self, example: Example, change: Callable[[str], str]) -> Example:
+        """Return the same row with every text changed that the prompt alone is made of; of a chat its last question."""
+        phrasings = self._phrasings[example.task]
+        if isinstance(column := phrasings[0], ChatColumn):
+            asked_again = column.read(example.values, example.row).with_question(change)
+            return self._render(example, example.template, {**example.values, column.name: asked_again})
+        completed = frozenset[str]().union(*(phrasing.completion_columns for phrasing in phrasings))
+        asked = frozenset[str]().union(*(phrasing.prompt_columns for phrasing in phrasings)) - completed
+        values = {
+            name: change(value) if name in asked and isinstance(value, str) else value
+            for name, value in example.values.items()
+        }
+        return self._render(example, example.template, values)
+
     def cuttable(self, example: Example) -> str:
         """Return the text that `shortened` would cut, empty when there is none."""
         if isinstance(self._phrasings[example.task][example.template], ChatColumn):
@@ -154,20 +168,26 @@ class _Loaded:
     phrasings: tuple[Phrasing, ...]
 
 
-def load_dataset(data: DataSpec, splits: Collection[Split] = tuple(Split), fetch: Fetch = fetch_local) -> Dataset:
+def load_dataset(
+    data: DataSpec,
+    splits: Collection[Split] = tuple(Split),
+    fetch: Fetch = fetch_local,
+    subgroup_column: str | None = None,
+) -> Dataset:
     """Read, render, check and split the rows of every task; keep those of ``splits``.
 
     Args:
         data: what the job says of its rows.
         splits: whose rows can be asked for afterwards.
         fetch: finds each task's file of rows. Default: on this machine only.
+        subgroup_column: ``spec.evaluation.holistic.subgroupColumn``; kept among the values of every row.
 
     Raises:
         SpecError: a template is no valid Jinja, or a source cannot be read by this program.
         DataError: the rows are not what the job says they are.
     """
     loaded = {
-        task.name: _load_task(task, data.splits, fetch, f"spec.data.tasks[{index}]")
+        task.name: _load_task(task, data.splits, fetch, f"spec.data.tasks[{index}]", subgroup_column)
         for index, task in enumerate(data.tasks)
     }
     if data.replay is not None:
@@ -206,9 +226,9 @@ def load_dataset(data: DataSpec, splits: Collection[Split] = tuple(Split), fetch
     )
 
 
-def _load_task(task: TaskSpec, splits: SplitsSpec, fetch: Fetch, field: str) -> _Loaded:
+def _load_task(task: TaskSpec, splits: SplitsSpec, fetch: Fetch, field: str, subgroup_column: str | None) -> _Loaded:
     phrasings = _phrasings_of(task, field)
-    columns = _Columns.of(task, phrasings, splits, field)
+    columns = _Columns.of(task, phrasings, splits, field, subgroup_column)
     own = {"validationSource": Split.VALIDATION, "testSource": Split.TEST}
     sources = {"validationSource": task.validation_source, "testSource": task.test_source}
     drawn = ANYWHERE - {own[name] for name, uri in sources.items() if uri is not None}
@@ -266,9 +286,17 @@ class _Columns:
     chat: ChatColumn | None
     group_by: str | None
     stratify_by: str | None
+    subgroup: str | None
 
     @classmethod
-    def of(cls, task: TaskSpec, phrasings: Sequence[Phrasing], splits: SplitsSpec, field: str) -> "_Columns":
+    def of(
+        cls,
+        task: TaskSpec,
+        phrasings: Sequence[Phrasing],
+        splits: SplitsSpec,
+        field: str,
+        subgroup: str | None = None,
+    ) -> "_Columns":
         first = phrasings[0]
         return cls(
             task,
@@ -279,6 +307,7 @@ class _Columns:
             first if isinstance(first, ChatColumn) else None,
             splits.group_by,
             splits.stratify_by,
+            subgroup,
         )
 
     def called(self, name: str) -> str:
@@ -286,10 +315,10 @@ class _Columns:
         return self.task.columns.get(name, name)
 
     def values(self, row: Row) -> Row:
-        """Return what templates see of ``row``, and what splitting needs."""
+        """Return what templates see of ``row``, and what splitting and evaluation need."""
         names = dict.fromkeys([*self.inputs, *self.completions])
         values = {name: row[self.called(name)] for name in names if self.called(name) in row}
-        for column in (self.group_by, self.stratify_by):
+        for column in (self.group_by, self.stratify_by, self.subgroup):
             if column is not None and column in row:
                 values.setdefault(column, row[column])
         return values
@@ -304,14 +333,18 @@ class _Columns:
     def refuse_missing(self, found: Collection[str], source: str) -> None:
         """Raise unless every column that is needed is among ``found``."""
         needed = [self.called(name) for name in (*self.inputs, *self.completions) if name not in self.optional]
-        splitting = {"groupBy": self.group_by, "stratifyBy": self.stratify_by}
+        settings = {
+            "data.splits.groupBy": self.group_by,
+            "data.splits.stratifyBy": self.stratify_by,
+            "evaluation.holistic.subgroupColumn": self.subgroup,
+        }
         missing = [column for column in dict.fromkeys(needed) if column not in found]
         if missing:
             where = f"{self.field}.{'templates' if self.chat is None else 'messages'}"
             raise _no_column(where, missing, found, source)
-        for name, column in splitting.items():
+        for name, column in settings.items():
             if column is not None and column not in found:
-                raise _no_column(f"spec.data.splits.{name}", [column], found, source)
+                raise _no_column(f"spec.{name}", [column], found, source)
 
 
 def _no_column(where: str, missing: Sequence[str], found: Collection[str], source: str) -> DataError:

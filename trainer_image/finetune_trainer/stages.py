@@ -721,6 +721,7 @@ def _load_dataset(run: Run, splits: Collection[Split] = tuple(Split)) -> Dataset
         run.job.spec.data,
         splits,
         fetch=lambda uri, field, secret_ref: run.storage.fetch_rows(uri, field, secret_ref, folder),
+        subgroup_column=holistic.subgroup_column if (holistic := run.job.spec.evaluation.holistic) else None,
     )
 
 
