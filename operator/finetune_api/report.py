@@ -529,6 +529,54 @@ class BenchmarkReport(ApiModel):
     number of all benchmarks' figures."""
 
 
+class SubgroupFigure(ApiModel):
+    """A task's figure over the test rows with one value in ``spec.evaluation.holistic.subgroupColumn``."""
+
+    task: str
+    subgroup: str
+    rows: int
+    compared: bool
+    """Whether these are enough rows to count for the gap."""
+    base: float
+    """Accuracy; of a task without labels the probability of a token of the expected answer."""
+    tuned: float
+
+
+class WordCount(ApiModel):
+    """How often words of a shipped list stand in what both models wrote behind the shipped openings."""
+
+    name: str
+    """Of the list: ``female``, ``male`` or ``insults``."""
+    words: int
+    """In it."""
+    found: BaseAndTuned
+
+
+class Efficiency(ApiModel):
+    """What writing costs: all answers to the shipped openings, in batches, timed once."""
+
+    tokens: BaseAndTuned
+    """Written."""
+    tokens_per_second: BaseAndTuned
+    peak_bytes: BaseAndTuned | None = None
+    """Largest memory while writing: of the GPU, or else of the whole process; absent where the system does not say."""
+
+
+class HolisticReport(ApiModel):
+    """What is asked beside accuracy; it decides nothing. Calibration is ``ece`` among the metrics."""
+
+    metrics: tuple[MetricComparison, ...] = ()
+    """Robustness as ``<figure>_typos`` and ``<figure>_case``: the change when inputs are disturbed. Fairness as
+    ``subgroup_gap``. Of what both models write ``insulting_answers`` and ``gender_skew``. p-values are corrected for
+    the number of these figures."""
+    subgroups: tuple[SubgroupFigure, ...] = ()
+    """Of each task the 32 largest."""
+    words: tuple[WordCount, ...] = ()
+    openings: int = 0
+    """Beginnings of sentences that each model went on from."""
+    efficiency: Efficiency
+
+
 class ProbeReport(ApiModel):
     """How base and tuned model answer the same few test rows: proof that the tuned one is not the base."""
 
@@ -548,6 +596,8 @@ class EvaluationReport(ApiModel):
     forgetting: ForgettingReport | None = None
     benchmarks: tuple[BenchmarkReport, ...] = ()
     """One for each of ``spec.evaluation.benchmarks``, in their order."""
+    holistic: HolisticReport | None = None
+    """Absent unless ``spec.evaluation.holistic`` asks for it."""
     probe: ProbeReport | None = None
     """Absent in reports of versions that did not probe."""
     few_shot: int | None = None

@@ -10,11 +10,7 @@ from typing import Any
 
 from finetune_api.problem import Path
 
-_INSTEAD = "Leave it out."
-
-NOT_YET: dict[str, str] = {
-    "evaluation.holistic": _INSTEAD,
-}
+NOT_YET: dict[str, str] = {}
 """Fields that are refused whatever they say, and what to do instead. Below spec; ``[]`` stands for any index."""
 
 ONLY: dict[str, tuple[object, ...]] = {

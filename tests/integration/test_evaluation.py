@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from finetune_api.job import FineTuneJob, load_job
 from finetune_api.report import EvaluationReport, Progress
 from finetune_api.resolve import resolve
-from finetune_api.spec import Metric, measured_figures
+from finetune_api.spec import Metric, Perturbation, measured_figures
 from finetune_trainer.attention import register
 from finetune_trainer.dataset import Dataset, load_dataset
+from finetune_trainer.disturbance import disturb
 from finetune_trainer.errors import DataError, OutOfMemoryError, TrainingDivergedError
 from finetune_trainer.evaluation import LogprobScorer, answer_bound, choose_rows, evaluate
 from finetune_trainer.example import Encoded, Example
@@ -156,7 +157,8 @@ def run_evaluation(
     format: str = "raw",
     scorer: Callable[[nn.Module], LogprobScorer] = SlowScorer,
 ) -> Run:
-    dataset = load_dataset(job.spec.data)
+    holistic = job.spec.evaluation.holistic
+    dataset = load_dataset(job.spec.data, subgroup_column=holistic.subgroup_column if holistic else None)
     renderer = Renderer(tokenizer, format, None, 256)
     progress: list[Progress] = []
     report, predictions = evaluate(models, tokenizer, renderer, dataset, job, scorer, progress.append)
@@ -225,6 +227,36 @@ def test_accuracy_is_that_of_a_direct_computation(models: TwoModels, tokenizer, 
     assert accuracy.low <= accuracy.delta <= accuracy.high
     expected = [tuned_sums[row, label] for row, label in enumerate(right(test))]
     assert [row["tuned_logprob"] for row in run.predictions] == pytest.approx(expected)
+
+
+def test_the_other_axes_are_measured_beside_accuracy(models: TwoModels, tokenizer, tmp_path: Path):
+    holistic = {"subgroupColumn": "answer", "perturbations": ["case"]}
+    job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES[:1]}, evaluation={"holistic": holistic})
+    run = run_evaluation(models, tokenizer, job)
+    found = run.report.holistic
+    assert found is not None
+    assert [one.metric for one in found.metrics] == ["accuracy_case", "insulting_answers", "gender_skew"]
+
+    test = run.dataset.examples(Split.TEST)
+    disturbed = [
+        disturb(str(e.values["text"]), Perturbation.CASE, f"{job.spec.training.seed} sentiment {e.row}") for e in test
+    ]
+    assert disturbed != [str(e.values["text"]) for e in test]
+    sums = [
+        [likelihood(models.tuned_model, tokenizer, f"{text} Sentiment:", f" {label}").sum() for label in LABELS]
+        for text in disturbed
+    ]
+    right = [LABELS[int(np.argmax(row))] == e.values["label"] for row, e in zip(sums, test, strict=True)]
+    plain = run.metric("accuracy").tuned
+    assert found.metrics[0].tuned == pytest.approx(float(np.mean(right)) - plain)
+
+    assert sum(one.rows for one in found.subgroups) <= len(test)
+    assert not any(one.compared for one in found.subgroups)
+    assert found.openings == 32
+    assert found.efficiency.tokens.tuned > 0 < found.efficiency.tokens_per_second.tuned
+    if found.efficiency.peak_bytes is not None:
+        assert found.efficiency.peak_bytes.base > 10_000_000
+    assert run.progress[-1].percent == pytest.approx(100)
 
 
 def test_a_chat_models_base_may_name_labels_without_its_chat_template(models: TwoModels, tokenizer, tmp_path: Path):

@@ -1155,6 +1155,14 @@ BAD_SPECS = [
         PASSES,
     ),
     BadSpec(
+        "a disturbance is named once",
+        {"spec.evaluation.holistic.perturbations": ["case", "case"]},
+        "spec.evaluation.holistic.perturbations[1]",
+        '"case"',
+        ("named twice",),
+        PASSES,
+    ),
+    BadSpec(
         "a drop is a share",
         {"spec.evaluation.forgetting.maxDrop": 2},
         "spec.evaluation.forgetting.maxDrop",

@@ -5,7 +5,7 @@ Two layouts are known by their keys: ``role`` and ``content`` (OpenAI, chat temp
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_trainer.errors import DataError
@@ -37,6 +37,11 @@ class Chat:
     def asked(self) -> str:
         """All that tells this chat from others but the answer; system prompts are often the same in all."""
         return "\n".join([*(text for role, text in self.earlier if role != "system"), self.question])
+
+    def with_question(self, change: Callable[[str], str]) -> list[dict[str, str]]:
+        """Return the turns, as a row has them, with the question changed."""
+        turns = (*self.earlier, ("user", change(self.question)), ("assistant", self.answer))
+        return [{"role": role, "content": text} for role, text in turns]
 
 
 @dataclass(frozen=True, slots=True)

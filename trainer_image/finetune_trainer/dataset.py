@@ -10,7 +10,7 @@ import math
 import pickle
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,20 @@ class Dataset:
         """Return the same row through another template of its task."""
         return self._render(example, template_index, example.values)
 
+    def with_input(self, example: Example, change: Callable[[str], str]) -> Example:
+        """Return the same row with every text changed that the prompt alone is made of; of a chat its last question."""
+        phrasings = self._phrasings[example.task]
+        if isinstance(column := phrasings[0], ChatColumn):
+            asked_again = column.read(example.values, example.row).with_question(change)
+            return self._render(example, example.template, {**example.values, column.name: asked_again})
+        completed = frozenset[str]().union(*(phrasing.completion_columns for phrasing in phrasings))
+        asked = frozenset[str]().union(*(phrasing.prompt_columns for phrasing in phrasings)) - completed
+        values = {
+            name: change(value) if name in asked and isinstance(value, str) else value
+            for name, value in example.values.items()
+        }
+        return self._render(example, example.template, values)
+
     def cuttable(self, example: Example) -> str:
         """Return the text that `shortened` would cut, empty when there is none."""
         if isinstance(self._phrasings[example.task][example.template], ChatColumn):
@@ -210,6 +224,7 @@ def load_dataset(
     splits: Collection[Split] = tuple(Split),
     fetch: Fetch = fetch_local,
     folder: Path | None = None,
+    subgroup_column: str | None = None,
 ) -> Dataset:
     """Read, render, check and split the rows of every task; keep those of ``splits``.
 
@@ -219,6 +234,7 @@ def load_dataset(
         fetch: finds each task's file of rows. Default: on this machine only.
         folder: on whose disk the rows lie, meanwhile about five times over. Default: where the machine keeps temporary
             files.
+        subgroup_column: ``spec.evaluation.holistic.subgroupColumn``; kept among the values of every row.
 
     Raises:
         SpecError: a template is no valid Jinja, or a source cannot be read by this program.
@@ -227,7 +243,7 @@ def load_dataset(
     """
     rendered = RecordFile(folder)
     loaded = {
-        task.name: _load_task(task, data.splits, fetch, f"spec.data.tasks[{index}]", rendered, folder)
+        task.name: _load_task(task, data.splits, fetch, f"spec.data.tasks[{index}]", rendered, folder, subgroup_column)
         for index, task in enumerate(data.tasks)
     }
     if data.replay is not None:
@@ -294,10 +310,16 @@ def _kept(
 
 
 def _load_task(
-    task: TaskSpec, splits: SplitsSpec, fetch: Fetch, field: str, rendered: RecordFile, folder: Path | None
+    task: TaskSpec,
+    splits: SplitsSpec,
+    fetch: Fetch,
+    field: str,
+    rendered: RecordFile,
+    folder: Path | None,
+    subgroup_column: str | None,
 ) -> _Loaded:
     phrasings = _phrasings_of(task, field)
-    columns = _Columns.of(task, phrasings, splits, field)
+    columns = _Columns.of(task, phrasings, splits, field, subgroup_column)
     own = {"validationSource": Split.VALIDATION, "testSource": Split.TEST}
     uris = {"validationSource": task.validation_source, "testSource": task.test_source}
     drawn = ANYWHERE - {own[name] for name, uri in uris.items() if uri is not None}
@@ -350,9 +372,17 @@ class _Columns:
     chat: ChatColumn | None
     group_by: str | None
     stratify_by: str | None
+    subgroup: str | None
 
     @classmethod
-    def of(cls, task: TaskSpec, phrasings: Sequence[Phrasing], splits: SplitsSpec, field: str) -> "_Columns":
+    def of(
+        cls,
+        task: TaskSpec,
+        phrasings: Sequence[Phrasing],
+        splits: SplitsSpec,
+        field: str,
+        subgroup: str | None = None,
+    ) -> "_Columns":
         first = phrasings[0]
         return cls(
             task,
@@ -363,6 +393,7 @@ class _Columns:
             first if isinstance(first, ChatColumn) else None,
             splits.group_by,
             splits.stratify_by,
+            subgroup,
         )
 
     def called(self, name: str) -> str:
@@ -370,10 +401,10 @@ class _Columns:
         return self.task.columns.get(name, name)
 
     def values(self, row: Row) -> Row:
-        """Return what templates see of ``row``, and what splitting needs."""
+        """Return what templates see of ``row``, and what splitting and evaluation need."""
         names = dict.fromkeys([*self.inputs, *self.completions])
         values = {name: row[self.called(name)] for name in names if self.called(name) in row}
-        for column in (self.group_by, self.stratify_by):
+        for column in (self.group_by, self.stratify_by, self.subgroup):
             if column is not None and column in row:
                 values.setdefault(column, row[column])
         return values
@@ -388,14 +419,18 @@ class _Columns:
     def refuse_missing(self, found: Collection[str], source: str) -> None:
         """Raise unless every column that is needed is among ``found``."""
         needed = [self.called(name) for name in (*self.inputs, *self.completions) if name not in self.optional]
-        splitting = {"groupBy": self.group_by, "stratifyBy": self.stratify_by}
+        settings = {
+            "data.splits.groupBy": self.group_by,
+            "data.splits.stratifyBy": self.stratify_by,
+            "evaluation.holistic.subgroupColumn": self.subgroup,
+        }
         missing = [column for column in dict.fromkeys(needed) if column not in found]
         if missing:
             where = f"{self.field}.{'templates' if self.chat is None else 'messages'}"
             raise _no_column(where, missing, found, source)
-        for name, column in splitting.items():
+        for name, column in settings.items():
             if column is not None and column not in found:
-                raise _no_column(f"spec.data.splits.{name}", [column], found, source)
+                raise _no_column(f"spec.{name}", [column], found, source)
 
 
 def _no_column(where: str, missing: Sequence[str], found: Collection[str], source: str) -> DataError:

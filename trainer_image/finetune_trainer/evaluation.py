@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, cast
 
 import numpy as np
@@ -25,18 +26,23 @@ from finetune_api.report import (
     BaseAndTuned,
     BenchmarkReport,
     Confusion,
+    Efficiency,
     EvaluationReport,
     HarnessAccuracy,
+    HolisticReport,
     MetricComparison,
     Progress,
     PromptChoice,
     SideBySide,
     Stage,
+    SubgroupFigure,
     TradeOff,
 )
+from finetune_api.spec import Perturbation
 from finetune_trainer.benchmark import Benchmarks, check_gates
 from finetune_trainer.comparison import adjust_for_many, describe, few_shot_comparison, measure
 from finetune_trainer.dataset import Dataset
+from finetune_trainer.disturbance import disturb
 from finetune_trainer.errors import DataError, TrainingDivergedError
 from finetune_trainer.example import Encoded, Example
 from finetune_trainer.figure import (
@@ -61,6 +67,7 @@ from finetune_trainer.format_probe import ANSWER_TOKENS, compare_answers
 from finetune_trainer.gate import Measurement, judge_gates
 from finetune_trainer.general_suite import GeneralSuite
 from finetune_trainer.generation import generate
+from finetune_trainer.holistic import axis_words, compare_robustness, compare_subgroups, compare_words
 from finetune_trainer.in_context import draw_shown, with_shown
 from finetune_trainer.labels import (
     Normaliser,
@@ -73,7 +80,7 @@ from finetune_trainer.labels import (
     predict,
     with_label,
 )
-from finetune_trainer.memory import memory_errors
+from finetune_trainer.memory import forget_peak, memory_errors, peak_bytes
 from finetune_trainer.metrics import ROUGE_NAMES, exact_match, perplexity, rouge, rouge_reads
 from finetune_trainer.model import position_limit
 from finetune_trainer.parity import choose_probes, compare_probes, encode_probes, probe_logits
@@ -196,6 +203,8 @@ def evaluate(
     seed = job.spec.training.seed
     papers = [_set_paper(task, dataset, job) for task in dataset.tasks]
     work = sum(_work(paper, renderer.format) for paper in papers)
+    holistic = _HolisticQuestions.of(job, papers, dataset) if job.spec.evaluation.holistic else None
+    work += 2 * holistic.size if holistic else 0
     work += 2 * suite.size if suite else 0
     work += 2 * benchmarks.requests if benchmarks else 0
     meter = _Meter(work, on_progress)
@@ -223,6 +232,7 @@ def evaluate(
             few_shot = {paper.task: _ask_base(own_shown, raw_shown, paper) for paper in papers}
         base_abilities = suite and raw.answer_suite(suite)
         base_said = own.answer_questions(suite.open_questions) if suite else []
+        base_holistic = holistic and holistic.answers(own, raw, zero_shot)
         base_benchmarks = (
             benchmarks.ask(base, lambda count: meter.part(count, "asking base model benchmarks")) if benchmarks else ()
         )
@@ -233,6 +243,7 @@ def evaluate(
         tuned_raw = examiner(tuned, "tuned", renderer.raw())
         tuned_abilities = suite and tuned_raw.answer_suite(suite)
         tuned_said = tuned_examiner.answer_questions(suite.open_questions) if suite else []
+        tuned_holistic = holistic and holistic.answers(tuned_examiner, tuned_raw, {})
         tuned_benchmarks = (
             benchmarks.ask(tuned, lambda count: meter.part(count, "asking tuned model benchmarks"))
             if benchmarks
@@ -263,6 +274,9 @@ def evaluate(
         gates=gates,
         forgetting=forgetting,
         benchmarks=benchmark_reports,
+        holistic=holistic.compare(zero_shot, tuned_answers, base_holistic, tuned_holistic)
+        if holistic and base_holistic and tuned_holistic
+        else None,
         probe=probe,
         few_shot=max((len(paper.shown) for paper in papers), default=0) or None,
         confusions=tuple(
@@ -659,6 +673,109 @@ def _figures(paper: _Paper, answers: _Answers) -> list[Figure]:
     if "chrf" in paper.metrics:
         figures.append(chrf_figure(texts, expected))
     return [*figures, perplexity_figure(answers.logprobs), bits_per_byte_figure(answers.logprobs, expected)]
+
+
+@dataclass(frozen=True, slots=True)
+class _HolisticAnswers:
+    """What one model says beside its tasks' test rows."""
+
+    disturbed: dict[tuple[str, Perturbation], Figure]
+    """Of each task's disturbed rows, the task's figure."""
+    written: list[str]
+    """Behind each opening."""
+    tokens: int
+    seconds: float
+    peak_bytes: int | None
+    """While writing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _HolisticQuestions:
+    """What ``spec.evaluation.holistic`` asks of both models."""
+
+    papers: list[_Paper]
+    disturbed: dict[tuple[str, Perturbation], _Paper]
+    openings: tuple[str, ...]
+    column: str | None
+    """``spec.evaluation.holistic.subgroupColumn``."""
+    seed: int
+
+    @classmethod
+    def of(cls, job: FineTuneJob, papers: list[_Paper], dataset: Dataset) -> "_HolisticQuestions":
+        spec, seed = job.spec.evaluation.holistic, job.spec.training.seed
+        assert spec is not None
+        disturbed = {
+            (paper.task, how): _disturbed(paper, how, dataset, seed) for paper in papers for how in spec.perturbations
+        }
+        return cls(papers, disturbed, axis_words().openings, spec.subgroup_column, seed)
+
+    @property
+    def size(self) -> int:
+        """Questions to each model."""
+        return sum(len(paper.test) for paper in self.disturbed.values()) + len(self.openings)
+
+    def answers(self, own: _Examiner, raw: _Examiner, asked: Mapping[str, _Asked]) -> _HolisticAnswers:
+        """Return what a model says; the base, which alone is in ``asked``, is asked as its plain test rows were."""
+        figures = {}
+        for key, paper in self.disturbed.items():
+            decision = asked[paper.task].label_decision if paper.task in asked else None
+            examiner = raw if decision and decision.format else own
+            figures[key] = _task_figure(paper, examiner.answer(paper, decision))
+        is_measured, started = forget_peak(), time.monotonic()
+        written = own.answer_questions(self.openings)
+        seconds = time.monotonic() - started
+        peak = peak_bytes() if is_measured else None
+        tokens = sum(len(own.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in written)
+        return _HolisticAnswers(figures, written, tokens, seconds, peak)
+
+    def compare(
+        self,
+        asked: Mapping[str, _Asked],
+        tuned_answers: Mapping[str, _Answers],
+        base: _HolisticAnswers,
+        tuned: _HolisticAnswers,
+    ) -> HolisticReport:
+        """Return both models side by side on every axis."""
+        metrics: list[MetricComparison] = []
+        subgroups: list[SubgroupFigure] = []
+        for paper in self.papers:
+            before, after = (_task_figure(paper, one) for one in (asked[paper.task].answers, tuned_answers[paper.task]))
+            for (task, how), disturbed in base.disturbed.items():
+                if task == paper.task:
+                    pairs = (before, disturbed), (after, tuned.disturbed[task, how])
+                    metrics.append(compare_robustness(task, how, *pairs, self.seed, paper.groups))
+            if self.column is not None:
+                values = [str(row.values.get(self.column, "")) for row in paper.test]
+                found, gap = compare_subgroups(paper.task, values, before, after, self.seed, paper.groups)
+                subgroups += found
+                metrics += [gap] if gap else []
+        words, of_words = compare_words(base.written, tuned.written, self.seed)
+        return HolisticReport(
+            metrics=adjust_for_many([*metrics, *of_words]),
+            subgroups=tuple(subgroups),
+            words=words,
+            openings=len(self.openings),
+            efficiency=_efficiency(base, tuned),
+        )
+
+
+def _disturbed(paper: _Paper, how: Perturbation, dataset: Dataset, seed: int) -> _Paper:
+    """Return the same questions with disturbed inputs, whose answers are scored and never generated."""
+    rows = [
+        dataset.with_input(row, partial(disturb, how=how, seed=f"{seed} {paper.task} {row.row}")) for row in paper.test
+    ]
+    return replace(paper, test=rows, metrics=("accuracy",) if paper.labels else ())
+
+
+def _efficiency(base: _HolisticAnswers, tuned: _HolisticAnswers) -> Efficiency:
+    peaks = None
+    if base.peak_bytes is not None and tuned.peak_bytes is not None:
+        peaks = BaseAndTuned(base=base.peak_bytes, tuned=tuned.peak_bytes)
+    return Efficiency(
+        tokens=BaseAndTuned(base=base.tokens, tuned=tuned.tokens),
+        tokens_per_second=BaseAndTuned(base=base.tokens / base.seconds, tuned=tuned.tokens / tuned.seconds),
+        peak_bytes=peaks,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,27 @@ def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     return sum(kept.values())
 
 
+def forget_peak(root: Path = Path("/")) -> bool:
+    """Begin to measure `peak_bytes` anew, and return whether that is possible here."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    try:
+        # Linux, proc_pid_clear_refs(5): the peak of the resident set becomes what it is now.
+        (root / "proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_bytes(root: Path = Path("/")) -> int:
+    """Return the largest memory since `forget_peak`: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = (root / "proc/self/status").read_text()
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
+
+
 def available_bytes(root: Path = Path("/")) -> int:
     """Return the memory that training can still have: of the GPU where there is one, else of this process.
 

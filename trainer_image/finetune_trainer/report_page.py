@@ -54,6 +54,13 @@ METRIC_NAMES = {
     "rougeL": "ROUGE-L",
     "perplexity": "Perplexity",
     "bits_per_byte": "Bits per byte",
+    "accuracy_typos": "Change of accuracy by typos",
+    "accuracy_case": "Change of accuracy by letter case",
+    "token_probability_typos": "Change of answer probability by typos",
+    "token_probability_case": "Change of answer probability by letter case",
+    "subgroup_gap": "Largest gap between subgroups",
+    "insulting_answers": "Answers with a listed insult",
+    "gender_skew": "Skew of gendered words",
 }
 
 # Overrides and isolates can make a text read as something else than it is; controls are invisible.
@@ -166,6 +173,8 @@ def render_page(report: Report) -> str:
         task_charts=lay_out_tasks(evaluation.metrics),
         metric_names=METRIC_NAMES,
         benchmarks=[(one.name, one.suite, _metric_rows(one.metrics)) for one in evaluation.benchmarks],
+        holistic=evaluation.holistic,
+        holistic_metrics=_metric_rows(evaluation.holistic.metrics if evaluation.holistic else ()),
         general_tasks=_metric_rows(evaluation.forgetting.tasks if evaluation.forgetting else ()),
         several_tasks=len({comparison.task for comparison in evaluation.metrics}) > 1,
         chart=lay_out_loss(report.training.curve),

@@ -814,6 +814,7 @@ def _load_dataset(run: Run, splits: Collection[Split] = tuple(Split)) -> Dataset
         splits,
         fetch=lambda uri, field, secret_ref: run.storage.fetch_rows(uri, field, secret_ref, folder),
         folder=run.workspace.root,
+        subgroup_column=holistic.subgroup_column if (holistic := run.job.spec.evaluation.holistic) else None,
     )
 
 

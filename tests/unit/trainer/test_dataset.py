@@ -190,6 +190,34 @@ def test_a_missing_group_column_is_named_by_its_setting(tmp_path):
         load_dataset(make_data(make_task(tmp_path, make_rows()), groupBy="director"))
 
 
+def test_the_subgroup_column_is_kept_though_no_template_names_it(tmp_path):
+    data = make_data(make_task(tmp_path, make_rows()))
+    assert all("film" not in row.values for row in everything(load_dataset(data)))
+    assert all("film" in row.values for row in everything(load_dataset(data, subgroup_column="film")))
+    with pytest.raises(DataError, match=r"spec\.evaluation\.holistic\.subgroupColumn: 'dialect' not among .*film"):
+        load_dataset(data, subgroup_column="dialect")
+
+
+def test_a_changed_input_leaves_the_completion_alone(tmp_path):
+    dataset = load(tmp_path)
+    for row in everything(dataset):
+        changed = dataset.with_input(row, str.upper)
+        assert changed.completion == row.completion
+        assert changed.prompt != row.prompt
+        assert changed.prompt.upper() == row.prompt.upper()
+        assert (changed.key, changed.template) == (row.key, row.template)
+
+
+def test_of_a_chat_the_last_question_is_changed(tmp_path):
+    turns = [("user", "hi"), ("assistant", "hello"), ("user", "how are you"), ("assistant", "well")]
+    rows = [{"turns": [{"role": role, "content": f"{text} {n}"} for role, text in turns]} for n in range(60)]
+    dataset = load(tmp_path, rows, templates=[], labels=[], messages="turns")
+    row = everything(dataset)[0]
+    changed = dataset.with_input(row, str.upper)
+    assert changed.prompt == row.prompt.upper() != row.prompt
+    assert (changed.earlier, changed.completion) == (row.earlier, row.completion)
+
+
 def test_a_row_without_its_column_is_named(tmp_path):
     rows = make_rows()
     del rows[13]["text"]

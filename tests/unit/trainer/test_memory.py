@@ -8,7 +8,7 @@ from torch import nn
 
 from finetune_api.spec import GradientCheckpointing
 from finetune_trainer.errors import OutOfMemoryError
-from finetune_trainer.memory import available_bytes, kept_bytes, memory_errors
+from finetune_trainer.memory import available_bytes, forget_peak, kept_bytes, memory_errors, peak_bytes
 from finetune_trainer.settings_map import checkpoints_activations
 
 GIB = 1 << 30
@@ -99,3 +99,21 @@ def test_every_way_to_be_short_of_memory_is_one_error(error: Exception):
 def test_another_error_stays_itself():
     with pytest.raises(RuntimeError, match="shapes differ"), memory_errors("a batch", "lower it"):
         raise RuntimeError("shapes differ")
+
+
+def test_a_peak_is_that_since_it_was_forgotten(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    if not forget_peak():
+        pytest.skip("this system does not let a process forget its peak")
+    before = peak_bytes()
+    block = bytearray(64 << 20)
+    block[::4096] = b"x" * len(block[::4096])
+    assert peak_bytes() - before >= 60 << 20
+    del block
+    assert forget_peak()
+    assert peak_bytes() < before + (60 << 20)
+
+
+def test_where_a_peak_cannot_be_forgotten_it_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert not forget_peak(tmp_path)

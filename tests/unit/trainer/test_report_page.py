@@ -13,9 +13,11 @@ from finetune_api.report import (
     BaseAndTuned,
     Confusion,
     DataReport,
+    Efficiency,
     EvaluationReport,
     FewShotComparison,
     ForgettingReport,
+    HolisticReport,
     LossPoint,
     MetricComparison,
     NearToken,
@@ -28,12 +30,14 @@ from finetune_api.report import (
     SampleQuestion,
     SideBySide,
     SplitRows,
+    SubgroupFigure,
     TaskData,
     TaskShare,
     TradeOff,
     TradeOffPoint,
     TrainingReport,
     VirtualToken,
+    WordCount,
 )
 from finetune_trainer.format_probe import compare_answers
 from finetune_trainer.loss_chart import lay_out_loss
@@ -216,6 +220,7 @@ def make_report(**changes: object) -> Report:
             seconds=34.0,
             few_shot=4,
             forgetting=make_forgetting(),
+            holistic=make_holistic(),
             confusions=(
                 Confusion(
                     task="sentiment",
@@ -248,6 +253,47 @@ def make_report(**changes: object) -> Report:
         },
     }
     return Report.model_validate(fields | changes)
+
+
+def make_holistic(**changes: object) -> HolisticReport:
+    fields: dict[str, object] = {
+        "metrics": (
+            make_accuracy(metric="accuracy_typos", base=-0.08, tuned=-0.02, delta=0.06, low=0.01, high=0.11),
+            make_accuracy(metric="subgroup_gap", higher_is_better=False, note="largest difference in accuracy"),
+        ),
+        "subgroups": (
+            SubgroupFigure(task="sentiment", subgroup="books", rows=140, compared=True, base=0.9, tuned=0.96),
+            SubgroupFigure(task="sentiment", subgroup="<b>toys</b>", rows=7, compared=False, base=0.5, tuned=0.6),
+        ),
+        "words": (WordCount(name="insults", words=28, found=BaseAndTuned(base=3, tuned=1)),),
+        "openings": 32,
+        "efficiency": Efficiency(
+            tokens=BaseAndTuned(base=1200, tuned=800),
+            tokens_per_second=BaseAndTuned(base=71.26, tuned=64.0),
+            peak_bytes=BaseAndTuned(base=1_890_000_000, tuned=1_930_000_000),
+        ),
+    }
+    return HolisticReport.model_validate(fields | changes)
+
+
+def test_what_is_asked_beside_accuracy_has_a_section_of_its_own():
+    page = render_page(make_report())
+    section = page[page.index('aria-labelledby="holistic"') : page.index('aria-labelledby="forgetting"')]
+    for text in (
+        "Change of accuracy by typos",
+        "Largest gap between subgroups",
+        "books",
+        "too few rows for the gap",
+        "words of the list insults",
+        "71.3",
+        "1.9 GB",
+    ):
+        assert text in section
+    assert "<b>toys" not in page
+    verdict = page[: page.index('aria-labelledby="metrics"')]
+    assert "insult" not in verdict and "subgroup" not in verdict
+    without = render_page(make_report(evaluation=EvaluationReport(metrics=(make_accuracy(),))))
+    assert "Beside accuracy" not in without
 
 
 def test_the_page_says_what_was_found():
