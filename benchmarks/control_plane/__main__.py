@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.cluster.binary import ensure_binaries
 
-from .cluster import PROGRAMS
+from .cluster import PROGRAMS, Cpu
 from .finetune import Life, live
 from .kubeflow import Start, begin
 
@@ -49,6 +49,7 @@ def main() -> None:
 def _print_life(life: Life) -> None:
     print(f"{life.jobs} FineTuneJobs")
     print(f"  apply to child p50 {life.apply_p50:.2f} s, p99 {life.apply_p99:.2f} s")
+    _print_cpu(life.apply_cpu, "operator")
     print(f"  three stages of 5 to 15 s in {life.life_seconds:.0f} s, {life.looks_per_second:.0f} reconciles/s")
     print(f"  {life.writes_per_job:.2f} writes per job and {life.events_per_job:.2f} events")
     for kind, count in life.writes.items():
@@ -61,7 +62,14 @@ def _print_life(life: Life) -> None:
 def _print_start(start: Start) -> None:
     print(f"{start.jobs} TrainJobs, {KUBEFLOW[start.program]}")
     print(f"  apply to JobSet p50 {start.apply_p50:.2f} s, p99 {start.apply_p99:.2f} s")
-    print(f"  at most {start.memory_mb:.0f} MB, {start.cpu_seconds_per_job * 1000:.0f} ms CPU per job", flush=True)
+    _print_cpu(start.apply_cpu, "controller")
+    print(f"  controller: at most {start.memory_mb:.0f} MB", flush=True)
+
+
+def _print_cpu(cpu: Cpu, controller: str) -> None:
+    print(
+        f"  until then {controller} {cpu.controller * 1000:.1f} ms CPU per job, API server {cpu.server * 1000:.1f} ms"
+    )
 
 
 def _parse() -> argparse.Namespace:

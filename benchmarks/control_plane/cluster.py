@@ -78,6 +78,23 @@ def usage(pid: int) -> Usage:
     return Usage(sum(map(int, ticks)) / 100, sizes["VmRSS"], sizes["VmHWM"])
 
 
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """Seconds of processor time: what is left of a latency when the machine has other things to do."""
+
+    controller: float
+    server: float
+
+    def since(self, before: "Cpu", jobs: int) -> "Cpu":
+        """Return what has been taken since ``before``, for each of ``jobs``."""
+        return Cpu((self.controller - before.controller) / jobs, (self.server - before.server) / jobs)
+
+
+def cpu(controller: int, plane: "ControlPlane") -> Cpu:
+    """Return what the process ``controller`` and the API server have taken so far."""
+    return Cpu(usage(controller).cpu_seconds, usage(plane.server.pid).cpu_seconds)
+
+
 @dataclass
 class ControlPlane:
     """Fresh etcd and API server, and what makes Jobs into pods that run and end."""

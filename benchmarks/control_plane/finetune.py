@@ -15,8 +15,8 @@ from tests.unit.builders import make_manifest
 from finetune_operator.cluster import PROGRESS_MANAGER
 from finetune_operator.naming import JOB_LABEL
 
-from .cluster import HERE, ControlPlane, usage
-from .load import Client, latencies, percentile
+from .cluster import HERE, ControlPlane, Cpu, cpu, usage
+from .load import Client, latencies, patience, percentile
 
 NAMESPACES = 10
 SYSTEM = "finetune-system"
@@ -47,7 +47,10 @@ class Life:
     """Both, for one job."""
     memory_mb: float
     """The most that the operator ever had."""
+    apply_cpu: Cpu
+    """What a job costs until its child is there."""
     cpu_seconds_per_job: float
+    """Of the operator, over the whole life with two restarts."""
     restart_running: float
     """Seconds from the start of a killed operator until it is quiet, all jobs running."""
     restart_ended: float
@@ -87,7 +90,9 @@ class _Run:
             self._operator.kill()
 
     async def _live(self) -> Life:
+        before = self._cpu()
         waited = await self._apply()
+        apply_cpu = self._cpu().since(before, self._jobs)
         runs, ends = _stages()
         self._plane.start_nodes(runs)
         self._await_pods()
@@ -96,7 +101,7 @@ class _Run:
         restart_running = self._restart()
         looks, began = self._operator.metric(LOOKS), time.monotonic()
         self._plane.start_nodes(runs + ends)
-        await_until(lambda: self._count("Succeeded") == self._jobs, "all have succeeded", 60 + 2.0 * self._jobs)
+        await_until(lambda: self._count("Succeeded") == self._jobs, "all have succeeded", patience(self._jobs))
         life_seconds = time.monotonic() - began
         looks = self._operator.metric(LOOKS) - looks
         self._await_quiet()
@@ -115,6 +120,7 @@ class _Run:
             events_per_job=events,
             writes=writes,
             memory_mb=self._most_memory / 1e6,
+            apply_cpu=apply_cpu,
             cpu_seconds_per_job=self._cpu_before / self._jobs,
             restart_running=restart_running,
             restart_ended=restart_ended,
@@ -129,7 +135,10 @@ class _Run:
             manifests.append(manifest)
         path = "/apis/finetune.dev/v1alpha1/namespaces/{}/finetunejobs"
         async with Client(self._plane.server) as client:
-            return await latencies(client, manifests, path, "/apis/batch/v1/jobs", _job_of, 60 + 0.5 * self._jobs)
+            return await latencies(client, manifests, path, "/apis/batch/v1/jobs", _job_of)
+
+    def _cpu(self) -> Cpu:
+        return cpu(self._operator.pid, self._plane)
 
     # --- what the operator does
 
@@ -142,12 +151,12 @@ class _Run:
             pending = self._plane.server.request("GET", "/api/v1/pods?fieldSelector=status.phase%3DPending&limit=1")
             return count == self._jobs and not pending["items"]
 
-        await_until(all_run, "all pods run", 60 + 0.5 * self._jobs)
+        await_until(all_run, "all pods run", patience(self._jobs))
 
     def _await_quiet(self) -> float:
         """Return when the operator last did something, as soon as that is a while ago."""
         seen, since = -1.0, time.monotonic()
-        deadline = since + 60 + 0.5 * self._jobs
+        deadline = since + patience(self._jobs)
         while time.monotonic() - since < QUIET_SECONDS:
             if time.monotonic() > deadline:
                 raise SystemExit(f"the operator does not come to rest; see {self._operator.log_file}")

@@ -72,13 +72,17 @@ class Client:
                     times.setdefault(name, time.monotonic())
 
 
+def patience(jobs: int) -> float:
+    """Return for how many seconds ``jobs`` are waited for at most, on a machine that is busy with other things."""
+    return 600 + 5.0 * jobs
+
+
 async def latencies(
     client: Client,
     manifests: Sequence[dict[str, Any]],
     path: str,
     children: str,
     owner: Callable[[dict[str, Any]], str | None],
-    seconds: float,
 ) -> list[float]:
     """Create ``manifests`` and return how long each waited for its first child, shortest first.
 
@@ -88,17 +92,16 @@ async def latencies(
         path: where, with a place for the namespace.
         children: what to watch.
         owner: tells from a child's metadata whose it is.
-        seconds: to wait for the last one.
     """
     seen: dict[str, float] = {}
     watch = asyncio.create_task(client.first_seen(children, owner, seen))
     try:
         asked = await client.create_all(path, manifests)
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(patience(len(manifests))):
             while len(seen) < len(manifests) and not watch.done():
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        raise SystemExit(f"only {len(seen)} of {len(manifests)} have a child after {seconds:.0f} s") from None
+        raise SystemExit(f"only {len(seen)} of {len(manifests)} have a child") from None
     finally:
         watch.cancel()
     return sorted(seen[name] - asked[name] for name in asked)

@@ -62,7 +62,10 @@ class Jobs(Protocol):
         """Return the FineTuneJob of that name."""
 
     def children(self, job: JobView) -> Sequence[ChildView]:
-        """Return the Jobs and RayJobs that the FineTuneJob controls."""
+        """Return the Jobs and RayJobs that the FineTuneJob controls, and the one that went last.
+
+        Who stops a job deletes that one, and its pods save what they have and report after it has gone.
+        """
 
     def pod(self, uid: str) -> PodView | None:
         """Return the pod with that UID."""

@@ -70,6 +70,8 @@ class Cache:
         self._clock = clock
         self._jobs: dict[JobKey, PackedJob] = {}
         self._children: dict[str, _Written] = {}
+        self._departed: dict[JobKey, ChildView] = {}
+        """Of each job the child that went last: its pods may still have a word to say."""
         self._ghosts: set[str] = set()
         self._strangers: dict[str, set[str]] = {}
         self._beginning: set[JobKey] = set()
@@ -132,9 +134,13 @@ class Cache:
         )
 
     def children(self, job: JobView) -> tuple[ChildView, ...]:
-        """Return the children of a job for those who read it."""
+        """Return the children of a job for those who read it, the one that went last among them."""
         packed = self.packed(job.key)
-        return self.children_of(packed) if packed is not None and packed.uid == job.uid else ()
+        if packed is None or packed.uid != job.uid:
+            return ()
+        departed = self._departed.get(job.key)
+        gone = (departed,) if departed is not None and departed.owner_uid == job.uid else ()
+        return (*self.children_of(packed), *gone)
 
     def deleting(self, kind: ChildKind) -> Iterator[tuple[str, ChildView]]:
         """Yield the children that are being deleted, also of jobs that are gone, each behind its namespace."""
@@ -188,15 +194,18 @@ class Cache:
         gone = dataclasses.replace(child, deleting=True)
         self._children[child.uid] = _Written(key, gone, self._clock() + OVERLAY_SECONDS)
 
-    def saw_child(self, uid: str, *, is_gone: bool) -> None:
+    def saw_child(self, key: JobKey, child: ChildView, *, is_gone: bool) -> None:
         """Take note that a watch told of a child."""
-        written = self._children.get(uid)
+        written = self._children.get(child.uid)
         if written is not None and (is_gone or not written.view.deleting):
-            del self._children[uid]
+            del self._children[child.uid]
+        if is_gone:
+            self._departed[key] = child
 
     def forget_job(self, key: JobKey) -> None:
         """Drop what was written about a job that is gone."""
         self._jobs.pop(key, None)
+        self._departed.pop(key, None)
         for uid in [uid for uid, written in self._children.items() if written.key == key]:
             del self._children[uid]
 

@@ -208,7 +208,7 @@ class Events:
         if owner is None or view is None:
             return
         if isinstance(view, ChildView):
-            self._cache.saw_child(uid, is_gone=is_gone)
+            self._cache.saw_child(owner, view, is_gone=is_gone)
         if self._is_news(uid, view, is_gone):
             self._wake(owner)
             if self._has_cap and (is_gone or view.is_over):

@@ -5,7 +5,7 @@ by how its pod ended, or because it was stopped.
 """
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Stage
@@ -28,6 +28,9 @@ from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, Jo
 from finetune_operator.outcome import RETRYABLE, Outcome, classify
 from finetune_operator.remedy import find_remedy, needs_remedy
 
+PODS_TOLD_WITHIN = timedelta(seconds=10)
+"""How much later than of a Job's end the operator may hear of its pod's: they come by different watches."""
+
 _PERHAPS_NEVER_RAN = (Reason.CHILD_LOST, Reason.SUSPENDED_BY_USER)
 
 
@@ -47,7 +50,7 @@ def brought_up_to_date(job: JobView, observed: Observed, spec: FineTuneJob, now:
     attempt = _queued_again(_started(attempt, child, pods), child, now)
     status = _with_attempt(job.status, attempt)
     outcome = _outcome(attempt, child, pods, _delivered(observed, attempt))
-    if outcome is None:
+    if outcome is None or (outcome.reason is Reason.CHILD_LOST and _may_be_told_yet(child, pods, now)):
         return status
     return _closed(status, attempt, outcome, spec, now, job.generation)
 
@@ -103,6 +106,19 @@ def _outcome(
         return outcome
     # It was stopped by us, so whatever else it did meanwhile is no fault.
     return Outcome(attempt.reason, "", outcome.exit_code, outcome.result, outcome.ended)
+
+
+def _may_be_told_yet(child: ChildView | None, pods: tuple[PodView, ...], now: datetime) -> bool:
+    """Return whether the pod of a Job that has ended may still come in sight, with all that its trainer said."""
+    latest = None if child is None or pods else pods_told_by(child)
+    return latest is not None and now < latest
+
+
+def pods_told_by(child: ChildView) -> datetime | None:
+    """Return when the pod of a Job that has ended must be known; None while it goes on."""
+    if child.kind is not ChildKind.JOB or not child.is_over or child.finished is None:
+        return None
+    return child.finished + PODS_TOLD_WITHIN
 
 
 def _closed(

@@ -69,7 +69,8 @@ class Observer:
             return Sight(Observed(children=children, pods=pods))
         silent = [pod for pod in pods if _is_silent(pod)]
         podless = [child for child in children if _is_podless(child, pods)]
-        look_again_after = _pause([*(now - pod.created for pod in silent), *(now - child.created for child in podless)])
+        since = [*(pod.created for pod in silent), *(child.created for child in podless)]
+        look_again_after = _pause([now - created for created in since])
         silent = [pod for pod in silent if now - pod.created >= SILENT_FOR]
         podless = [child for child in podless if now - child.created >= SILENT_FOR]
         if silent:

@@ -15,7 +15,7 @@ from finetune_operator import attempt as attempts
 from finetune_operator import manifest, waiting
 from finetune_operator.action import Action, Create
 from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, current_stage, event, find, holds, stated
-from finetune_operator.ledger import open_attempt
+from finetune_operator.ledger import open_attempt, pods_told_by
 from finetune_operator.observed import ChildKind, ChildView, JobView, Observed
 from finetune_operator.outcome import RETRYABLE
 from finetune_operator.pod import Run
@@ -303,7 +303,7 @@ def _supervise(attempt: Attempt, child: ChildView, moment: Moment) -> Step:
         wait = waiting.why_waiting(child, moment.observed.pods_of(attempt.child))
         return _not_started_in_time(attempt, wait.message, moment)
     latest_end = attempts.deadline(attempt, moment.policy.active_deadline_seconds or 0)
-    wake_ups = [latest_start, latest_end if moment.policy.active_deadline_seconds else None]
+    wake_ups = [latest_start, latest_end if moment.policy.active_deadline_seconds else None, pods_told_by(child)]
     stands = _stands(attempt, child, moment)
     statements = (*_resumed(moment), *_admitted(stands, moment), stands)
     return Step(statements, wake_at=_earliest(wake_ups))

@@ -50,6 +50,12 @@ class ApiServer:
         return f"https://127.0.0.1:{self.port}"
 
     @property
+    def pid(self) -> int:
+        """Of kube-apiserver."""
+        assert self._server is not None
+        return self._server.pid
+
+    @property
     def ca_file(self) -> Path:
         return self.folder / "ca.crt"
 

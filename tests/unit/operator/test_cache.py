@@ -6,7 +6,7 @@ from typing import Any
 from finetune_api.report import Stage
 from finetune_operator.cache import OVERLAY_SECONDS, Cache, Indices, namespace_key, uid_key
 from finetune_operator.observed import ChildView, PodView
-from finetune_operator.view import PackedJob, child_view, packed_job, pod_view
+from finetune_operator.view import PackedJob, child_view, job_view, packed_job, pod_view
 
 from .objects import NAME, NAMESPACE
 from .raw_objects import raw_child, raw_job, raw_pod
@@ -98,7 +98,7 @@ def test_created_child_is_there_until_the_watch_tells_that_it_is_gone() -> None:
     assert watched.cache.children_of(job) == (child,)
     assert watched.cache.child("child") == child
     watched.tell_child(child)
-    watched.cache.saw_child("child", is_gone=False)
+    watched.cache.saw_child(KEY, child, is_gone=False)
     assert watched.cache.children_of(job) == (child,)
     watched.children.clear()
     assert watched.cache.children_of(job) == ()
@@ -117,11 +117,29 @@ def test_deleted_child_counts_as_being_deleted_while_the_watch_still_tells_of_it
     job = watched.tell_job()
     watched.tell_child(child := make_child())
     watched.cache.deleted_child(KEY, child)
-    watched.cache.saw_child("child", is_gone=False)
+    watched.cache.saw_child(KEY, child, is_gone=False)
     assert [one.deleting for one in watched.cache.children_of(job)] == [True]
     watched.children.clear()
-    watched.cache.saw_child("child", is_gone=True)
+    watched.cache.saw_child(KEY, child, is_gone=True)
     assert watched.cache.children_of(job) == ()
+
+
+def test_child_that_went_last_is_known_to_those_who_ask_whose_a_pod_is_and_to_nobody_else() -> None:
+    watched = Watched()
+    job = watched.tell_job()
+    watched.cache.saw_child(KEY, child := make_child(), is_gone=True)
+    assert watched.cache.children(job_view(job)) == (child,)
+    assert watched.cache.children_of(job) == ()
+    assert watched.cache.uids_with_work(NAMESPACE) == set()
+    watched.cache.forget_job(KEY)
+    assert watched.cache.children(job_view(job)) == ()
+
+
+def test_child_of_a_namesake_is_not_taken_for_one_that_went() -> None:
+    watched = Watched()
+    watched.cache.saw_child(KEY, make_child(), is_gone=True)
+    job = watched.tell_job(uid="another")
+    assert watched.cache.children(job_view(job)) == ()
 
 
 def test_pods_of_children_that_are_gone_count_while_they_may_run() -> None:

@@ -42,6 +42,7 @@ from .objects import (
 )
 
 SETTINGS = make_settings()
+SAID = '{"stage":"check","exitCode":0}'
 CHECK, TRAIN = Stage.CHECK, Stage.TRAIN
 CHECKED = Statement(ConditionType.CHECKED, ConditionStatus.TRUE, Reason.STAGE_SUCCEEDED)
 
@@ -151,6 +152,21 @@ def test_a_suspended_job_is_pinned_and_not_begun():
     made = plan(make_view({"spec.runPolicy.suspend": True}), Observed(progress_ca=CA), SETTINGS, NOW)
     assert kinds(made.actions) == ["Create", "RecordStatus"]
     assert recorded(made).phase is Phase.SUSPENDED
+
+
+# --- watches that lag
+
+
+def test_a_job_that_has_ended_is_not_lost_before_its_pod_must_have_been_told_of():
+    job, child = checking_job(), make_child(CHECK, succeeded=True, finished=NOW)
+    made = plan(job, seen(children=(child,)), SETTINGS, after(3))
+    assert recorded(made).attempts[0].end_time is None
+    assert made.wake_at == after(10)
+    pod = make_pod(CHECK, phase=PodPhase.SUCCEEDED, exit_code=0, finished=NOW, termination_message=SAID)
+    told_of = plan(job, seen(children=(child,), pods=(pod,)), SETTINGS, after(4))
+    assert recorded(told_of).attempts[0].reason is Reason.STAGE_SUCCEEDED
+    lost = plan(job, seen(children=(child,)), SETTINGS, after(10))
+    assert recorded(lost).attempts[0].reason is Reason.CHILD_LOST
 
 
 # --- what is worth a write
