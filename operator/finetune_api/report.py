@@ -13,6 +13,9 @@ from finetune_api.model import ApiModel
 CONTRACT_VERSION = 1
 """Raised whenever a field of Report or Progress changes its meaning; operator and trainer refuse a skew."""
 
+CONTRACT_VARIABLE = "FINETUNE_CONTRACT_VERSION"
+"""Environment variable in which the operator tells a stage which version it speaks."""
+
 
 class ExitCode(IntEnum):
     """How a stage ended. Never 1 (Python's own crash) and never 128 or more (signals); values follow sysexits.h."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune_api.job import FineTuneJob
 from finetune_api.model import ApiModel
-from finetune_api.report import Stage
+from finetune_api.report import CONTRACT_VARIABLE, CONTRACT_VERSION, Stage
 from finetune_api.spec import ComputeSpec, PodSpec, ResourcesSpec, VolumeSpec
 from finetune_api.spec.compute import EmptyDirMedium, gpus
 from finetune_api.spec.field import amount
@@ -207,7 +207,7 @@ def _env(run: Run, role: Role, resources: Mapping[str, str]) -> list[Manifest]:
     return _merged(
         _variables({"HOME": "/tmp"} | _threads(resources) | _certificates(run.settings) | run.settings.pod.env),
         map(_plain, run.extra.env),
-        _variables(_endpoint(run) | _cache(run.compute) | _patience(run, role)),
+        _variables(_contract() | _endpoint(run) | _cache(run.compute) | _patience(run, role)),
     )
 
 
@@ -228,6 +228,11 @@ def whole_cpus(quantity: str) -> int:
 def _certificates(settings: Settings) -> dict[str, str]:
     # What the libraries read replaces the public ones; the trainer puts both into one file.
     return {"FINETUNE_CA_BUNDLE": naming.CA_BUNDLE_FILE} if settings.pod.ca_bundle else {}
+
+
+def _contract() -> dict[str, str]:
+    # An image of another version says so, instead of taking what it is told for something else.
+    return {CONTRACT_VARIABLE: str(CONTRACT_VERSION)}
 
 
 def _endpoint(run: Run) -> dict[str, str]:

@@ -8,6 +8,7 @@ import contextlib
 import html.parser
 import io
 import json
+import os
 import re
 import sys
 import tempfile
@@ -15,17 +16,22 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import atheris
+import httpx2
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+import finetune_trainer.hub
 from finetune_api.job import InvalidJobError, load_job
 from finetune_api.plain_text import printable
 from finetune_api.progress_message import ProgressMessage
 from finetune_api.report import Stage
 from finetune_api.secret_text import masked
+from finetune_api.spec import OutputSpec
 from finetune_cli.cluster_job import cluster_job
 from finetune_cli.status_text import status_lines
 from finetune_operator.progress import moment_of, read_result, status_patch
@@ -33,8 +39,10 @@ from finetune_trainer.errors import DataError, SpecError, StorageError
 from finetune_trainer.location import Mounts, bucket_and_key, config_map_path, local_path, volume_path
 from finetune_trainer.report_page import render_page, visible
 from finetune_trainer.row_format import KNOWN_ENDINGS, read_file
+from finetune_trainer.storage import Storage
 from finetune_trainer.template import Template
 
+from ..integration.hub_server import COMMIT
 from ..unit.trainer.test_report_page import make_report
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -56,6 +64,8 @@ _FORBIDDEN = (
     "socket.connect",
     "ctypes.dlopen",
 )
+_CHANGES = {"os.mkdir": 0, "os.rename": 1, "os.link": 1, "os.symlink": 1, "os.remove": 0, "os.rmdir": 0}
+"""Which argument names what is changed."""
 _INSTALLED = (Path(sys.prefix), Path(sys.base_prefix), ROOT / "operator", ROOT / "trainer_image")
 _watched: list[Path] = []
 """While a target is at work: the one folder in which files may be opened."""
@@ -75,6 +85,11 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         # Modules and data of packages are read when they are first used.
         if not any(Path(path).is_relative_to(root) for root in (_watched[-1], *_INSTALLED)):
             raise EscapeError(f"open {path!r:.200} {arguments[1]!r}")
+    if event in _CHANGES:
+        path = os.fsdecode(arguments[_CHANGES[event]])
+        # Inside a folder that is open already, names are relative to it.
+        if Path(path).is_absolute() and not Path(os.path.normpath(path)).is_relative_to(_watched[-1]):
+            raise EscapeError(f"{event} {path!r:.200}")
 
 
 sys.addaudithook(_watch)
@@ -89,6 +104,10 @@ def watched(folder: Path = Path("/nowhere")) -> Iterator[None]:
     finally:
         _watched.pop()
 
+
+# What is not there stays so, and no case waits for it.
+finetune_trainer.hub._RETRY_SECONDS = ()
+huggingface_hub.utils.disable_progress_bars()
 
 # --- the targets
 
@@ -309,8 +328,82 @@ def secret(data: bytes) -> None:
     assert len(once) <= len(text) + 3
 
 
+_NAMES = (
+    "..",
+    ".",
+    "",
+    "/",
+    "\\",
+    "\0",
+    "%2e%2e",
+    "a",
+    "README.md",
+    "train.jsonl",
+    "train.csv",
+    "~",
+    "C:",
+    "x" * 200,
+    "\n",
+    "*",
+)
+
+
+def hub(data: bytes) -> None:
+    """A hub that lies: names that climb, sizes, hashes and commits that are none. Nothing is written elsewhere."""
+    given = atheris.FuzzedDataProvider(data)
+    names = ["README.md", *(_repository_name(given) for _ in range(given.ConsumeIntInRange(0, 3)))]
+    commit = given.PickValueInList(
+        [
+            COMMIT,
+            COMMIT,
+            COMMIT,
+            "main",
+            "../../x",
+            given.ConsumeUnicodeNoSurrogates(41).encode("ascii", "replace").decode(),
+        ]
+    )
+    files = {name: _text(given, 60).encode() for name in names}
+    entries: list[dict[str, Any]] = [
+        {"type": given.PickValueInList(["file", "file", "directory", "link"]), "path": name, "size": len(content)}
+        | {"oid": given.PickValueInList(["a" * 40, "../x", ""])}
+        for name, content in files.items()
+    ]
+    for _ in range(given.ConsumeIntInRange(0, 2)):
+        _replace_one(entries, given)
+    headers = {
+        "ETag": given.PickValueInList(['"a"', '"../../../etag"', '"' + "e" * 300 + '"', ""]),
+        "X-Repo-Commit": commit,
+    }
+    lie = given.PickValueInList(["", "", "", "1", "-1", "99999999999999", "x"])
+    info = {"id": "acme/some", "sha": commit, "siblings": [{"rfilename": name} for name in names]}
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        path = unquote(request.url.path)
+        if "/revision/" in path:
+            return httpx2.Response(200, json=info)
+        if "/tree/" in path:
+            return httpx2.Response(200, json=entries)
+        name = path.partition("/resolve/")[2].partition("/")[2]
+        content = files.get(name, b"{}")
+        return httpx2.Response(200, headers=headers | {"X-Linked-Size": lie or str(len(content))}, content=content)
+
+    huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(answer)))
+    with tempfile.TemporaryDirectory(prefix="fuzz") as name:
+        folder = Path(name)
+        storage = Storage(OutputSpec(uri="file:///models"), _MOUNTS)
+        with watched(folder), contextlib.suppress(SpecError, DataError, StorageError):
+            found = storage.fetch_rows("hf://datasets/acme/some", "spec.data.tasks[0].source", None, folder)
+            for file in found.rglob("*"):
+                assert file.resolve().is_relative_to(folder.resolve()), file
+
+
+def _repository_name(given: atheris.FuzzedDataProvider) -> str:
+    pieces = [given.PickValueInList(list(_NAMES)) for _ in range(given.ConsumeIntInRange(1, 4))]
+    return given.PickValueInList(["/", ""]).join(pieces) + given.PickValueInList(["", ".jsonl", "/train.jsonl"])
+
+
 TARGETS: dict[str, Target] = {
-    one.__name__: one for one in (manifest, spec, template, rows, progress, status, report, uri, secret)
+    one.__name__: one for one in (manifest, spec, template, rows, progress, status, report, uri, secret, hub)
 }
 
 

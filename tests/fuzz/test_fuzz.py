@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = 400
-NAMES = ("manifest", "spec", "template", "rows", "progress", "status", "report", "uri", "secret")
+NAMES = ("manifest", "spec", "template", "rows", "progress", "status", "report", "uri", "secret", "hub")
 
 
 @pytest.mark.parametrize("name", NAMES)

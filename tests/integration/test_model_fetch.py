@@ -451,6 +451,13 @@ def test_hub_that_stays_away_is_a_retryable_error(hub: FakeHub, tmp_path: Path) 
     assert e.value.exit_code.is_retryable
 
 
+def test_hub_that_answers_nonsense_is_named(hub: FakeHub, tmp_path: Path) -> None:
+    hub.commit = "main"
+    sleeper = Sleeper()
+    with pytest.raises(StorageError, match=r"cannot read hf://acme/tiny .*is not what a hub says .*Check HF_ENDPOINT"):
+        fetch_from(hub, tmp_path, sleep=sleeper)
+
+
 def test_download_that_breaks_off_goes_on(hub: FakeHub, tmp_path: Path) -> None:
     hub.cut_downloads = 1
     files = fetch_from(hub, tmp_path)

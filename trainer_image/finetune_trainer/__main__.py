@@ -6,13 +6,14 @@ Progress goes to standard output, one JSON object a line; the exit code says how
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from finetune_api.job import FineTuneJob, InvalidJobError, load_job, spec_hash
-from finetune_api.report import ExitCode, Progress, Stage
+from finetune_api.report import CONTRACT_VARIABLE, CONTRACT_VERSION, ExitCode, Progress, Stage
 from finetune_api.resolve import resolve
 from finetune_api.stage_result import StageResult, bounded
 from finetune_trainer.adjustment import Adjustment
@@ -69,6 +70,13 @@ def main(arguments: list[str] | None = None) -> ExitCode:
 
 def _run(options: argparse.Namespace, sink: Sink) -> StageResult:
     stage = Stage(options.stage)
+    if _asked_version() != str(CONTRACT_VERSION):
+        return failure(
+            stage,
+            ExitCode.BAD_SPEC,
+            f"the operator speaks contract version {_asked_version()} and this trainer {CONTRACT_VERSION}. "
+            "Use images of one release: leave spec.compute.image out, or upgrade the operator.",
+        )
     try:
         with stopped_at_once(f"stopped before the {stage.value} stage began, which starts again on the next run."):
             job = resolve(load_job(_read(options.spec), str(options.spec)))
@@ -86,6 +94,11 @@ def _run(options: argparse.Namespace, sink: Sink) -> StageResult:
     except Exception as error:
         logger.exception("internal error; please report it with this trace")
         return failure(stage, ExitCode.INTERNAL, f"internal error: {type(error).__name__}: {error}")
+
+
+def _asked_version() -> str:
+    """Return the contract version of the operator; our own where there is none."""
+    return os.environ.get(CONTRACT_VARIABLE, str(CONTRACT_VERSION))
 
 
 def _refuse_other_spec(job: FineTuneJob, expected: str | None) -> None:
@@ -144,7 +157,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "one checkpoint",
     )
     parser.add_argument("--termination-log", type=Path, help="file for the result, at most 4096 bytes of JSON")
-    return parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown and _asked_version() == str(CONTRACT_VERSION):
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 import httpx2
 from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -31,6 +32,8 @@ T = TypeVar("T")
 
 _RETRY_SECONDS = (1.0, 3.0, 9.0)
 """Waits between the attempts to reach the hub; after the last one the stage ends with a retryable exit code."""
+_LONGEST_QUOTE = 300
+"""Characters of an answer in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,11 @@ def retry(fetch: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -
     return fetch()
 
 
+_NAMED = (OSError, httpx2.HTTPError, HFValidationError)
+_SENSELESS = (ValueError, TypeError, LookupError, AttributeError, CachedRepoTreeNotFoundError)
+"""What the client raises at names that climb, sizes and commits that are none, answers of another form."""
+
+
 @dataclass(frozen=True, slots=True)
 class _HubErrors:
     """Turns what the hub client raises into our errors."""
@@ -125,8 +133,13 @@ class _HubErrors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (OSError, httpx2.HTTPError, HFValidationError)):
+        if isinstance(error, _NAMED):
             raise self._translate(error) from error
+        if isinstance(error, _SENSELESS):
+            raise StorageError(
+                f"cannot read {self.wanted.where}: what {self.hub.endpoint} answers is not what a hub says "
+                f"({type(error).__name__}: {_first_line(error)}). Check HF_ENDPOINT and the proxy, then try again."
+            ) from error
 
     def _translate(self, error: OSError | httpx2.HTTPError | HFValidationError) -> FineTuneError:
         noun, field, where = self.wanted.noun, self.wanted.field, self.wanted.where
@@ -159,9 +172,8 @@ class _HubErrors:
             case OSError(errno=int()) if not isinstance(error, LocalEntryNotFoundError):
                 return _as_disk_error(error, noun, self.hub.cache)
             case _:
-                first_line = (str(error) or type(error).__name__).splitlines()[0]
                 return StorageError(
-                    f"cannot read {where} from {self.hub.endpoint}: {first_line}. "
+                    f"cannot read {where} from {self.hub.endpoint}: {_first_line(error)}. "
                     "Check the network, the proxy settings and HF_ENDPOINT, then try again; "
                     "what was downloaded is kept."
                 )
@@ -171,6 +183,10 @@ class _HubErrors:
         if self.hub.token is None:
             return f"put a token into the environment variable HF_TOKEN (in a cluster: {self.wanted.secret_field})"
         return f"use a token of an account that has access (HF_TOKEN; in a cluster: {self.wanted.secret_field})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:_LONGEST_QUOTE]
 
 
 def _as_disk_error(error: OSError, noun: str, cache: Path) -> StorageError:

@@ -219,6 +219,10 @@ class FakeCluster:
         self._created[self.children[name].view.uid] = self.children[name].view
         self.log.append(f"create {name}")
 
+    def adopt(self, child: ChildView) -> None:
+        """Let a child be there that somebody else has created."""
+        self.children[child.name] = _Child(child, self.lives.get((child.stage, child.attempt), Life()), 0)
+
     def _forbid_after_the_end(self) -> None:
         phase = self.job.status.phase
         assert phase is None or not phase.is_terminal, f"something is created in phase {phase}"
