@@ -34,7 +34,7 @@ SEED = int(os.environ.get("FINETUNE_CHAOS_SEED", "8"))
 JOBS = int(os.environ.get("FINETUNE_CHAOS_JOBS", "4"))
 AT_ONCE = 4
 SECONDS = 900 + 90 * JOBS
-STEPS = 40
+STEPS = 60
 CLEAN_SECONDS = 120
 BEFORE = (Phase.PENDING, Phase.QUEUED, Phase.CHECKING, Phase.TRAINING)
 """Phases in which there is something to learn yet."""
