@@ -13,7 +13,7 @@ from finetune_api.crd import CHANGEABLE, structural_schema
 from finetune_api.model import ApiModel
 from finetune_api.resolve import BIAS_LEARNING_RATE, LEARNING_RATES
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.support import NOT_YET, ONLY, SCHEMES
+from finetune_api.support import ONLY, SCHEMES
 
 _INTRODUCTION = """\
 # The spec of a FineTuneJob
@@ -21,8 +21,8 @@ _INTRODUCTION = """\
 Written by `make generate` from the docstrings in `operator/finetune_api/spec`; change them there.
 
 You must write what is **required** and may leave out the rest. An empty default means that the field is absent. Text is
-counted in characters, sizes of lists and maps in entries. `[]` stands for the entries of a list. A field that is marked
-*not supported yet* is part of the contract, but a job that uses it is refused for now.
+counted in characters, sizes of lists and maps in entries. `[]` stands for the entries of a list. Where the meaning ends
+in *so far*, a job that asks for another value is refused for now.
 """
 
 
@@ -38,7 +38,6 @@ class _Section:
 
     name: str
     description: str
-    is_not_yet: bool
     rows: tuple[tuple[str, ...], ...]
 
 
@@ -53,7 +52,7 @@ def _sections(model: type[ApiModel], schema: dict[str, Any]) -> Iterator[_Sectio
                 for alias, field in _fields(block)
             )
             description = _without_html(" ".join((block.__doc__ or "").split()))
-            yield _Section(place, description, all(map(_is_not_yet, places[block])), rows)
+            yield _Section(place, description, rows)
 
 
 def _blocks(
@@ -134,8 +133,6 @@ def _default(field: FieldInfo) -> str:
 
 def _meaning(part: dict[str, Any], place: str) -> str:
     text = _without_html(" ".join(str(part.get("description", "")).split()))
-    if place in NOT_YET:
-        return f"*Not supported yet.* {text}"
     limits = ONLY.get(place) or ONLY.get(f"{place}[]") or ()
     values = [*map(str, limits), *(f"{scheme}://" for scheme in SCHEMES.get(place, ()))]
     return f"{text} *So far: {', '.join(values)}.*" if values else text
@@ -155,8 +152,6 @@ def _anchor(place: str) -> str:
 
 def _table(section: _Section) -> str:
     lines = [f"## {f'spec.{section.name}' if section.name else 'spec'}", "", section.description, ""]
-    if section.is_not_yet:
-        lines += ["*Not supported yet.*", ""]
     lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
     lines += [_row(f"`{name}`", *cells) for name, *cells in section.rows]
     return "\n".join([*lines, ""])
@@ -167,11 +162,6 @@ _ESCAPED_BAR = r"\|"
 
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', _ESCAPED_BAR) for cell in cells)} |"
-
-
-def _is_not_yet(place: str) -> bool:
-    parts = place.removesuffix("[]").split(".")
-    return any(".".join(parts[:count]).removesuffix("[]") in NOT_YET for count in range(1, len(parts) + 1))
 
 
 def _learning_rates() -> str:

@@ -10,9 +10,6 @@ from typing import Any
 
 from finetune_api.problem import Path
 
-NOT_YET: dict[str, str] = {}
-"""Fields that are refused whatever they say, and what to do instead. Below spec; ``[]`` stands for any index."""
-
 ONLY: dict[str, tuple[object, ...]] = {
     "training.earlyStopping.metric": ("validation_loss",),
     "compute.deepspeed.offload": ("none", "cpu"),
@@ -54,9 +51,7 @@ def unsupported_fields(spec: object) -> Iterator[Refusal]:
         # An empty block is not nothing: it asks for a feature with all its defaults.
         if value in (None, []):
             continue
-        if name in NOT_YET:
-            yield place, value, "is not supported yet.", NOT_YET[name]
-        elif name in ONLY and value not in ONLY[name]:
+        if name in ONLY and value not in ONLY[name]:
             yield place, value, "is not supported yet.", f"Use {_listed(ONLY[name])}."
         elif name in SCHEMES:
             scheme, separator, _ = str(value).partition("://")

@@ -36,6 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"type": "lora", "lora": {"rank": 4, "dropout": 0.0}},
     "full": {"type": "full"},
     "promptTuning": {"type": "promptTuning", "promptTuning": {"virtualTokens": 4}},
+    "adapter": {"type": "adapter", "adapter": {"bottleneck": 4}},
 }
 QUICKLY: dict[str, Any] = {
     "evaluation": {"metrics": ["perplexity"], "maxExamples": 4},
@@ -187,6 +188,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"method": {"type": "promptTuning", "promptTuning": {"virtualTokens": 5}}},
         "promptTuning",
         r"promptTuning\.virtualTokens \(5\): .* has 4",
+    ),
+    "another width": (
+        {"method": {"type": "adapter", "adapter": {"bottleneck": 8}}},
+        "adapter",
+        r"adapter\.bottleneck \(8\): .* has 4\. Set it to 4",
+    ),
+    "another placement": (
+        {"method": {"type": "adapter", "adapter": {"bottleneck": 4, "placement": "pfeiffer"}}},
+        "adapter",
+        r"adapter\.placement \(pfeiffer\): .* has houlsby",
+    ),
+    "an adapter that PEFT does not know": (
+        {"method": METHODS["lora"]},
+        "adapter",
+        r"type \(lora\): .* made by adapter\. Set it to adapter",
     ),
 }
 

@@ -17,6 +17,7 @@ NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 
 KNOWN_HOSTS = {
     "arxiv.org",
+    "docs.vllm.ai",
     "huggingface.co",
     "jinja.palletsprojects.com",
     "www.apache.org",

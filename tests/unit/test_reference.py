@@ -7,7 +7,6 @@ import pytest
 from finetune_api.crd import structural_schema
 from finetune_api.reference import spec_reference
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.support import NOT_YET
 
 TEXT = spec_reference()
 SECTIONS = {
@@ -62,12 +61,6 @@ def test_every_row_has_four_cells() -> None:
 )
 def test_type_and_default_are_in_words(section: str, field: str, type_: str, default: str) -> None:
     assert row(section, field)[1:3] == [type_, default]
-
-
-def test_what_does_not_work_yet_says_so() -> None:
-    for name in NOT_YET:
-        block, _, field = f"spec.{name}".rpartition(".")
-        assert row(block, field)[3].startswith("*Not supported yet.*"), name
 
 
 def test_what_works_in_part_says_which() -> None:

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from torch import nn
 
 from finetune_api.report import ArtifactKind
-from finetune_api.spec import BLOCK_OF, OWN_WEIGHTS, FineTuneJobSpec, MethodType, ModelSpec
+from finetune_api.spec import BLOCK_OF, OWN_WEIGHTS, AdapterPlacement, FineTuneJobSpec, MethodType, ModelSpec
+from finetune_trainer import bottleneck
 from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.methods import prepare_model
 from finetune_trainer.model import ModelFiles, outline_model
@@ -79,16 +80,21 @@ def check_start(start: PublishedModel, spec: FineTuneJobSpec, files: ModelFiles)
                 f"them alone. Name them in spec.model.source, and leave spec.model.startFrom out."
             )
         return
-    config = PeftConfig.from_pretrained(str(start.path))
-    made_by = _METHOD_OF.get(PeftType(config.peft_type))
-    if made_by is not method:
-        name = made_by.value if made_by else config.peft_type
+    made_by = _made_by(start.path)
+    # Both train the same adapter, beside a base in other numbers.
+    if (MethodType.LORA if method is MethodType.QLORA else method) is not made_by:
         raise SpecError(
-            f"spec.method.type ({method.value}): {start.uri} is an adapter made by {name}. Set it to {name}; or, to "
-            "go on from a lora with all weights, have its job publish merged weights (spec.output.merge: true) and "
-            "name that folder."
+            f"spec.method.type ({method.value}): {start.uri} is an adapter made by {made_by.value}. Set it to "
+            f"{made_by.value}; or, to go on from a lora with all weights, have its job publish merged weights "
+            "(spec.output.merge: true) and name that folder."
         )
-    _check_settings(start, config, spec, files)
+    _check_settings(start, spec, files)
+
+
+def _made_by(folder: Path) -> MethodType:
+    if (folder / bottleneck.CONFIG).is_file():
+        return MethodType.ADAPTER
+    return _METHOD_OF[PeftType(PeftConfig.from_pretrained(str(folder)).peft_type)]
 
 
 def _check_base(start: PublishedModel, model: ModelSpec, files: ModelFiles) -> None:
@@ -101,17 +107,22 @@ def _check_base(start: PublishedModel, model: ModelSpec, files: ModelFiles) -> N
     )
 
 
-def _check_settings(start: PublishedModel, found: PeftConfig, spec: FineTuneJobSpec, files: ModelFiles) -> None:
+def _check_settings(start: PublishedModel, spec: FineTuneJobSpec, files: ModelFiles) -> None:
     model = prepare_model(outline_model(files), spec.method, str(files.path))
-    assert isinstance(model, PeftModel)
-    has, wants = _settings(found), _settings(model.active_peft_config)
+    if isinstance(model, PeftModel):
+        has = _settings(PeftConfig.from_pretrained(str(start.path)))
+        wants = _settings(model.active_peft_config)
+    else:
+        has, wants = (
+            _bottleneck_settings(form) for form in (bottleneck.form_in(start.path), bottleneck.form_of(model))
+        )
     for field, value in has.items():
         if wants[field] != value:
             raise SpecError(
                 f"spec.method.{field} ({_written(wants[field])}): the adapter at {start.uri} has {_written(value)}. "
                 f"Set it to {_written(value)}: an adapter is trained on in its own form."
             )
-    if spec.method.type in _ACTS_ON_LAYERS:
+    if isinstance(model, PeftModel) and _made_by(start.path) in _ACTS_ON_LAYERS:
         _check_layers(start, model, f"spec.method.{BLOCK_OF[spec.method.type]}")
 
 
@@ -128,9 +139,23 @@ def _settings(config: Any) -> dict[str, object]:
         case PeftType.PROMPT_TUNING:
             return {"promptTuning.virtualTokens": config.num_virtual_tokens}
         case PeftType.PREFIX_TUNING:
-            return {"prefixTuning.virtualTokens": config.num_virtual_tokens}
+            return {
+                "prefixTuning.virtualTokens": config.num_virtual_tokens,
+                # What is published is the prefix that the network made, without the network.
+                "prefixTuning.projection": config.prefix_projection,
+            }
         case _:
             return {}
+
+
+def _bottleneck_settings(form: Mapping[str, Any]) -> dict[str, object]:
+    layers = {place.rpartition(".")[0] for place in form["places"]}
+    placement = AdapterPlacement.HOULSBY if len(layers) < len(form["places"]) else AdapterPlacement.PFEIFFER
+    return {
+        "adapter.bottleneck": form["bottleneck"],
+        "adapter.activation": form["activation"],
+        "adapter.placement": placement.value,
+    }
 
 
 def _written(value: object) -> str:
@@ -176,6 +201,9 @@ def first_weights(files: ModelFiles, start: PublishedModel | None) -> ModelFiles
 
 def take_over(model: nn.Module, start: PublishedModel) -> None:
     """Put the weights of an adapter into ``model``, which `prepare_model` has made; whole weights are there already."""
-    if start.kind is ArtifactKind.ADAPTER:
-        assert isinstance(model, PeftModel)
+    if start.kind is not ArtifactKind.ADAPTER:
+        return
+    if not isinstance(model, PeftModel):
+        bottleneck.take_over(model, start.path)
+    else:
         set_peft_model_state_dict(model, load_peft_weights(str(start.path), device="cpu"))
