@@ -462,6 +462,7 @@ def _candidates(uri: str, field: str, fetch: Fetch, columns: _Columns, folder: P
 
 
 def _unpack_candidate(record: bytes) -> _Candidate:
+    # From a file without a name, as in `unpack_example`.
     return _Candidate(*pickle.loads(record))
 
 
