@@ -75,7 +75,7 @@ _HEADER_LENGTH = 4
 
 def pack_example(example: Example) -> bytes:
     """Return ``example``, to which no other rows are shown yet, as bytes for this process and those it starts."""
-    # Keeps dates and decimals what they are. Safe, as what is read back lay in a file without a name (`RecordFile`), which
+    # Keeps dates and decimals what they are. Safe: what is read back lay in a file without a name (`RecordFile`), which
     # nobody else can have written.
     return pickle.dumps(
         (
