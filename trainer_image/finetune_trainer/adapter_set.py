@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import PeftConfig, PeftModel, PeftType
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.report import ArtifactKind
 from finetune_api.spec import DType, MethodType, ModelSpec, Precision
+from finetune_trainer import bottleneck
 from finetune_trainer.encoder_decoder import decoder_start
 from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.generation import generate
@@ -103,11 +105,16 @@ class AdapterSet:
                 yield adapter.model.eval()
 
     def _put_on(self, name: str, folder: Path) -> _Adapter:
+        if (folder / bottleneck.CONFIG).is_file():
+            raise SpecError(
+                f"{name} is a bottleneck adapter, which cannot be switched beside others yet. Leave it out."
+            )
         kind = str(PeftConfig.from_pretrained(str(folder)).peft_type.value)
         model = self._by_kind.get(kind)
         if model is None:
             self._refuse_two_in_a_layer(name, kind)
-            model = self._by_kind[kind] = load_adapter(self._base, folder)
+            model = cast(PeftModel, load_adapter(self._base, folder))
+            self._by_kind[kind] = model
             slot = model.active_adapter
         else:
             slot = f"adapter-{len(model.peft_config)}"

@@ -180,6 +180,13 @@ def save_adapters(
     save_file(learnt, folder / WEIGHTS)
 
 
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Put what was learnt, as it lies in ``folder``, into the adapters of ``model``."""
+    weights = load_file(folder / WEIGHTS)
+    for place, adapter in _adapters(model):
+        adapter.load_state_dict({name: weights[f"{place}.{name}"] for name in adapter.state_dict()})
+
+
 def load_adapters(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Return ``base`` itself with the adapters in ``folder``, for inference."""
     config = json.loads((folder / CONFIG).read_bytes())
@@ -187,8 +194,7 @@ def load_adapters(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     places = config["places"]
     width = weights[f"{places[0]}.up.bias"].numel()
     _install(base, places, width, config["bottleneck"], Activation(config["activation"]))
-    for place, adapter in _adapters(base):
-        adapter.load_state_dict({name: weights[f"{place}.{name}"] for name in adapter.state_dict()})
+    load_weights(base, folder)
     base.requires_grad_(False)
     base.eval()
     return base

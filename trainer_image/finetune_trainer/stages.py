@@ -87,8 +87,8 @@ from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.publication import find_publication, record_publication
 from finetune_trainer.publish import export_model, publish
 from finetune_trainer.published_model import PublishedModel
-from finetune_trainer.records import StoredRows
 from finetune_trainer.quantization import PACKAGE, require_four_bits
+from finetune_trainer.records import StoredRows
 from finetune_trainer.rehearsal import rehearse
 from finetune_trainer.renderer import Renderer, encode_all
 from finetune_trainer.report_page import render_page
