@@ -167,7 +167,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
             "spec.training.earlyStopping.metric",
             "Use validation_loss",
         ),
-        ({"spec.model.startFrom": {"job": "first"}}, "spec.model.startFrom", "Start from the base model"),
+        ({"spec.evaluation.generation": {"numBeams": 4}}, "spec.evaluation.generation.numBeams", "Use 1"),
         ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),
         (
             {"spec.compute": {"workers": 2, "deepspeed": {"stage": 3, "offload": "nvme"}}},
@@ -186,10 +186,13 @@ def test_a_job_that_asks_for_what_is_not_there_yet_is_told_what_to_do(given: dic
 
 
 def test_what_is_not_supported_is_said_together_with_what_is_wrong():
-    given = {"spec.training.epochs": "3", "spec.model.startFrom": {"job": "first"}}
+    given = {"spec.training.epochs": "3", "spec.evaluation.baselines": {"zeroShot": False}}
     with pytest.raises(InvalidJobError) as caught:
         load_job(json.dumps(make_manifest(given)), "job.json")
-    assert {error.path for error in caught.value.errors} == {"spec.training.epochs", "spec.model.startFrom"}
+    assert {error.path for error in caught.value.errors} == {
+        "spec.training.epochs",
+        "spec.evaluation.baselines.zeroShot",
+    }
 
 
 @pytest.mark.parametrize("name", [*NOT_YET, *ONLY, *SCHEMES])
