@@ -36,7 +36,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"type": "lora", "lora": {"rank": 4, "dropout": 0.0}},
     "full": {"type": "full"},
     "promptTuning": {"type": "promptTuning", "promptTuning": {"virtualTokens": 4}},
-    "adapter": {"type": "adapter", "adapter": {"bottleneck": 4}},
+    "adapter": {"type": "adapter", "adapter": {"bottleneck": 8}},
 }
 QUICKLY: dict[str, Any] = {
     "evaluation": {"metrics": ["perplexity"], "maxExamples": 4},
@@ -163,7 +163,11 @@ def test_report_card_and_artifact_say_what_the_model_was_tuned_on_from(
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
-    "another method": ({"method": METHODS["full"]}, "lora", r"type \(full\): .* made by lora\. Set it to lora"),
+    "another method": (
+        {"method": METHODS["full"]},
+        "lora",
+        r"type \(full\): .* made by lora or qlora\. Set it to",
+    ),
     "full weights under an adapter": (
         {"method": METHODS["lora"]},
         "full",
@@ -184,25 +188,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "lora",
         r"acts on down_proj, .*, the job on q_proj, v_proj\. Set targetNames to \[down_proj, ",
     ),
+    "another placement": (
+        {"method": {"type": "adapter", "adapter": {"bottleneck": 8, "placement": "pfeiffer"}}},
+        "adapter",
+        r"adapter\.placement \(pfeiffer\): .* has houlsby",
+    ),
+    "bottlenecks under a lora": ({"method": METHODS["lora"]}, "adapter", r"made by adapter\. Set it to adapter"),
     "another length": (
         {"method": {"type": "promptTuning", "promptTuning": {"virtualTokens": 5}}},
         "promptTuning",
         r"promptTuning\.virtualTokens \(5\): .* has 4",
-    ),
-    "another width": (
-        {"method": {"type": "adapter", "adapter": {"bottleneck": 8}}},
-        "adapter",
-        r"adapter\.bottleneck \(8\): .* has 4\. Set it to 4",
-    ),
-    "another placement": (
-        {"method": {"type": "adapter", "adapter": {"bottleneck": 4, "placement": "pfeiffer"}}},
-        "adapter",
-        r"adapter\.placement \(pfeiffer\): .* has houlsby",
-    ),
-    "an adapter that PEFT does not know": (
-        {"method": METHODS["lora"]},
-        "adapter",
-        r"type \(lora\): .* made by adapter\. Set it to adapter",
     ),
 }
 
@@ -393,6 +388,19 @@ def test_standard_input_is_asked_line_by_line(
     output = capsys.readouterr().out
     assert [line for line in output.splitlines() if line.startswith(">")] == ["> One", "> Two"]
     assert output.count("base  ") == 2
+
+
+def test_a_bottleneck_adapter_is_not_switched(first: dict[str, Published], capsys: pytest.CaptureFixture[str]):
+    assert run_command(["try", "--prompt", "x", "--adapters", str(first["adapter"].model)]) is ExitCode.BAD_SPEC
+    assert "is a bottleneck adapter" in capsys.readouterr().err
+
+
+def test_a_qlora_goes_on_from_a_lora(first: dict[str, Published], tiny_model_dir: Path, tmp_path: Path):
+    method = METHODS["lora"] | {"type": "qlora"}
+    job = tiny_job(tiny_model_dir, tmp_path, model__startFrom={"source": first["lora"].model.as_uri()}, method=method)
+    start = fetch_start(job.spec.model, Storage(job.spec.output, Mounts()), tmp_path)
+    assert start is not None
+    check_start(start, job.spec, fetch_model(job.spec.model, tmp_path))
 
 
 def test_full_weights_are_no_adapter(first: dict[str, Published], capsys: pytest.CaptureFixture[str]):

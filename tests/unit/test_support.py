@@ -167,6 +167,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
             "spec.training.earlyStopping.metric",
             "Use validation_loss",
         ),
+        ({"spec.evaluation.generation": {"numBeams": 4}}, "spec.evaluation.generation.numBeams", "Use 1"),
         ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),
         (
             {"spec.compute": {"workers": 2, "deepspeed": {"stage": 3, "offload": "nvme"}}},

@@ -107,14 +107,14 @@ class AdapterSet:
     def _put_on(self, name: str, folder: Path) -> _Adapter:
         if (folder / bottleneck.CONFIG).is_file():
             raise SpecError(
-                f"{name} holds adapters of method adapter, which take no turns with others. Name adapters of another "
-                "method."
+                f"{name} is a bottleneck adapter, which cannot be switched beside others yet. Leave it out."
             )
         kind = str(PeftConfig.from_pretrained(str(folder)).peft_type.value)
         model = self._by_kind.get(kind)
         if model is None:
             self._refuse_two_in_a_layer(name, kind)
-            model = self._by_kind[kind] = cast(PeftModel, load_adapter(self._base, folder))
+            model = cast(PeftModel, load_adapter(self._base, folder))
+            self._by_kind[kind] = model
             slot = model.active_adapter
         else:
             slot = f"adapter-{len(model.peft_config)}"

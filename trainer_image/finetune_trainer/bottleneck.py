@@ -161,7 +161,14 @@ def save_adapters(
         about: goes into the config, such as which base they need.
         state: the model's, where its own parameters are spread over several processes.
     """
-    config = {**form_of(model), **(about or {})}
+    adapters = dict(_adapters(model))
+    one = next(iter(adapters.values()))
+    config = {
+        "activation": one.activation.value,
+        "bottleneck": one.down.out_features,
+        "places": list(adapters),
+        **(about or {}),
+    }
     state = state or model.state_dict()
     learnt = {
         name.replace(f".{_NAME}.", "."): tensor.detach().cpu().contiguous()
@@ -173,32 +180,21 @@ def save_adapters(
     save_file(learnt, folder / WEIGHTS)
 
 
-def form_of(model: nn.Module) -> dict[str, object]:
-    """Return what the adapters of ``model`` must share with others to mean the same: activation, bottleneck, places."""
-    adapters = dict(_adapters(model))
-    one = next(iter(adapters.values()))
-    return {"activation": one.activation.value, "bottleneck": one.down.out_features, "places": list(adapters)}
-
-
-def form_in(folder: Path) -> dict[str, object]:
-    """Return the same of the adapters that `save_adapters` has written to ``folder``."""
-    config = json.loads((folder / CONFIG).read_bytes())
-    return {name: config[name] for name in ("activation", "bottleneck", "places")}
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Put what was learnt, as it lies in ``folder``, into the adapters of ``model``."""
+    weights = load_file(folder / WEIGHTS)
+    for place, adapter in _adapters(model):
+        adapter.load_state_dict({name: weights[f"{place}.{name}"] for name in adapter.state_dict()})
 
 
 def load_adapters(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Return ``base`` itself with the adapters in ``folder``, for inference."""
-    form: dict[str, Any] = form_in(folder)
-    width = load_file(folder / WEIGHTS)[f"{form['places'][0]}.up.bias"].numel()
-    _install(base, form["places"], width, form["bottleneck"], Activation(form["activation"]))
-    take_over(base, folder)
+    config = json.loads((folder / CONFIG).read_bytes())
+    weights = load_file(folder / WEIGHTS)
+    places = config["places"]
+    width = weights[f"{places[0]}.up.bias"].numel()
+    _install(base, places, width, config["bottleneck"], Activation(config["activation"]))
+    load_weights(base, folder)
     base.requires_grad_(False)
     base.eval()
     return base
-
-
-def take_over(model: nn.Module, folder: Path) -> None:
-    """Give the adapters of ``model`` the weights in ``folder``, which are of the same form."""
-    weights = load_file(folder / WEIGHTS)
-    for place, adapter in _adapters(model):
-        adapter.load_state_dict({name: weights[f"{place}.{name}"] for name in adapter.state_dict()})

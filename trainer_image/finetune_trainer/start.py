@@ -4,6 +4,7 @@ An adapter is trained on as it is, full weights take the place of the base's; ne
 that is what ``spec.output.merge`` is for.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,18 @@ from peft import PeftConfig, PeftModel, PeftType
 from peft.utils import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 from finetune_api.report import ArtifactKind
-from finetune_api.spec import BLOCK_OF, OWN_WEIGHTS, AdapterPlacement, FineTuneJobSpec, MethodType, ModelSpec
+from finetune_api.spec import (
+    BLOCK_OF,
+    OWN_WEIGHTS,
+    AdapterPlacement,
+    AdapterSpec,
+    FineTuneJobSpec,
+    MethodType,
+    ModelSpec,
+)
 from finetune_trainer import bottleneck
 from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.methods import prepare_model
@@ -24,13 +34,14 @@ from finetune_trainer.storage import Storage
 
 START_FIELD = "spec.model.startFrom.source"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_METHOD_OF = {
-    PeftType.LORA: MethodType.LORA,
-    PeftType.PROMPT_TUNING: MethodType.PROMPT_TUNING,
-    PeftType.PREFIX_TUNING: MethodType.PREFIX_TUNING,
-    PeftType.IA3: MethodType.IA3,
+_GOES_ON_BY = {
+    PeftType.LORA: (MethodType.LORA, MethodType.QLORA),
+    PeftType.PROMPT_TUNING: (MethodType.PROMPT_TUNING,),
+    PeftType.PREFIX_TUNING: (MethodType.PREFIX_TUNING,),
+    PeftType.IA3: (MethodType.IA3,),
 }
-_ACTS_ON_LAYERS = (MethodType.LORA, MethodType.IA3)
+"""By which methods an adapter of that form can be trained on."""
+_ACTS_ON_LAYERS = (MethodType.LORA, MethodType.QLORA, MethodType.IA3)
 
 
 def fetch_start(model: ModelSpec, storage: Storage, cache: Path) -> PublishedModel | None:
@@ -80,21 +91,22 @@ def check_start(start: PublishedModel, spec: FineTuneJobSpec, files: ModelFiles)
                 f"them alone. Name them in spec.model.source, and leave spec.model.startFrom out."
             )
         return
-    made_by = _made_by(start.path)
-    # Both train the same adapter, beside a base in other numbers.
-    if (MethodType.LORA if method is MethodType.QLORA else method) is not made_by:
+    goes_on_by = _methods_for(start)
+    if method not in goes_on_by:
+        names = " or ".join(one.value for one in goes_on_by) or "a method that is known here"
         raise SpecError(
-            f"spec.method.type ({method.value}): {start.uri} is an adapter made by {made_by.value}. Set it to "
-            f"{made_by.value}; or, to go on from a lora with all weights, have its job publish merged weights "
-            "(spec.output.merge: true) and name that folder."
+            f"spec.method.type ({method.value}): {start.uri} is an adapter made by {names}. Set it to {names}; or, to "
+            "go on from a lora with all weights, have its job publish merged weights (spec.output.merge: true) and "
+            "name that folder."
         )
     _check_settings(start, spec, files)
 
 
-def _made_by(folder: Path) -> MethodType:
-    if (folder / bottleneck.CONFIG).is_file():
-        return MethodType.ADAPTER
-    return _METHOD_OF[PeftType(PeftConfig.from_pretrained(str(folder)).peft_type)]
+def _methods_for(start: PublishedModel) -> tuple[MethodType, ...]:
+    if (start.path / bottleneck.CONFIG).is_file():
+        return (MethodType.ADAPTER,)
+    config = PeftConfig.from_pretrained(str(start.path))
+    return _GOES_ON_BY.get(PeftType(config.peft_type), ())
 
 
 def _check_base(start: PublishedModel, model: ModelSpec, files: ModelFiles) -> None:
@@ -108,22 +120,54 @@ def _check_base(start: PublishedModel, model: ModelSpec, files: ModelFiles) -> N
 
 
 def _check_settings(start: PublishedModel, spec: FineTuneJobSpec, files: ModelFiles) -> None:
-    model = prepare_model(outline_model(files), spec.method, str(files.path))
-    if isinstance(model, PeftModel):
-        has = _settings(PeftConfig.from_pretrained(str(start.path)))
-        wants = _settings(model.active_peft_config)
-    else:
-        has, wants = (
-            _bottleneck_settings(form) for form in (bottleneck.form_in(start.path), bottleneck.form_of(model))
+    method = spec.method
+    if method.type is MethodType.ADAPTER:
+        adapter, outline = method.adapter or AdapterSpec(), outline_model(files)
+        _compare(start, _bottleneck_settings(start, outline), _wanted_bottlenecks(adapter))
+        return
+    if method.prefix_tuning is not None and method.prefix_tuning.projection:
+        raise SpecError(
+            "spec.method.prefixTuning.projection (true): a published prefix has no network any more that could be "
+            "trained on. Set it to false."
         )
+    if method.type is MethodType.QLORA:
+        # In how many bits the base lies is not the adapter's.
+        method = method.model_copy(update={"type": MethodType.LORA})
+    model = prepare_model(outline_model(files), method, str(files.path))
+    assert isinstance(model, PeftModel)
+    _compare(start, _settings(PeftConfig.from_pretrained(str(start.path))), _settings(model.active_peft_config))
+    if spec.method.type in _ACTS_ON_LAYERS:
+        _check_layers(start, model, f"spec.method.{BLOCK_OF[spec.method.type]}")
+
+
+def _compare(start: PublishedModel, has: Mapping[str, object], wants: Mapping[str, object]) -> None:
     for field, value in has.items():
         if wants[field] != value:
             raise SpecError(
                 f"spec.method.{field} ({_written(wants[field])}): the adapter at {start.uri} has {_written(value)}. "
                 f"Set it to {_written(value)}: an adapter is trained on in its own form."
             )
-    if isinstance(model, PeftModel) and _made_by(start.path) in _ACTS_ON_LAYERS:
-        _check_layers(start, model, f"spec.method.{BLOCK_OF[spec.method.type]}")
+
+
+def _bottleneck_settings(start: PublishedModel, outline: PreTrainedModel) -> dict[str, object]:
+    config = json.loads((start.path / bottleneck.CONFIG).read_bytes())
+    placement = next(
+        (one.value for one in AdapterPlacement if bottleneck.find_places(outline, one) == config["places"]),
+        "places that none of them is",
+    )
+    return {
+        "adapter.bottleneck": config["bottleneck"],
+        "adapter.activation": config["activation"],
+        "adapter.placement": placement,
+    }
+
+
+def _wanted_bottlenecks(adapter: AdapterSpec) -> dict[str, object]:
+    return {
+        "adapter.bottleneck": adapter.bottleneck,
+        "adapter.activation": adapter.activation.value,
+        "adapter.placement": adapter.placement.value,
+    }
 
 
 def _settings(config: Any) -> dict[str, object]:
@@ -139,23 +183,9 @@ def _settings(config: Any) -> dict[str, object]:
         case PeftType.PROMPT_TUNING:
             return {"promptTuning.virtualTokens": config.num_virtual_tokens}
         case PeftType.PREFIX_TUNING:
-            return {
-                "prefixTuning.virtualTokens": config.num_virtual_tokens,
-                # What is published is the prefix that the network made, without the network.
-                "prefixTuning.projection": config.prefix_projection,
-            }
+            return {"prefixTuning.virtualTokens": config.num_virtual_tokens}
         case _:
             return {}
-
-
-def _bottleneck_settings(form: Mapping[str, Any]) -> dict[str, object]:
-    layers = {place.rpartition(".")[0] for place in form["places"]}
-    placement = AdapterPlacement.HOULSBY if len(layers) < len(form["places"]) else AdapterPlacement.PFEIFFER
-    return {
-        "adapter.bottleneck": form["bottleneck"],
-        "adapter.activation": form["activation"],
-        "adapter.placement": placement.value,
-    }
 
 
 def _written(value: object) -> str:
@@ -203,7 +233,7 @@ def take_over(model: nn.Module, start: PublishedModel) -> None:
     """Put the weights of an adapter into ``model``, which `prepare_model` has made; whole weights are there already."""
     if start.kind is not ArtifactKind.ADAPTER:
         return
-    if not isinstance(model, PeftModel):
-        bottleneck.take_over(model, start.path)
-    else:
+    if isinstance(model, PeftModel):
         set_peft_model_state_dict(model, load_peft_weights(str(start.path), device="cpu"))
+    else:
+        bottleneck.load_weights(model, start.path)
