@@ -1,4 +1,6 @@
 import json
+import random
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -81,6 +83,21 @@ def test_test_rows_are_not_reachable_when_the_split_was_not_opened(tmp_path):
     assert opened.sizes == full.sizes
     assert opened.hash == full.hash
     assert opened.examples(Split.TRAIN) == full.examples(Split.TRAIN)
+
+
+def test_memory_does_not_hold_what_the_rows_say(tmp_path):
+    chooser = random.Random(1)
+    rows = [{"text": chooser.randbytes(5_000).hex(), "label": "a"} for _ in range(400)]
+    data = make_data(make_task(tmp_path, rows))
+    del rows
+    tracemalloc.start()
+    try:
+        dataset = load_dataset(data)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert sum(dataset.sizes.values()) == 400
+    assert held < 1_000_000, "the rows have 4 MB"
 
 
 def test_rows_do_not_end_up_in_logs(tmp_path):
