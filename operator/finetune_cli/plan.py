@@ -7,6 +7,7 @@ from pathlib import Path
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ExitCode
 from finetune_api.resolve import resolve
+from finetune_api.spec import HAVE_ONE_GPU
 from finetune_api.spec.field import amount
 from finetune_api.status import PlanStatus
 from finetune_cli.library_output import diverted_to
@@ -41,7 +42,12 @@ def plan(file: Path, gpu_memory: str | None, output: str) -> ExitCode:
 
         found = plan_from_config(job, Path(scratch))
         if gpu_memory is not None:
-            found = with_gpu_memory(found, job.spec.compute.deepspeed, int(amount(gpu_memory)))
+            found = with_gpu_memory(
+                found,
+                job.spec.compute.deepspeed,
+                int(amount(gpu_memory)),
+                has_one_gpu=job.spec.method.type in HAVE_ONE_GPU,
+            )
     if output == "json":
         sys.stdout.write(found.model_dump_json(by_alias=True, exclude_none=True) + "\n")
     else:

@@ -173,8 +173,8 @@ def test_the_cards_own_lines_add_adapters_to_the_base(
 
 def tuned_files(folder: Path) -> dict[str, Tensor]:
     tuned = folder / "workspace" / "tuned"
-    adapter = tuned / "adapter_model.safetensors"
-    return load_file(adapter if adapter.is_file() else tuned / "model.safetensors")
+    names = ("adapter_model.safetensors", bottleneck.WEIGHTS, "model.safetensors")
+    return load_file(next(tuned / name for name in names if (tuned / name).is_file()))
 
 
 def test_a_prefix_is_keys_and_values_before_every_layers_own(tiny_model_dir: Path, tmp_path: Path):
@@ -331,9 +331,9 @@ def test_only_what_a_pattern_is_in_changes(tiny_model_dir: Path, tmp_path: Path)
     assert changed(tiny_model_dir, tmp_path) == {name for name in names if ".0.mlp" in name or "norm" in name}
 
 
-@pytest.mark.parametrize("method", ["ia3", "selective"])
+@pytest.mark.parametrize("method", ["ia3", "adapter", "selective"])
 def test_packed_and_padded_rows_agree(tiny_model_dir: Path, tmp_path: Path, method: str):
-    settings = {"ia3": {"type": "ia3"}, "selective": METHODS["the last layer"]}[method]
+    settings = {"ia3": {"type": "ia3"}, "adapter": {"type": "adapter"}, "selective": METHODS["the last layer"]}[method]
     packed = train(tiny_model_dir, tmp_path, "packed", method=settings)
     padded = train(tiny_model_dir, tmp_path, "padded", method=settings, data__packing=False)
     assert (packed.layout[:6], padded.layout[:6]) == ("packed", "padded")
@@ -350,7 +350,7 @@ def test_prefix_tuning_is_padded_and_does_not_depend_on_the_micro_batch(tiny_mod
     assert losses(split) == pytest.approx(losses(whole), abs=SAME_LOSS)
 
 
-@pytest.mark.parametrize("method", ["prefixTuning", "ia3", "selective"])
+@pytest.mark.parametrize("method", ["prefixTuning", "ia3", "adapter", "selective"])
 def test_what_is_trained_beside_a_bfloat16_model_is_float32(biased_model_dir: Path, tmp_path: Path, method: str):
     rounded = train(biased_model_dir, tmp_path, method={"type": method}, model__dtype="bfloat16")
     exact = train(biased_model_dir, tmp_path, "exact", method={"type": method})

@@ -22,7 +22,7 @@ from finetune_trainer import attention
 from finetune_trainer.example import Encoded
 from finetune_trainer.layout import Layout, build_batch, forward
 from finetune_trainer.methods import prepare_model
-from finetune_trainer.plan import Workload, expected_precision, plan_run, whole_rows, with_gpu_memory
+from finetune_trainer.plan import Workload, expected_gpus, expected_precision, plan_run, whole_rows, with_gpu_memory
 from finetune_trainer.precision import PrecisionChoice
 from finetune_trainer.regularization import regularize
 from finetune_trainer.train import loss_per_token
@@ -166,6 +166,7 @@ def test_a_base_of_four_bits_is_planned_without_the_package_that_makes_one():
     # 4.127 bits a weight, as arXiv:2305.14314 has it, and float32.
     expected = layers * 4.127 / 8 + 4 * (beside + plan.trainable_parameters)
     assert plan.memory.weights == pytest.approx(expected, rel=1e-4)
+    assert expected_gpus(spec, is_local=True) == 1
 
 
 def test_a_model_that_looks_at_values_is_counted_and_the_rest_said_to_be_unknown(monkeypatch: pytest.MonkeyPatch):
@@ -216,6 +217,8 @@ def test_what_does_not_fit_is_told_with_what_would():
     assert with_gpu_memory(plan, None, 10**9) == plan
     [warning] = with_gpu_memory(plan, None, plan.memory_bytes_per_gpu * 2 // 3).warnings
     assert "2 such GPUs do with spec.compute.deepspeed.stage: 3" in warning
+    [alone] = with_gpu_memory(plan, None, plan.memory_bytes_per_gpu * 2 // 3, has_one_gpu=True).warnings
+    assert "deepspeed" not in alone and "take a smaller model" in alone
     [copied] = with_gpu_memory(plan_of(**PULLED), None, 10**7).warnings
     assert "leave spec.method.regularization out" in copied
     [hopeless] = with_gpu_memory(plan, DeepspeedSpec(stage=3), plan.memory.activations).warnings

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 
 from finetune_api.job import FineTuneJob
-from finetune_api.spec import DType, FineTuneJobSpec, GradientCheckpointing, Precision, RegularizationType
+from finetune_api.spec import DType, FineTuneJobSpec, GradientCheckpointing, MethodType, Precision, RegularizationType
 from finetune_api.spec.compute import DeepspeedSpec, Offload, processes
 from finetune_api.spec.field import amount
 from finetune_api.status import MemoryStatus, PlanStatus, figure
@@ -152,10 +152,13 @@ def _warnings(spec: FineTuneJobSpec, plan: PlanStatus) -> tuple[str, ...]:
     )
 
 
-def with_gpu_memory(plan: PlanStatus, deepspeed: DeepspeedSpec | None, gpu_bytes: int) -> PlanStatus:
+def with_gpu_memory(
+    plan: PlanStatus, deepspeed: DeepspeedSpec | None, gpu_bytes: int, *, has_one_gpu: bool = False
+) -> PlanStatus:
     """Return ``plan`` with a warning where a worker's share does not fit a GPU of ``gpu_bytes``.
 
-    The warning names how many such GPUs would do with DeepSpeed's stage 3, which spreads all but what rows need.
+    The warning names how many such GPUs would do with DeepSpeed's stage 3, which spreads all but what rows need;
+    ``has_one_gpu`` says that the method trains on one alone.
     """
     memory, room = plan.memory, int(USABLE * gpu_bytes)
     if memory is None or (plan.memory_bytes_per_gpu or 0) <= room:
@@ -165,7 +168,9 @@ def with_gpu_memory(plan: PlanStatus, deepspeed: DeepspeedSpec | None, gpu_bytes
         return plan.model_copy(update={"warnings": (*plan.warnings, _too_large(plan, gpu_bytes, _WITH_COPIES))})
     have = max(1, plan.gpus or 1)
     if of_rows >= room:
-        remedy = "lower spec.training.microBatchSize or spec.data.maxLength, or set gradientCheckpointing: always"
+        remedy = f"{_FEWER_TOKENS}, or set gradientCheckpointing: always"
+    elif has_one_gpu:
+        remedy = f"{_FEWER_TOKENS}, or take a smaller model"
     else:
         now = _shared(deepspeed, have)
         spread = memory.weights * now.weights + memory.gradients * now.gradients + memory.optimiser * now.optimiser
@@ -173,7 +178,8 @@ def with_gpu_memory(plan: PlanStatus, deepspeed: DeepspeedSpec | None, gpu_bytes
     return plan.model_copy(update={"warnings": (*plan.warnings, _too_large(plan, gpu_bytes, remedy))})
 
 
-_WITH_COPIES = "leave spec.method.regularization out, or lower spec.training.microBatchSize or spec.data.maxLength"
+_FEWER_TOKENS = "lower spec.training.microBatchSize or spec.data.maxLength"
+_WITH_COPIES = f"leave spec.method.regularization out, or {_FEWER_TOKENS}"
 
 
 def _too_large(plan: PlanStatus, gpu_bytes: int, remedy: str) -> str:
@@ -206,6 +212,9 @@ def plan_from_config(job: FineTuneJob, cache: Path) -> PlanStatus:
 def expected_gpus(spec: FineTuneJobSpec, is_local: bool) -> int:
     """Return the GPUs over all workers: one for each in a cluster where the spec says nothing, this machine's else."""
     each = spec.compute.gpus_per_worker
+    if each is None and spec.method.type is MethodType.QLORA:
+        # There is none without, wherever this is asked.
+        each = 1
     if each is None:
         each = int(torch.cuda.is_available()) if is_local else 1
     return spec.compute.workers * each

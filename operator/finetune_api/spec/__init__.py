@@ -143,6 +143,7 @@ __all__ = [
 
 
 SINGLE_WORKER = (MethodType.PROMPT_TUNING, MethodType.PREFIX_TUNING, MethodType.IA3)
+HAVE_ONE_GPU = (*SINGLE_WORKER, MethodType.QLORA)
 DECODERS_ALONE = (MethodType.QLORA, MethodType.ADAPTER)
 LOW_RANK = (MethodType.LORA, MethodType.QLORA)
 
