@@ -36,7 +36,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.report import LossPoint, Progress, Stage, TaskShare, TrainingReport
 from finetune_api.spec import GradientCheckpointing
 from finetune_trainer.best_weights import BestWeights
-from finetune_trainer.checkpoint import discard_old, newest_complete, seal, step_of
+from finetune_trainer.checkpoint import discard_old, keep_weights, newest_complete, seal, step_of
 from finetune_trainer.errors import (
     DataError,
     FineTuneError,
@@ -496,6 +496,8 @@ def _save_tuned(trainer: Trainer, model: nn.Module, given: TrainingInput) -> Non
         return
     try:
         model.save_pretrained(str(folder), state_dict=state)
+        if given.job.spec.evaluation.goes_back:
+            keep_weights(given.workspace.checkpoints, folder)
     except (OSError, SafetensorError) as error:
         raise _unwritable("the tuned model", folder, error) from error
     write_manifest(folder)

@@ -17,6 +17,7 @@ from finetune_api.spec.compute import (
     ResourcesSpec,
     VolumeMountSpec,
     VolumeSpec,
+    is_distributed,
     processes,
 )
 from finetune_api.spec.data import (
@@ -257,6 +258,16 @@ def _remedies_need_validation_rows(data: DataSpec, evaluation: EvaluationSpec) -
         )
 
 
+def _workers_checkpoints_stay_apart(compute: ComputeSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
+    if evaluation.goes_back and is_distributed(compute):
+        yield Problem(
+            ("evaluation", "forgetting", "remedy"),
+            ForgettingRemedy.EARLIER_CHECKPOINT.value,
+            "is not supported with the ray engine yet: what several workers keep is not loaded by one",
+            "Set remedy: none, or loraScale for a LoRA adapter.",
+        )
+
+
 def _encoders_have_one_worker(model: ModelSpec, compute: ComputeSpec) -> Iterator[Problem]:
     for field, count in (("workers", compute.workers), ("gpusPerWorker", compute.gpus_per_worker or 0)):
         if model.task is ModelTask.SEQ2SEQ_LM and count > 1:
@@ -392,6 +403,7 @@ class FineTuneJobSpec(Block):
         _only_low_rank_merges,
         _only_low_rank_scales,
         _remedies_need_validation_rows,
+        _workers_checkpoints_stay_apart,
         _encoders_have_one_worker,
         _encoders_read_plain_prompts,
         _benchmarks_ask_decoders,
