@@ -433,10 +433,12 @@ class RetentionResult(ApiModel):
 
 
 class TradeOffPoint(ApiModel):
-    """One strength of the tuned adapter: what it gains on the tasks, what it loses beside them."""
+    """One strength of the tuned adapter, or one checkpoint: what it gains on the tasks, what it loses beside them."""
 
-    scale: float
+    scale: float = 1.0
     """What the adapter's update is multiplied by; 1 is as trained."""
+    step: int | None = None
+    """Of a checkpoint; absent where it is the end of training that was measured."""
     gain: float
     """Mean of ``gains``."""
     gains: dict[str, float]
@@ -451,12 +453,16 @@ class TradeOffPoint(ApiModel):
 
 
 class TradeOff(ApiModel):
-    """How strong the tuned adapter was left, chosen on rows that neither metrics nor verdict are measured on."""
+    """How strong the tuned adapter was left, or how long trained, chosen on rows that decide nothing else."""
 
+    remedy: str = "loraScale"
+    """As ``spec.evaluation.forgetting.remedy`` has it."""
     points: tuple[TradeOffPoint, ...]
-    """Weakest first; the last one is as trained."""
-    scale: float
+    """Weakest or earliest first; the last one is as trained."""
+    scale: float = 1.0
     """The chosen one; every other number of the report is of the model at this scale."""
+    step: int | None = None
+    """The chosen checkpoint's, of which every other number of the report is; absent: the end of training."""
     why: str
     """In a sentence."""
     max_drop: float

@@ -14,7 +14,6 @@ ONLY: dict[str, tuple[object, ...]] = {
     "training.earlyStopping.metric": ("validation_loss",),
     "compute.deepspeed.offload": ("none", "cpu"),
     "evaluation.generation.numBeams": (1,),
-    "evaluation.forgetting.remedy": ("none", "loraScale"),
     "evaluation.baselines.zeroShot": (True,),
 }
 """Fields of which some values work."""

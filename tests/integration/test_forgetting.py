@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from peft.helpers import rescale_adapter_scale
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Progress, Retention, Stage
 from finetune_trainer import stages
 from finetune_trainer.adapter_scale import scaled, weaken
 from finetune_trainer.attention import register
+from finetune_trainer.checkpoint import kept_weights
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import DataError
 from finetune_trainer.evaluation import evaluate, weigh_candidates
 from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_rows, general_texts, open_questions
 from finetune_trainer.layout import Layout
+from finetune_trainer.model import ModelFiles
+from finetune_trainer.pair import open_pair
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.split import Split
@@ -230,6 +233,82 @@ def test_the_strength_of_the_adapter_is_chosen_and_published(tiny_model_dir: Pat
     before = [artifact.sha256 for artifact in report.artifacts]
     again = stages.run(job, folder, Silence())
     assert [artifact.sha256 for artifact in again.artifacts] == before
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_an_earlier_checkpoint_is_chosen_and_published(method: str, tiny_model_dir: Path, tmp_path: Path):
+    """What is published is what the checkpoint held, and what was evaluated."""
+    forgetting = {"sources": [write_own(tmp_path, OWN * 2)], "maxDrop": 0.5, "remedy": "earlierCheckpoint"}
+    job = tiny_job(
+        tiny_model_dir,
+        tmp_path,
+        evaluation={"forgetting": forgetting},
+        method={"type": method},
+        training__learningRate=0.02,
+        output__publishOn="always",
+    )
+    folder = tmp_path / "workspace"
+    report = stages.run(job, folder, Silence())
+    assert report.evaluation is not None and report.evaluation.forgetting is not None
+    found = report.evaluation.forgetting.trade_off
+    assert found is not None
+    assert [point.step for point in found.points] == [3, 6, None]
+    within = [point for point in found.points if point.within_budget] or [found.points[-1]]
+    assert found.step == max(within, key=lambda point: point.gain).step
+
+    tuned, published = Workspace(folder).tuned, Workspace(folder).export / "model"
+    chosen = tuned if found.step is None else kept_weights(tuned)[found.step]
+    name = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
+    expected, weights = load_file(chosen / name), load_file(published / name)
+    assert expected.keys() == weights.keys()
+    for key, weight in weights.items():
+        torch.testing.assert_close(weight, expected[key])
+    steps = [load_file(at / name) for at in (*kept_weights(tuned).values(), tuned)]
+    assert any(not torch.equal(steps[0][key], steps[1][key]) for key in expected)
+    assert any(not torch.equal(steps[1][key], steps[2][key]) for key in expected)
+    (parity,) = report.parity
+    assert parity.difference <= parity.allowed
+
+    # A run that finds its evaluation done publishes the same weights.
+    before = [artifact.sha256 for artifact in report.artifacts]
+    again = stages.run(job, folder, Silence())
+    assert [artifact.sha256 for artifact in again.artifacts] == before
+
+
+ADAPTERS = {
+    "lora": LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"),
+    "ia3": IA3Config(target_modules=["k_proj"], feedforward_modules=[], init_ia3_weights=False, task_type="CAUSAL_LM"),
+    "promptTuning": PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+    "prefixTuning": PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+}
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_an_earlier_adapter_is_lent_and_given_back(method: str, tiny_model_dir: Path, tmp_path: Path):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    adapter = get_peft_model(base, ADAPTERS[method]).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    outputs = {}
+    for name in ("earlier", "tuned"):
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(len(name))
+            for weight in adapter.parameters():
+                if weight.requires_grad:
+                    weight.normal_()
+            outputs[name] = adapter(input_ids=ids).logits
+        adapter.save_pretrained(str(tmp_path / name))
+    job = tiny_job(tiny_model_dir, tmp_path, method={"type": method})
+    pair = open_pair(job, ModelFiles(tiny_model_dir, "0"), tmp_path / "tuned")
+
+    def now(lent: AbstractContextManager[PreTrainedModel]) -> torch.Tensor:
+        with lent as model, torch.no_grad():
+            return model(input_ids=ids).logits
+
+    assert not torch.allclose(outputs["earlier"], outputs["tuned"])
+    torch.testing.assert_close(now(pair.earlier(tmp_path / "earlier")), outputs["earlier"])
+    torch.testing.assert_close(now(pair.tuned()), outputs["tuned"])
+    pair.go_back(tmp_path / "earlier")
+    torch.testing.assert_close(now(pair.tuned()), outputs["earlier"])
 
 
 def test_an_adapter_is_weakened_in_its_weights_as_by_its_scale(tiny_model_dir: Path):

@@ -1155,6 +1155,17 @@ BAD_SPECS = [
         PASSES,
     ),
     BadSpec(
+        "checkpoints of several workers are not gone back to",
+        {
+            "spec.compute": {"workers": 2, "engine": "ray"},
+            "spec.evaluation.forgetting.remedy": "earlierCheckpoint",
+        },
+        "spec.evaluation.forgetting.remedy",
+        '"earlierCheckpoint"',
+        ("ray engine", "remedy: none"),
+        PASSES,
+    ),
+    BadSpec(
         "a disturbance is named once",
         {"spec.evaluation.holistic.perturbations": ["case", "case"]},
         "spec.evaluation.holistic.perturbations[1]",

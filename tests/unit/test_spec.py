@@ -159,7 +159,7 @@ EVERYTHING = {
             "sources": ["s3://b/suite.jsonl"],
             "maxDrop": 0.02,
             "confidence": 0.95,
-            "remedy": "earlierCheckpoint",
+            "remedy": "none",
         },
         "benchmarks": [{"suite": "mmlu", "limit": 200}],
         "holistic": {"subgroupColumn": "domain", "perturbations": ["typos", "case"]},

@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from: the newest one that was written to its end."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 from finetune_trainer.manifest import COMPLETE_NAME, is_complete, write_manifest
 
 _NAME = re.compile(r"checkpoint-(\d+)")
+_EARLIER = "earlier"
+_WEIGHTS = re.compile(r"(adapter_)?model.*\.(safetensors|json)|(adapter_|generation_)?config\.json")
+"""What a model is loaded from, of all that a checkpoint holds."""
 
 
 def newest_complete(folder: Path) -> Path | None:
@@ -35,6 +39,25 @@ def seal(folder: Path, step: int) -> Path:
     checkpoint = folder_of(folder, step)
     write_manifest(checkpoint)
     return checkpoint
+
+
+def keep_weights(checkpoints: Path, tuned: Path) -> None:
+    """Keep what every complete checkpoint holds of the model, beside the tuned weights in ``tuned``."""
+    shutil.rmtree(tuned / _EARLIER, ignore_errors=True)
+    for checkpoint in checkpoints.iterdir() if checkpoints.is_dir() else ():
+        if _NAME.fullmatch(checkpoint.name) and is_complete(checkpoint):
+            kept = folder_of(tuned / _EARLIER, step_of(checkpoint))
+            kept.mkdir(parents=True)
+            for path in checkpoint.iterdir():
+                if _WEIGHTS.fullmatch(path.name):
+                    # A link costs nothing, and the checkpoint goes when the tuned weights are whole.
+                    os.link(path, kept / path.name)
+
+
+def kept_weights(tuned: Path) -> dict[int, Path]:
+    """Return by step, the earliest first, where `keep_weights` has put what checkpoints held."""
+    folder = tuned / _EARLIER
+    return {step_of(path): path for path in sorted(folder.iterdir(), key=step_of)} if folder.is_dir() else {}
 
 
 def discard_old(folder: Path, keep: int) -> None:

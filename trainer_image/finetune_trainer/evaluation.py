@@ -349,7 +349,7 @@ def weigh_candidates(
     for candidate in candidates:
         with candidate.lend() as tuned:
             after = find(tuned, "tuned")
-        points.append(weigh(candidate.scale, before, after, suite.rows, budget, seed))
+        points.append(weigh(candidate, before, after, suite.rows, budget, seed))
     return choose(points, budget, rows, len(suite.rows))
 
 

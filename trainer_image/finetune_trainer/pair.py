@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import torch
-from peft import LoraModel, PeftConfig, PeftModel, PeftType
+from peft import LoraModel, PeftConfig, PeftModel, PeftType, load_peft_weights, set_peft_model_state_dict
 from transformers import PreTrainedModel
 
 from finetune_api.job import FineTuneJob
@@ -41,6 +41,12 @@ class ModelPair(Protocol):
             TypeError: it is no low-rank adapter.
         """
 
+    def earlier(self, weights: Path) -> AbstractContextManager[PreTrainedModel]:
+        """Lend the model with the ``weights`` of a checkpoint of the same training."""
+
+    def go_back(self, weights: Path) -> None:
+        """Let the tuned model have the ``weights`` of a checkpoint of the same training, for good."""
+
 
 def open_pair(job: FineTuneJob, files: ModelFiles, tuned: Path) -> ModelPair:
     """Load what is needed to compare the base model in ``files`` with what training left in ``tuned``."""
@@ -50,7 +56,7 @@ def open_pair(job: FineTuneJob, files: ModelFiles, tuned: Path) -> ModelPair:
     if spec.method.type in OWN_WEIGHTS:
         return _TwoLoads(files, ModelFiles(tuned, files.revision), precision.weights, padded_because)
     base, choice = load_for_rows(files, precision.weights, padded_because, four_bit=precision.four_bit)
-    return _OneLoad(load_adapter(base, tuned), choice.layout)
+    return _OneLoad(load_adapter(base, tuned), choice.layout, tuned)
 
 
 def load_published(job: FineTuneJob, files: ModelFiles, folder: Path, kind: ArtifactKind) -> PreTrainedModel:
@@ -80,6 +86,8 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel | PeftM
 class _OneLoad:
     model: PreTrainedModel | PeftModel
     layout: Layout
+    folder: Path
+    """Where the adapter was loaded from."""
 
     @contextmanager
     def base(self) -> Iterator[PreTrainedModel]:
@@ -95,6 +103,19 @@ class _OneLoad:
         if not (isinstance(self.model, PeftModel) and isinstance(self.model.base_model, LoraModel)):
             raise TypeError(f"what was added to this {type(self.model).__name__} has no scale")
         weaken(self.model, scale)
+
+    @contextmanager
+    def earlier(self, weights: Path) -> Iterator[PreTrainedModel]:
+        now = self.folder
+        self.go_back(weights)
+        try:
+            yield cast(PreTrainedModel, self.model)
+        finally:
+            self.go_back(now)
+
+    def go_back(self, weights: Path) -> None:
+        set_peft_model_state_dict(self.model, load_peft_weights(str(weights), device="cpu"))
+        self.folder = weights
 
 
 class _TwoLoads:
@@ -112,6 +133,12 @@ class _TwoLoads:
 
     def weaken(self, scale: float) -> None:
         raise TypeError("whole weights have no scale")
+
+    def earlier(self, weights: Path) -> AbstractContextManager[PreTrainedModel]:
+        return self._lend(ModelFiles(weights, self._tuned.revision))
+
+    def go_back(self, weights: Path) -> None:
+        self._tuned = ModelFiles(weights, self._tuned.revision)
 
     @contextmanager
     def _lend(self, files: ModelFiles) -> Iterator[PreTrainedModel]:

@@ -97,6 +97,12 @@ class SharedState:
             if self.pull_checkpoint_of(step):
                 return
 
+    def pull_checkpoints(self) -> None:
+        """Bring every complete checkpoint into the workspace that it does not hold."""
+        for step in self.complete_steps():
+            if not is_complete(folder_of(self.workspace.checkpoints, step)):
+                self.pull_checkpoint_of(step)
+
     def pull_checkpoint_of(self, step: int) -> bool:
         """Bring one complete checkpoint into the workspace; whether it was whole: if not, an older one may be."""
         folder, key = folder_of(self.workspace.checkpoints, step), self._checkpoint_key(step)

@@ -44,7 +44,7 @@ from finetune_trainer.adapter_scale import SCALES, scaled
 from finetune_trainer.adjustment import Adjustment, adjusted
 from finetune_trainer.benchmark import BenchmarkRun, check_gates
 from finetune_trainer.best_weights import schedule_note
-from finetune_trainer.checkpoint import newest_complete, step_of
+from finetune_trainer.checkpoint import kept_weights, newest_complete, step_of
 from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.data_profile import describe_task, find_personal_data, find_warnings
 from finetune_trainer.dataset import Dataset, load_dataset
@@ -507,7 +507,10 @@ def _find_checkpoint(run: Run) -> int | None:
     if run.shared is not None and is_distributed(run.job.spec.compute):
         return next(iter(run.shared.complete_steps()), None)
     if run.shared is not None:
-        run.shared.pull_checkpoint()
+        if run.job.spec.evaluation.goes_back:
+            run.shared.pull_checkpoints()
+        else:
+            run.shared.pull_checkpoint()
     newest = newest_complete(run.workspace.checkpoints)
     return None if newest is None else step_of(newest)
 
@@ -587,7 +590,7 @@ def evaluate_stage(run: Run) -> Report:
     renderer = _renderer(job, files, tokenizer)
     evaluation = workspace.recall("evaluation", EvaluationReport)
     if evaluation is not None and evaluation.forgetting and evaluation.forgetting.trade_off:
-        pair.weaken(evaluation.forgetting.trade_off.scale)
+        _remedy(pair, evaluation.forgetting.trade_off, workspace.tuned)
     if evaluation is None:
         dataset = _load_dataset(run)
         # What training went on from is not read any more.
@@ -595,9 +598,9 @@ def evaluate_stage(run: Run) -> Report:
         lineage = known.lineage if known else ()
         _is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision, lineage=lineage), reporter)
         suite = _load_suite(run)
-        trade_off = _choose_scale(job, pair, tokenizer, renderer, dataset, suite, reporter)
+        trade_off = _choose_remedy(run, pair, tokenizer, renderer, dataset, suite, reporter)
         if trade_off is not None:
-            pair.weaken(trade_off.scale)
+            _remedy(pair, trade_off, workspace.tuned)
         evaluation, predictions = evaluate(
             pair,
             tokenizer,
@@ -651,8 +654,8 @@ def _find_unchanged_start(run: Run) -> PublishedModel:
     return start
 
 
-def _choose_scale(
-    job: FineTuneJob,
+def _choose_remedy(
+    run: Run,
     pair: ModelPair,
     tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
@@ -660,18 +663,28 @@ def _choose_scale(
     suite: GeneralSuite | None,
     reporter: Reporter,
 ) -> TradeOff | None:
-    """Return how strong the adapter is to be left; absent where the job asks for no such remedy."""
+    """Return how strong or how long trained the model is to be left; absent where the job asks for no remedy."""
+    job = run.job
     budget = job.spec.evaluation.forgetting
-    if suite is None or budget is None or budget.remedy is not ForgettingRemedy.LORA_SCALE:
+    if suite is None or budget is None or budget.remedy is ForgettingRemedy.NONE:
         return None
 
     def strength(scale: float) -> Candidate:
         return Candidate(scale, lambda: scaled(pair.tuned(), scale))
 
-    reporter.say("trying how strong the adapter may be")
+    def checkpoint(step: int, weights: Path) -> Candidate:
+        return Candidate(1.0, lambda: pair.earlier(weights), step)
+
+    if budget.remedy is ForgettingRemedy.LORA_SCALE:
+        reporter.say("trying how strong the adapter may be")
+        candidates = [strength(scale) for scale in SCALES]
+    else:
+        reporter.say("trying the checkpoints")
+        kept = kept_weights(run.workspace.tuned)
+        candidates = [*(checkpoint(*one) for one in kept.items()), Candidate(1.0, pair.tuned)]
     trade_off = weigh_candidates(
         pair,
-        [strength(scale) for scale in SCALES],
+        candidates,
         tokenizer,
         renderer,
         dataset,
@@ -683,6 +696,14 @@ def _choose_scale(
     )
     reporter.say(trade_off.why)
     return trade_off
+
+
+def _remedy(pair: ModelPair, chosen: TradeOff, tuned: Path) -> None:
+    """Leave the tuned model as it was chosen to be."""
+    if chosen.step is not None:
+        pair.go_back(kept_weights(tuned)[chosen.step])
+    elif chosen.scale != 1:
+        pair.weaken(chosen.scale)
 
 
 def _soft_prompt(job: FineTuneJob, pair: ModelPair, tokenizer: PreTrainedTokenizerBase) -> tuple[VirtualToken, ...]:
@@ -700,7 +721,6 @@ def _assemble(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluat
             f"workspace {workspace.root} holds no finished {'check' if data is None else 'train'} stage; run it first."
         )
     plan, inputs = workspace.recall("plan", PlanStatus), workspace.recall("inputs", Inputs)
-    plan = workspace.recall("plan", PlanStatus)
     libraries = (*_NUMBERS_DEPEND_ON, PACKAGE) if job.spec.method.type is MethodType.QLORA else _NUMBERS_DEPEND_ON
     return Report(
         planned_memory_bytes=plan and plan.memory_bytes_per_gpu,

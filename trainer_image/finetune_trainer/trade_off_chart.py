@@ -1,8 +1,9 @@
-"""Lay out what an adapter gains against what it costs, by its scale: numbers in, coordinates out. Knows no HTML."""
+"""Lay out what tuning gains against what it costs, by scale or step: numbers in, coordinates out. Knows no HTML."""
 
 from dataclasses import dataclass
 
-from finetune_api.report import TradeOff
+from finetune_api.report import TradeOff, TradeOffPoint
+from finetune_api.spec import ForgettingRemedy
 from finetune_trainer.axis import Tick, label_of, round_values
 
 WIDTH, HEIGHT = 560, 300
@@ -11,7 +12,7 @@ LEFT, RIGHT, TOP, BOTTOM = 66, 40, 24, 54
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One scale."""
+    """One scale, or one checkpoint."""
 
     across: float
     down: float
@@ -25,7 +26,7 @@ class TradeOffChart:
     """Everything the drawing needs, in the units of its view box."""
 
     line: str
-    """Points of a polyline, weakest first."""
+    """Points of a polyline, weakest or earliest first."""
     marks: tuple[Mark, ...]
     changes: tuple[Tick, ...]
     """Across: change in general accuracy."""
@@ -38,6 +39,13 @@ class TradeOffChart:
     right: int = WIDTH - RIGHT
     top: int = TOP
     bottom: int = HEIGHT - BOTTOM
+
+
+def label_of_point(found: TradeOff, point: TradeOffPoint) -> str:
+    """Return a point's scale, or its checkpoint's step."""
+    if found.remedy == ForgettingRemedy.EARLIER_CHECKPOINT:
+        return "end" if point.step is None else f"{point.step:,}"
+    return f"{point.scale:g}"
 
 
 def lay_out_trade_off(found: TradeOff) -> TradeOffChart:
@@ -61,9 +69,9 @@ def lay_out_trade_off(found: TradeOff) -> TradeOffChart:
     marks = tuple(
         Mark(
             *place(point.change, point.gain),
-            label=f"{point.scale:g}",
+            label=label_of_point(found, point),
             within_budget=point.within_budget,
-            chosen=point.scale == found.scale,
+            chosen=(point.scale, point.step) == (found.scale, found.step),
         )
         for point in found.points
     )

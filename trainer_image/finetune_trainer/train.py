@@ -35,7 +35,7 @@ from finetune_api.report import LossPoint, Progress, SampleQuestion, Stage, Task
 from finetune_api.spec import GradientCheckpointing
 from finetune_trainer.best_weights import BestWeights
 from finetune_trainer.bottleneck import has_adapters, save_adapters
-from finetune_trainer.checkpoint import discard_old, newest_complete, seal, step_of
+from finetune_trainer.checkpoint import discard_old, keep_weights, newest_complete, seal, step_of
 from finetune_trainer.errors import (
     DataError,
     FineTuneError,
@@ -537,6 +537,8 @@ def _save_tuned(trainer: Trainer, model: nn.Module, given: TrainingInput) -> Non
             save_adapters(model, folder, state=state)
         else:
             model.save_pretrained(str(folder), state_dict=state)
+        if given.job.spec.evaluation.goes_back:
+            keep_weights(given.workspace.checkpoints, folder)
     except (OSError, SafetensorError) as error:
         raise _unwritable("the tuned model", folder, error) from error
     write_manifest(folder)

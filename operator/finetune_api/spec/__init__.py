@@ -17,6 +17,7 @@ from finetune_api.spec.compute import (
     ResourcesSpec,
     VolumeMountSpec,
     VolumeSpec,
+    is_distributed,
     processes,
 )
 from finetune_api.spec.data import (
@@ -311,6 +312,28 @@ def _remedies_need_validation_rows(data: DataSpec, evaluation: EvaluationSpec) -
         )
 
 
+def _workers_checkpoints_stay_apart(compute: ComputeSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
+    if evaluation.goes_back and is_distributed(compute):
+        yield Problem(
+            ("evaluation", "forgetting", "remedy"),
+            ForgettingRemedy.EARLIER_CHECKPOINT.value,
+            "is not supported with the ray engine yet: what several workers keep is not loaded by one",
+            "Set remedy: none, or loraScale for a LoRA adapter.",
+        )
+
+
+def _earlier_checkpoints_are_loaded(
+    method: MethodSpec, training: TrainingSpec, evaluation: EvaluationSpec
+) -> Iterator[Problem]:
+    if not evaluation.goes_back:
+        return
+    place, remedy = ("evaluation", "forgetting", "remedy"), ForgettingRemedy.EARLIER_CHECKPOINT.value
+    if method.type is MethodType.ADAPTER:
+        yield Problem(place, remedy, "is not supported with method adapter yet", "Set remedy: none.")
+    if evaluates_only(training):
+        yield Problem(place, remedy, "has no checkpoints to go back to with epochs: 0", "Set remedy: none.")
+
+
 def _encoders_have_one_worker(model: ModelSpec, compute: ComputeSpec) -> Iterator[Problem]:
     for field, count in (("workers", compute.workers), ("gpusPerWorker", compute.gpus_per_worker or 0)):
         if model.task is ModelTask.SEQ2SEQ_LM and count > 1:
@@ -459,6 +482,8 @@ class FineTuneJobSpec(Block):
         _only_low_rank_merges,
         _only_low_rank_scales,
         _remedies_need_validation_rows,
+        _workers_checkpoints_stay_apart,
+        _earlier_checkpoints_are_loaded,
         _encoders_have_one_worker,
         _encoders_read_plain_prompts,
         _benchmarks_ask_decoders,

@@ -84,7 +84,8 @@ class ForgettingSpec(Block):
     inconclusive: neither."""
     remedy: ForgettingRemedy = ForgettingRemedy.NONE
     """loraScale evaluates the adapter at 0.25, 0.5, 0.75 and 1 times its strength and publishes the one with the best
-    gain among those within maxDrop; earlierCheckpoint goes back. Chosen on validation rows and on half of the general
+    gain among those within maxDrop; earlierCheckpoint does the same with the checkpoints that spec.checkpoint.keep
+    leaves and the end of training, of any method with one worker. Chosen on validation rows and on half of the general
     ones, which leaves the other half for the verdict; rows that are alike are in one half."""
 
 
@@ -193,3 +194,8 @@ class EvaluationSpec(Block):
     """Robustness, fairness, bias, toxicity and speed; ``{}`` measures the last three. Absent: not measured."""
     gates: Annotated[tuple[GateSpec, ...], Field(max_length=32)] = ()
     """All must pass for the model to be published under ``publishOn: gates``."""
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether an earlier checkpoint may take the place of the end of training."""
+        return self.forgetting is not None and self.forgetting.remedy is ForgettingRemedy.EARLIER_CHECKPOINT

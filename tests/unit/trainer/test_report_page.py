@@ -116,6 +116,20 @@ def test_the_trade_off_is_drawn_with_its_choice():
     assert page.count('circle class="scale within chosen"') == 1
 
 
+def test_going_back_to_a_checkpoint_is_told_with_its_step():
+    found = make_trade_off()
+    points = tuple(
+        one.model_copy(update={"scale": 1.0, "step": step})
+        for one, step in zip(found.points, (100, 200, 300, None), strict=True)
+    )
+    back = found.model_copy(update={"remedy": "earlierCheckpoint", "points": points, "scale": 1.0, "step": 200})
+    forgetting = make_forgetting().model_copy(update={"trade_off": back})
+    page = render_page(make_report(evaluation=EvaluationReport(forgetting=forgetting)))
+    assert "published as it was at step 200" in page and "the model at that step" in page
+    assert page.count(' chosen" cx=') == 1
+    assert ">end</text>" in page and "the strength it was trained to" not in page
+
+
 def make_report(**changes: object) -> Report:
     fields: dict[str, object] = {
         "name": "reviews-lora",

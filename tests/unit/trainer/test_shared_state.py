@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from finetune_trainer.adjustment import Adjustment
-from finetune_trainer.checkpoint import newest_complete, seal
+from finetune_trainer.checkpoint import keep_weights, kept_weights, newest_complete, seal
 from finetune_trainer.file_store import FileStore
 from finetune_trainer.manifest import verify_manifest
 from finetune_trainer.shared_state import SharedState
@@ -42,6 +42,26 @@ def test_what_two_nodes_stored_is_one_checkpoint_on_every_node(tmp_path: Path):
         "rank_0": "shard 0",
         "rank_1": "shard 1",
     }
+
+
+def test_every_complete_checkpoint_can_be_had_and_what_they_hold_of_the_model_kept(tmp_path: Path):
+    writer, reader = node(tmp_path, "writer"), node(tmp_path, "reader")
+    for step in (2, 4):
+        folder = writer.workspace.checkpoints / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        for name in ("adapter_model.safetensors", "adapter_config.json", "best.safetensors", "optimizer.pt"):
+            (folder / name).write_text(f"{name} of {step}")
+        writer.push_checkpoint(seal(writer.workspace.checkpoints, step), step, keep=2)
+    reader.pull_checkpoints()
+    (reader.workspace.checkpoints / "checkpoint-6").mkdir()
+
+    keep_weights(reader.workspace.checkpoints, reader.workspace.tuned)
+    kept = kept_weights(reader.workspace.tuned)
+    assert list(kept) == [2, 4]
+    for step, folder in kept.items():
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {
+            name: f"{name} of {step}" for name in ("adapter_model.safetensors", "adapter_config.json")
+        }
 
 
 def test_parts_without_a_marker_are_no_checkpoint(tmp_path: Path):
