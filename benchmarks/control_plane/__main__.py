@@ -18,9 +18,10 @@ from pathlib import Path
 
 from tests.cluster.binary import ensure_binaries
 
+from . import finetune, kubeflow
 from .cluster import PROGRAMS, Cpu
-from .finetune import Life, live
-from .kubeflow import Start, begin
+from .finetune import Beginning, Life
+from .kubeflow import Start
 
 KUBEFLOW = {"kubeflow-trainer": "as released", "kubeflow-trainer-unlimited": "500 requests/s, 10 workers"}
 
@@ -32,13 +33,17 @@ def main() -> None:
     ensure_binaries({*PROGRAMS, *peers})
     work = Path(tempfile.mkdtemp(prefix="control-plane-"))
     print(f"logs are in {work}", file=sys.stderr)
-    results: list[Life | Start] = []
+    results: list[Life | Beginning | Start] = []
     for jobs in options.jobs:
-        ours = asyncio.run(live(jobs, work / f"finetune-{jobs}", options.workers))
-        _print_life(ours)
-        results.append(ours)
+        folder = work / f"finetune-{jobs}"
+        if options.beginning:
+            results.append(beginning := asyncio.run(finetune.begin(jobs, folder, options.workers)))
+            _print_beginning(beginning)
+        else:
+            results.append(life := asyncio.run(finetune.live(jobs, folder, options.workers)))
+            _print_life(life)
         for peer in peers:
-            theirs = asyncio.run(begin(peer, jobs, work / f"{peer}-{jobs}"))
+            theirs = asyncio.run(kubeflow.begin(peer, jobs, work / f"{peer}-{jobs}"))
             _print_start(theirs)
             results.append(theirs)
     if not options.keep:
@@ -59,6 +64,18 @@ def _print_life(life: Life) -> None:
     print(f"  {life.writes_at_rest} writes in two minutes at rest", flush=True)
 
 
+def _print_beginning(beginning: Beginning) -> None:
+    print(f"{beginning.jobs} FineTuneJobs, until each has its child")
+    print(f"  apply to child p50 {beginning.apply_p50:.2f} s, p99 {beginning.apply_p99:.2f} s")
+    _print_cpu(beginning.apply_cpu, "operator")
+    for kind, count in beginning.writes.items():
+        print(f"    {count:6.2f}  {kind}")
+    print(
+        f"  operator: at most {beginning.memory_mb:.0f} MB; restart until all are looked at {beginning.restart:.1f} s"
+    )
+    sys.stdout.flush()
+
+
 def _print_start(start: Start) -> None:
     print(f"{start.jobs} TrainJobs, {KUBEFLOW[start.program]}")
     print(f"  apply to JobSet p50 {start.apply_p50:.2f} s, p99 {start.apply_p99:.2f} s")
@@ -76,6 +93,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, nargs="+", default=[200, 1000], metavar="N", help="default 200 1000")
     parser.add_argument("--workers", type=int, default=32, help="of the operator; default 32, as the chart's")
+    parser.add_argument("--beginning", action="store_true", help="no life: stop when every job has its first child")
     parser.add_argument("--no-peer", action="store_true", help="leave Kubeflow out")
     parser.add_argument("--keep", action="store_true", help="keep logs and data")
     return parser.parse_args()

@@ -3,6 +3,7 @@
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,32 @@ class Life:
     """In a minute, all jobs running, and in another, all ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Figures of many jobs until each has its first child; there are no pods."""
+
+    jobs: int
+    apply_p50: float
+    apply_p99: float
+    apply_cpu: Cpu
+    writes: dict[str, float]
+    """For one job."""
+    memory_mb: float
+    """The most that the operator ever had, a restart with all jobs present included."""
+    restart: float
+    """Seconds from the start of a killed operator until it has looked at every job and none waits."""
+
+
+async def begin(jobs: int, folder: Path, workers: int) -> Beginning:
+    """Let ``jobs`` FineTuneJobs begin and return the figures."""
+    plane = ControlPlane(folder)
+    try:
+        plane.start()
+        return await _Run(plane, jobs, workers).begin()
+    finally:
+        plane.stop()
+
+
 async def live(jobs: int, folder: Path, workers: int) -> Life:
     """Let ``jobs`` FineTuneJobs live and return the figures."""
     plane = ControlPlane(folder)
@@ -82,6 +109,27 @@ class _Run:
         self._cpu_before = 0.0
         self._most_memory = 0
 
+    async def begin(self) -> Beginning:
+        try:
+            self._operator.start()
+            before = self._cpu()
+            waited = await self._apply()
+            apply_cpu = self._cpu().since(before, self._jobs)
+            writes = self._writes_per_job()
+            restart = self._restart(self._await_looks)
+            self._take_stock()
+        finally:
+            self._operator.kill()
+        return Beginning(
+            jobs=self._jobs,
+            apply_p50=percentile(waited, 0.5),
+            apply_p99=percentile(waited, 0.99),
+            apply_cpu=apply_cpu,
+            writes=writes,
+            memory_mb=self._most_memory / 1e6,
+            restart=restart,
+        )
+
     async def live(self) -> Life:
         try:
             self._operator.start()
@@ -98,7 +146,7 @@ class _Run:
         self._await_pods()
         self._await_quiet()
         at_rest = self._writes_in_a_minute()
-        restart_running = self._restart()
+        restart_running = self._restart(self._await_quiet)
         looks, began = self._operator.metric(LOOKS), time.monotonic()
         self._plane.start_nodes(runs + ends)
         await_until(lambda: self._count("Succeeded") == self._jobs, "all have succeeded", patience(self._jobs))
@@ -106,9 +154,9 @@ class _Run:
         looks = self._operator.metric(LOOKS) - looks
         self._await_quiet()
         at_rest += self._writes_in_a_minute()
-        restart_ended = self._restart()
+        restart_ended = self._restart(self._await_quiet)
         self._take_stock()
-        writes = {kind: count / self._jobs for kind, count in sorted(self._writes().items())}
+        writes = self._writes_per_job()
         events = sum(count for kind, count in writes.items() if "events" in kind)
         return Life(
             jobs=self._jobs,
@@ -166,12 +214,21 @@ class _Run:
             time.sleep(0.2)
         return since
 
-    def _restart(self) -> float:
+    def _await_looks(self) -> float:
+        """Return when the operator has looked at every job and none waits."""
+        await_until(
+            lambda: self._operator.metric(LOOKS) >= self._jobs and not self._operator.metric("finetune_queue_depth"),
+            "every job is looked at",
+            patience(self._jobs),
+        )
+        return time.monotonic()
+
+    def _restart(self, until: Callable[[], float]) -> float:
         self._take_stock()
         self._operator.kill()
         began = time.monotonic()
         self._operator.start()
-        return self._await_quiet() - began
+        return until() - began
 
     def _take_stock(self) -> None:
         """Add up what the process that runs has taken."""
@@ -189,6 +246,9 @@ class _Run:
         before = self._writes().total()
         time.sleep(REST_SECONDS)
         return self._writes().total() - before
+
+    def _writes_per_job(self) -> dict[str, float]:
+        return {kind: count / self._jobs for kind, count in sorted(self._writes().items())}
 
     def _writes(self) -> Counter[str]:
         """Return how often what was written; neither the lease, nor reviews of tokens, nor progress."""
