@@ -264,7 +264,7 @@ LASTING = [
 
 
 @pytest.mark.parametrize(("fault", "words"), LASTING)
-@pytest.mark.parametrize("number", [3, 7, 12])
+@pytest.mark.parametrize("number", [3, 12])
 def test_what_only_a_person_can_mend_ends_the_upload_at_once(
     number: int, fault: Fault, words: str, bucket: Bucket, network: FaultProxy, trees: dict[str, Path], tmp_path: Path
 ) -> None:

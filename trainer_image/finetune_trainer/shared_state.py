@@ -15,7 +15,7 @@ from finetune_api.status import Checkpoint
 from finetune_trainer.adjustment import Adjustment, Useless, useless_checkpoints
 from finetune_trainer.checkpoint import folder_of, newest_complete
 from finetune_trainer.durable import disk_errors, write_file
-from finetune_trainer.errors import DataError, SpecError
+from finetune_trainer.errors import DataError, FineTuneError, SpecError
 from finetune_trainer.manifest import COMPLETE_NAME, MANIFEST_NAME, is_complete, write_manifest
 from finetune_trainer.store import Store
 from finetune_trainer.workspace import RESULTS, Workspace
@@ -168,11 +168,17 @@ class SharedState:
         self.store.put_tree(folder, f"{self._checkpoint_key(step)}/node-{node}")
 
     def complete_parts(self, step: int, nodes: int, keep: int) -> None:
-        """Declare the checkpoint complete, as every node's part is stored; then remove old ones."""
+        """Declare the checkpoint complete, as every node's part is stored; then remove old ones.
+
+        A store that refuses costs this checkpoint; training goes on, and the next one is tried again.
+        """
         key = self._checkpoint_key(step)
         parts = [f"node-{node}" for node in range(nodes)]
-        self.store.put_bytes(f"{key}/{COMPLETE_NAME}", self._markers(key, parts))
-        self._discard_old(keep)
+        try:
+            self.store.put_bytes(f"{key}/{COMPLETE_NAME}", self._markers(key, parts))
+            self._discard_old(keep)
+        except FineTuneError as error:
+            logger.warning("checkpoint not completed step=%s reason=%s", step, error)
 
     def _markers(self, key: str, parts: Iterable[str]) -> bytes:
         """Name the parts with what is in them: parts of two attempts at the same step are no checkpoint."""

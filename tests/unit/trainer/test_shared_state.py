@@ -90,6 +90,17 @@ def test_parts_of_two_attempts_at_the_same_step_are_no_checkpoint(tmp_path: Path
     assert later.pull_checkpoint_of(4)
 
 
+def test_a_store_that_refuses_the_marker_costs_the_checkpoint_and_not_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    store_from_two_nodes(tmp_path, 4)
+    state = node(tmp_path, "program")
+    state.store.delete_tree("team/job/checkpoints/step-000004/node-1")
+    state.complete_parts(4, 2, keep=1)
+    assert state.complete_steps() == []
+    assert "checkpoint not completed step=4 reason=cannot read" in caplog.text
+
+
 def test_old_checkpoints_go_when_a_newer_one_is_complete(tmp_path: Path):
     state = node(tmp_path, "program")
     for step in (1, 2, 3):
