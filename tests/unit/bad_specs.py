@@ -1166,6 +1166,26 @@ BAD_SPECS = [
         PASSES,
     ),
     BadSpec(
+        "checkpoints of bottleneck adapters are not gone back to",
+        {"spec.method": {"type": "adapter"}, "spec.evaluation.forgetting.remedy": "earlierCheckpoint"},
+        "spec.evaluation.forgetting.remedy",
+        '"earlierCheckpoint"',
+        ("method adapter", "remedy: none"),
+        PASSES,
+    ),
+    BadSpec(
+        "what is only evaluated has no checkpoints",
+        {
+            "spec.model.startFrom": {"source": "s3://b/c"},
+            "spec.training": {"epochs": 0},
+            "spec.evaluation.forgetting.remedy": "earlierCheckpoint",
+        },
+        "spec.evaluation.forgetting.remedy",
+        '"earlierCheckpoint"',
+        ("epochs: 0", "remedy: none"),
+        PASSES,
+    ),
+    BadSpec(
         "a disturbance is named once",
         {"spec.evaluation.holistic.perturbations": ["case", "case"]},
         "spec.evaluation.holistic.perturbations[1]",
