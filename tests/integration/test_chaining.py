@@ -397,7 +397,9 @@ def test_a_bottleneck_adapter_is_not_switched(first: dict[str, Published], capsy
 
 def test_a_qlora_goes_on_from_a_lora(first: dict[str, Published], tiny_model_dir: Path, tmp_path: Path):
     method = METHODS["lora"] | {"type": "qlora"}
-    job = tiny_job(tiny_model_dir, tmp_path, model__startFrom={"source": first["lora"].model.as_uri()}, method=method)
+    source = first["lora"].model.as_uri()
+    changes = {"model__startFrom": {"source": source}, "model__dtype": "auto", "method": method}
+    job = tiny_job(tiny_model_dir, tmp_path, **changes)
     start = fetch_start(job.spec.model, Storage(job.spec.output, Mounts()), tmp_path)
     assert start is not None
     check_start(start, job.spec, fetch_model(job.spec.model, tmp_path))
