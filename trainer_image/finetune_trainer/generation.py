@@ -104,7 +104,8 @@ def _generate_batch(
     input_ids, attention_mask = _pad(prompts, end_token_ids[0], on_the_left=start is None)
     decoder = {} if start is None else {"decoder_start_token_id": start}
     device = next(model.parameters()).device
-    with torch.inference_mode(), warnings.catch_warnings():
+    # No inference mode: what a model keeps of a forward pass may be learnt from later.
+    with torch.no_grad(), warnings.catch_warnings():
         # Without padding, which `_virtual_tokens` is asked for, position ids say nothing that PEFT could lose.
         warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
         output = cast(_Generates, model).generate(

@@ -16,6 +16,8 @@ from finetune_trainer.example import Example
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.split import Split
 
+_ROWS_AT_ONCE = 1024
+
 
 def draw_shown(dataset: Dataset, task: str, count: int, seed: int) -> list[Example]:
     """Return ``count`` training rows of a task, or all there are; of a closed set every label as often as can be.
@@ -63,12 +65,19 @@ def check_room(dataset: Dataset, renderer: Renderer, count: int, seed: int, room
     """
     for task in dataset.tasks:
         shown = draw_shown(dataset, task, count, seed)
-        asked = [row for split in (Split.VALIDATION, Split.TEST) for row in dataset.examples(split, task)]
+        asked = [dataset.examples(split, task) for split in (Split.VALIDATION, Split.TEST)]
         for template in range(dataset.phrasings(task)):
-            encoded = renderer.encode_many(with_shown(dataset, asked, template, shown), dataset)
-            if too_long := sum(len(item.ids) > room for item in encoded):
+            too_long = sum(
+                len(item.ids) > room
+                for rows in asked
+                for start in range(0, len(rows), _ROWS_AT_ONCE)
+                for item in renderer.encode_many(
+                    with_shown(dataset, rows[start : start + _ROWS_AT_ONCE], template, shown), dataset
+                )
+            )
+            if too_long:
                 raise DataError(
                     f"spec.evaluation.baselines.fewShot ({count}): with {len(shown)} rows shown before them, "
-                    f"{too_long} of {len(asked)} rows of task {task!r} do not fit into the {room:,} tokens "
+                    f"{too_long} of {sum(map(len, asked))} rows of task {task!r} do not fit into the {room:,} tokens "
                     f"that the model has for a prompt. Lower it, or leave it out."
                 )
