@@ -149,6 +149,7 @@ def small_spec(spec: FineTuneJobSpec, output_uri: str) -> FineTuneJobSpec:
                     "generation": generation,
                     "forgetting": None,
                     "benchmarks": (),
+                    "holistic": None,
                     "gates": (),
                 }
             ),
