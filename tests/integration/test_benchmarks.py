@@ -162,6 +162,23 @@ def test_a_task_comes_out_as_with_the_hf_model_of_the_harness(
             assert ours["results"][name][figure] == pytest.approx(value, rel=1e-4, nan_ok=True), figure
 
 
+@pytest.mark.parametrize("task", [LAST_WORD, PROSE], ids=lambda task: task["task"])
+def test_what_the_model_has_no_places_for_is_cut_as_the_hf_model_cuts_it(
+    task: dict[str, Any],
+    models: TwoModels,  # noqa: F811
+    tokenizer: PreTrainedTokenizerBase,  # noqa: F811
+    tmp_path: Path,
+):
+    tasks = load_task(read_task(write_task(tmp_path, task)), None)
+    places = 10
+    lengths = [len(tokenizer(row["text"])["input_ids"]) for row in rows()]
+    assert max(lengths) > places + 1
+    theirs = answers(HFLM(models.base_model, tokenizer=tokenizer, max_length=places, batch_size=4), tasks)
+    ours = answers(HarnessModel(models.base_model, tokenizer, Scorer(models.base_model, Layout.PACKED), places), tasks)
+    found, expected = (numbers(one["samples"][task["task"]]) for one in (ours, theirs))
+    assert found == pytest.approx(expected, abs=ROUNDING)
+
+
 def test_both_models_are_shown_the_same_examples(
     models: TwoModels,  # noqa: F811
     tokenizer: PreTrainedTokenizerBase,  # noqa: F811

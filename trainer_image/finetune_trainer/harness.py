@@ -268,16 +268,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return lambda share: self._on_progress(before + share * count)
 
     def _item(self, before: Sequence[int], after: Sequence[int]) -> Encoded:
-        # What does not fit goes from the beginning.
-        ids = (*before, *after)[-self._max_length :]
+        # What does not fit goes from the beginning; the last token is predicted and takes no place.
+        ids = (*before, *after)[-(self._max_length + 1) :]
         return Encoded(ids, max(len(ids) - len(after), 0))
 
     def _windows(self, text: str) -> list[Encoded]:
         windows = utils.get_rolling_token_windows(
             token_list=self.tok_encode(text),
             prefix_token=self.prefix_token_id,
-            # One place less than the harness: it never feeds the last token, we do.
-            max_seq_len=self._max_length - 1,
+            max_seq_len=self._max_length,
             context_len=1,
         )
         return [self._item(*utils.make_disjoint_window(window)) for window in windows]

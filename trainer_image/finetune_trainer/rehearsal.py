@@ -150,6 +150,7 @@ def small_spec(spec: FineTuneJobSpec, output_uri: str) -> FineTuneJobSpec:
                     "generation": generation,
                     "forgetting": None,
                     "benchmarks": (),
+                    "holistic": None,
                     "gates": (),
                 }
             ),
