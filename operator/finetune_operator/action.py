@@ -6,7 +6,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from finetune_api.job import FineTuneJob
 from finetune_api.status import FineTuneJobStatus, Reason
 
 Manifest = Mapping[str, Any]
@@ -81,5 +80,5 @@ class Plan:
 
     actions: tuple[Action, ...] = ()
     wake_at: datetime | None = None
-    pinned: FineTuneJob | None = None
+    pinned: str | None = None
     """What the ConfigMap that pins the job holds once the actions are done; need not be read again."""

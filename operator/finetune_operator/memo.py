@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from finetune_api.job import FineTuneJob
-
 
 @dataclass(frozen=True, slots=True)
 class Taken:
@@ -20,8 +18,9 @@ class Memo:
     """Of one FineTuneJob, by its UID."""
 
     uid: str
-    resolved: FineTuneJob | None = None
-    """Content of the pinned ConfigMap; absent while it has not been read."""
+    pinned: str | None = None
+    """Content of the pinned ConfigMap, as text: as objects it takes ten times the memory, and is made of it quickly.
+    Absent while it has not been read."""
     trust_hash: str | None = None
     trust_is_known: bool = False
     """Whether ``trust_hash`` is what the cluster holds: no trust ConfigMap has no hash either."""

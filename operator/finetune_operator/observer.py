@@ -1,6 +1,7 @@
 """Collect what is known about one job: from the cache, and from the API server what no watch tells. Changes nothing."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ class Observer:
         podless = [child for child in podless if now - child.created >= SILENT_FOR]
         if silent:
             # Perhaps it waits for a ConfigMap of ours that somebody has deleted.
-            memo.resolved, memo.trust_is_known = None, False
+            memo.pinned, memo.trust_is_known = None, False
         observed = Observed(
             starts=self._starts(job),
             children=await self._with_troubles(job.namespace, children, podless),
@@ -137,12 +138,11 @@ class Observer:
         name = job.status.resolved.config_map if job.status.resolved else None
         if name is None:
             return None
-        if memo.resolved is None:
+        if memo.pinned is None:
             stored = await self._cluster.get("ConfigMap", job.namespace, name)
             if stored is not None and controller(stored["metadata"]).get("uid") == job.uid:
-                content = stored["data"][JOB_FILE]
-                memo.resolved = FineTuneJob.model_validate_json(content, by_alias=True, by_name=False)
-        return memo.resolved
+                memo.pinned = stored["data"][JOB_FILE]
+        return None if memo.pinned is None else _parsed(memo.pinned)
 
     async def _trust_hash(self, job: JobView, memo: Memo) -> str | None:
         if not memo.trust_is_known and job.status.attempts:
@@ -158,6 +158,12 @@ class Observer:
             if holder is None or controller(holder["metadata"]).get("uid") == job.uid:
                 del memo.taken[name]
         return frozenset(name for name, taken in memo.taken.items() if now - taken.since >= COLLECTED_AFTER)
+
+
+# A job is looked at several times within moments, and then not for long.
+@functools.lru_cache(maxsize=64)
+def _parsed(pinned: str) -> FineTuneJob:
+    return FineTuneJob.model_validate_json(pinned, by_alias=True, by_name=False)
 
 
 def _pause(ages: Sequence[timedelta]) -> float | None:

@@ -76,7 +76,7 @@ def _accept(job: JobView, observed: Observed, settings: Settings, now: datetime)
     status = stated(status, [accepted], now, job.generation)
     # Pinned, recorded and begun at one look: of a thousand jobs the last waits for as many looks less.
     begun = _brought_forward(job, observed, settings, now, verdict.job, status)
-    return Plan((create, *begun.actions), begun.wake_at, pinned=verdict.job)
+    return Plan((create, *begun.actions), begun.wake_at, pinned=pin["data"][manifest.JOB_FILE])
 
 
 def _pinned(accepted: Accepted) -> ResolvedStatus:

@@ -103,7 +103,7 @@ class Reconciler:
                 # The next plan is made from what the API server has, whether or not the watch has told of it by then.
                 await self._live(packed)
                 return True
-        memo.resolved = plan.pinned or memo.resolved
+        memo.pinned = plan.pinned or memo.pinned
         return has_changed
 
     def _memo(self, packed: PackedJob) -> Memo:

@@ -285,7 +285,7 @@ BAD_SPECS = [
         "spec.model.startFrom.sha256",
         '"' + "0" * 64 + '"',
         ("belongs to source",),
-        RULE,
+        PASSES,
     ),
     BadSpec(
         "a start's hash is a sha256",
@@ -660,7 +660,7 @@ BAD_SPECS = [
         "spec.training.epochs",
         "0",
         ("trains nothing", "spec.model.startFrom"),
-        RULE,
+        PASSES,
     ),
     BadSpec(
         "what trains nothing takes no steps",
@@ -668,7 +668,7 @@ BAD_SPECS = [
         "spec.training.maxSteps",
         "3",
         ("contradicts epochs: 0",),
-        RULE,
+        PASSES,
     ),
     BadSpec(
         "numbers stand without quotes",

@@ -18,7 +18,7 @@ from finetune_operator.action import Create, Delete, Emit, EventType, Plan, Reco
 from finetune_operator.cache import Cache, Indices, namespace_key, uid_key
 from finetune_operator.cluster import RefusedError, UnavailableError
 from finetune_operator.inbox import Inbox
-from finetune_operator.manifest import content_hash
+from finetune_operator.manifest import content_hash, job_file
 from finetune_operator.metric import Metrics
 from finetune_operator.observed import DeliveredResult, JobView, Observed
 from finetune_operator.queue import Result, RetryError
@@ -322,7 +322,7 @@ def test_plan_that_begins_with_a_record_asks_nothing_first() -> None:
 def test_what_was_pinned_a_moment_ago_is_not_read_again() -> None:
     pin, resolved = manifest("ConfigMap", "pin"), make_resolved()
     status = FineTuneJobStatus(attempts=(BEGUN,), resolved=ResolvedStatus(config_map="pin"))
-    world = make_world(Plan((Create(pin, "test"), RecordStatus(status, "test")), pinned=resolved))
+    world = make_world(Plan((Create(pin, "test"), RecordStatus(status, "test")), pinned=job_file(resolved)))
     world.look()
     world.look()
     assert world.seen[1][1].resolved == resolved
