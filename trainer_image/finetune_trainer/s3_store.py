@@ -376,8 +376,6 @@ class S3Store:
         """Upload one file under a key that must be free; return its ETag."""
         with disk_errors("read", path):
             size = path.stat().st_size
-
-        with disk_errors("read", path):
             try:
                 if size <= self._part_bytes:
                     return self._put(path, key, writer)
