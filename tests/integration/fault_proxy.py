@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, unquote, urlsplit
 
+STOP_SECONDS = 10
+
 
 @dataclass(frozen=True)
 class Request:
@@ -133,7 +135,7 @@ def serve_faults(server_port: int) -> Iterator[FaultProxy]:
     try:
         yield proxy
     finally:
-        asyncio.run_coroutine_threadsafe(_stop(listening), loop).result()
+        asyncio.run_coroutine_threadsafe(_stop(listening), loop).result(2 * STOP_SECONDS)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
@@ -144,7 +146,8 @@ async def _stop(listening: asyncio.Server) -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+    if others:
+        await asyncio.wait(others, timeout=STOP_SECONDS)
 
 
 async def _serve(
