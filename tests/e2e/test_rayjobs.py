@@ -101,16 +101,16 @@ def test_a_lost_worker_is_replaced_and_training_goes_on_from_its_checkpoint_thou
     assert len(attempts_at_training(job)) == 2
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_what_is_stopped_on_purpose_goes_on_from_the_very_step(jobs: Jobs, s3: ObjectStore, kuberay: KubeRay) -> None:
     training = {"maxSteps": 400, "evalEverySteps": 400}
     # None but those that are saved on request.
     checkpoint = {"everySteps": 1000}
     jobs.apply(example(s3, of="05-multi-gpu-lora", training=training, checkpoint=checkpoint, compute=CPUS))
-    job = jobs.wait("reviews-lora", "training", is_training(5), seconds=240)
+    job = jobs.wait("reviews-lora", "training", is_training(5), seconds=360)
     jobs.core.delete_namespaced_pod(workers(jobs, job)[0], jobs.namespace)
 
-    job = jobs.wait("reviews-lora", "another attempt", is_training_again(6), seconds=360)
+    job = jobs.wait("reviews-lora", "another attempt", is_training_again(6), seconds=600)
     first = attempts_at_training(job)[0]
     assert (first.reason, first.exit_code) == (Reason.PREEMPTED, ExitCode.PREEMPTED)
     [of_pod] = saved_steps(s3, job)
