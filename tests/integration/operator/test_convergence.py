@@ -326,7 +326,13 @@ SCENARIOS = (
         happenings=lambda: [(lambda cluster: "reviews-train-a1" in cluster.taken, release("reviews-train-a1"))],
     ),
     Scenario("a spec that nothing can do", Phase.FAILED, Reason.SPEC_INVALID, 0, {"spec.training.epochs": 0}),
-    Scenario("a spec that is not supported", Phase.FAILED, Reason.NOT_SUPPORTED, 0, {"spec.evaluation.holistic": {}}),
+    Scenario(
+        "a spec that is not supported",
+        Phase.FAILED,
+        Reason.NOT_SUPPORTED,
+        0,
+        {"spec.evaluation.generation.numBeams": 4},
+    ),
 )
 
 
