@@ -16,6 +16,7 @@ from finetune_cli.cluster_job import ClusterJob, JobName
 from finetune_cli.job_api import JobApi
 from finetune_cli.job_status import fetch
 from finetune_operator import naming
+from finetune_operator.pod import USER
 from finetune_trainer.errors import DataError, SpecError, StorageError
 
 FOLDER = "report"
@@ -143,9 +144,9 @@ def explain_volume(job: ClusterJob, uri: str) -> str:
             "automountServiceAccountToken": False,
             "securityContext": {
                 "runAsNonRoot": True,
-                "runAsUser": 65532,
-                "runAsGroup": 65532,
-                "fsGroup": 65532,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
             "volumes": [{"name": "output", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}],

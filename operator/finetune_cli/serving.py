@@ -21,7 +21,8 @@ from finetune_cli.job_api import JobApi, JsonObject
 from finetune_cli.job_status import fetch
 from finetune_operator import naming
 from finetune_operator.condition import holds
-from finetune_operator.pod import GPU_RESOURCE, USER
+from finetune_operator.location import authority
+from finetune_operator.pod import GPU_RESOURCE, container_security, pod_security
 from finetune_trainer.errors import SpecError
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.11.0"
@@ -156,21 +157,14 @@ def _base(job: ClusterJob) -> tuple[str, str]:
 def _pod(served: Sequence[_Served], first: ClusterJob, image: str) -> JsonObject:
     source, revision = _base(first)
     secrets = _once(_secret(first.spec["model"]), *(one.secret for one in served))
-    claims = _once(*(_claim(uri) for uri in (source, *(one.artifact.uri for one in served))))
+    claims = _once(*(authority(uri, "pvc") for uri in (source, *(one.artifact.uri for one in served))))
     fetches = [*_fetch_base(served[0], source), *(fetch for one in served for fetch in _fetch_adapter(one))]
     volumes = [*_secret_volumes(secrets), *_claim_volumes(claims), *_scratch()]
     mounts = [mount for _, mount in volumes]
     pod: JsonObject = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": pod_security(),
         "containers": [_server(served, source, revision, image, mounts)],
         "volumes": [volume for volume, _ in volumes],
     }
@@ -185,7 +179,7 @@ def _pod(served: Sequence[_Served], first: ClusterJob, image: str) -> JsonObject
                 "image": served[0].image,
                 "command": ["python", "-m", "finetune_trainer.folder_fetch", *arguments],
                 "env": [{"name": "HOME", "value": "/tmp"}],
-                "securityContext": _restricted(),
+                "securityContext": container_security(),
                 "volumeMounts": mounts,
             }
             for index, arguments in enumerate(fetches)
@@ -222,16 +216,8 @@ def _server(
         "startupProbe": {**health, "periodSeconds": 10, "failureThreshold": 180},
         "readinessProbe": {**health, "periodSeconds": 10},
         "resources": {"limits": {compute.get("gpuResource") or GPU_RESOURCE: "1"}},
-        "securityContext": _restricted(),
+        "securityContext": container_security(),
         "volumeMounts": list(mounts),
-    }
-
-
-def _restricted() -> JsonObject:
-    return {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
     }
 
 
@@ -273,11 +259,6 @@ def _once(*names: str | None) -> tuple[str, ...]:
 def _secret(block: JsonObject) -> str | None:
     name: str | None = (block.get("secretRef") or {}).get("name")
     return name
-
-
-def _claim(uri: str) -> str | None:
-    scheme, _, rest = uri.partition("://")
-    return rest.partition("/")[0] if scheme == "pvc" else None
 
 
 _Volume = tuple[JsonObject, JsonObject]

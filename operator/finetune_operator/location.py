@@ -37,14 +37,14 @@ def claims(spec: FineTuneJobSpec) -> dict[str, bool]:
     """Return the PersistentVolumeClaims that URIs name, and whether the job may only read them."""
     found: dict[str, bool] = {}
     for path, uri in uris(spec):
-        if claim := _authority(uri, "pvc"):
+        if claim := authority(uri, "pvc"):
             found[claim] = found.get(claim, True) and path[1] != "output"
     return found
 
 
 def config_maps(spec: FineTuneJobSpec) -> tuple[str, ...]:
     """Return the ConfigMaps that URIs name, each once."""
-    return tuple(dict.fromkeys(name for _, uri in uris(spec) if (name := _authority(uri, "configMap"))))
+    return tuple(dict.fromkeys(name for _, uri in uris(spec) if (name := authority(uri, "configMap"))))
 
 
 def secrets(spec: FineTuneJobSpec) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def secrets(spec: FineTuneJobSpec) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ref.name for ref in refs if ref is not None))
 
 
-def _authority(uri: str, scheme: str) -> str:
+def authority(uri: str, scheme: str) -> str:
     """Return ``claim`` of ``pvc://claim/path``; empty for another scheme."""
     found, _, rest = uri.partition("://")
     return rest.partition("/")[0] if found == scheme else ""

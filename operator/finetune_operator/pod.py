@@ -95,15 +95,7 @@ def pod_template(run: Run, role: Role = Role.WHOLE) -> Manifest:
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
             "terminationGracePeriodSeconds": _grace_seconds(run),
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
-                # A large volume is not gone through at every start.
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": pod_security(),
             # A first process for which SIGTERM is not lost as long as Ray has no handler for it yet.
             **({"shareProcessNamespace": True} if role in _OF_RAY else {}),
             **_identity(run),
@@ -111,6 +103,28 @@ def pod_template(run: Run, role: Role = Role.WHOLE) -> Manifest:
             "containers": [_container(run, role)],
             "volumes": _merged((volume for volume, _ in _volumes(run)), map(_user_volume, run.extra.volumes)),
         },
+    }
+
+
+def pod_security() -> Manifest:
+    """Return what Pod Security `restricted` asks of a pod."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "fsGroup": USER,
+        # A large volume is not gone through at every start.
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def container_security() -> Manifest:
+    """Return what it asks of a container, and that nothing is written outside volumes."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
     }
 
 
@@ -166,11 +180,7 @@ def _container(run: Run, role: Role) -> Manifest:
         "resources": {"requests": resources, "limits": dict(resources)} if resources else {},
         "terminationMessagePath": naming.TERMINATION_LOG,
         "terminationMessagePolicy": "File",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
+        "securityContext": container_security(),
         "volumeMounts": [*(mount for _, mount in _volumes(run)), *map(_plain, run.extra.volume_mounts)],
     }
 
