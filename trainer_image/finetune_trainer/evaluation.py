@@ -39,6 +39,7 @@ from finetune_api.report import (
     TradeOff,
 )
 from finetune_api.spec import Perturbation
+from finetune_trainer.benchmark import Answers as BenchmarkAnswers
 from finetune_trainer.benchmark import Benchmarks, check_gates
 from finetune_trainer.comparison import adjust_for_many, describe, few_shot_comparison, measure
 from finetune_trainer.dataset import Dataset
@@ -216,6 +217,15 @@ def evaluate(
         lent.eval()
         return _Examiner(lent, name, scorer_factory(lent), tokenizer, renderer, dataset, max_new_tokens, meter, shows)
 
+    def beside(own: _Examiner, raw: _Examiner, asked: Mapping[str, _Asked]) -> _Beside:
+        message = f"asking {own.name} model benchmarks"
+        return _Beside(
+            abilities=raw.answer_suite(suite) if suite else None,
+            said=own.answer_questions(suite.open_questions) if suite else [],
+            holistic=holistic.answers(own, raw, asked) if holistic else None,
+            benchmarks=benchmarks.ask(own.model, lambda count: meter.part(count, message)) if benchmarks else (),
+        )
+
     probes = encode_probes(
         tokenizer, choose_probes((row.prompt, row.completion) for paper in papers for row in paper.test)
     )
@@ -230,25 +240,13 @@ def evaluate(
             own_shown = examiner(base, "base", renderer.with_length(room), True)
             raw_shown = examiner(base, "base", renderer.raw(room), True)
             few_shot = {paper.task: _ask_base(own_shown, raw_shown, paper) for paper in papers}
-        base_abilities = suite and raw.answer_suite(suite)
-        base_said = own.answer_questions(suite.open_questions) if suite else []
-        base_holistic = holistic and holistic.answers(own, raw, zero_shot)
-        base_benchmarks = (
-            benchmarks.ask(base, lambda count: meter.part(count, "asking base model benchmarks")) if benchmarks else ()
-        )
+        base_beside = beside(own, raw, zero_shot)
     with model.tuned() as tuned:
         probe = compare_probes(base_logits, probe_logits(tuned, probes))
         tuned_examiner = examiner(tuned, "tuned", renderer)
         tuned_answers = {paper.task: tuned_examiner.answer(paper, None) for paper in papers}
         tuned_raw = examiner(tuned, "tuned", renderer.raw())
-        tuned_abilities = suite and tuned_raw.answer_suite(suite)
-        tuned_said = tuned_examiner.answer_questions(suite.open_questions) if suite else []
-        tuned_holistic = holistic and holistic.answers(tuned_examiner, tuned_raw, {})
-        tuned_benchmarks = (
-            benchmarks.ask(tuned, lambda count: meter.part(count, "asking tuned model benchmarks"))
-            if benchmarks
-            else ()
-        )
+        tuned_beside = beside(tuned_examiner, tuned_raw, {})
 
     compared = [
         _compare(paper, zero_shot[paper.task], few_shot.get(paper.task), tuned_answers[paper.task], seed)
@@ -257,16 +255,16 @@ def evaluate(
     measured = {name: found for one in compared for name, found in one.measured.items()}
     benchmark_reports: tuple[BenchmarkReport, ...] = ()
     if benchmarks:
-        benchmark_reports, of_benchmarks = benchmarks.compare(base_benchmarks, tuned_benchmarks, seed)
+        benchmark_reports, of_benchmarks = benchmarks.compare(base_beside.benchmarks, tuned_beside.benchmarks, seed)
         check_gates(job.spec.evaluation.gates, dataset.tasks, of_benchmarks)
         measured |= of_benchmarks
     gates = judge_gates(job.spec.evaluation.gates, measured)
     budget = job.spec.evaluation.forgetting
     forgetting = None
-    if budget and suite and base_abilities and tuned_abilities:
-        forgetting = compare_abilities(suite, base_abilities, tuned_abilities, budget, seed)
+    if budget and suite and base_beside.abilities and tuned_beside.abilities:
+        forgetting = compare_abilities(suite, base_beside.abilities, tuned_beside.abilities, budget, seed)
         labels = [label for paper in papers for label in paper.labels]
-        form = compare_answers(suite.open_questions, base_said, tuned_said, labels)
+        form = compare_answers(suite.open_questions, base_beside.said, tuned_beside.said, labels)
         forgetting = forgetting.model_copy(update={"format": form if suite.open_questions else None})
         gates = (*gates, forgetting_gate(forgetting))
     report = EvaluationReport(
@@ -274,8 +272,8 @@ def evaluate(
         gates=gates,
         forgetting=forgetting,
         benchmarks=benchmark_reports,
-        holistic=holistic.compare(zero_shot, tuned_answers, base_holistic, tuned_holistic)
-        if holistic and base_holistic and tuned_holistic
+        holistic=holistic.compare(zero_shot, tuned_answers, base_beside.holistic, tuned_beside.holistic)
+        if holistic and base_beside.holistic and tuned_beside.holistic
         else None,
         probe=probe,
         few_shot=max((len(paper.shown) for paper in papers), default=0) or None,
@@ -757,6 +755,18 @@ class _HolisticQuestions:
             openings=len(self.openings),
             efficiency=_efficiency(base, tuned),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """What one model says to all that is no test row of a task."""
+
+    abilities: GeneralAnswers | None
+    """Of the general suite."""
+    said: list[str]
+    """To its open questions."""
+    holistic: _HolisticAnswers | None
+    benchmarks: Sequence[BenchmarkAnswers]
 
 
 def _disturbed(paper: _Paper, how: Perturbation, dataset: Dataset, seed: int) -> _Paper:
