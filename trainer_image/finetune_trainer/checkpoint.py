@@ -15,10 +15,12 @@ _WEIGHTS = re.compile(r"(adapter_)?model.*\.(safetensors|json)|(adapter_|generat
 
 def newest_complete(folder: Path) -> Path | None:
     """Return the checkpoint with the highest step whose marker matches its files; absent when there is none."""
-    if not folder.is_dir():
-        return None
-    complete = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and is_complete(path)]
-    return max(complete, key=step_of, default=None)
+    return max(_complete(folder), key=step_of, default=None)
+
+
+def _complete(folder: Path) -> list[Path]:
+    checkpoints = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in checkpoints if _NAME.fullmatch(path.name) and is_complete(path)]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -44,14 +46,13 @@ def seal(folder: Path, step: int) -> Path:
 def keep_weights(checkpoints: Path, tuned: Path) -> None:
     """Keep what every complete checkpoint holds of the model, beside the tuned weights in ``tuned``."""
     shutil.rmtree(tuned / _EARLIER, ignore_errors=True)
-    for checkpoint in checkpoints.iterdir() if checkpoints.is_dir() else ():
-        if _NAME.fullmatch(checkpoint.name) and is_complete(checkpoint):
-            kept = folder_of(tuned / _EARLIER, step_of(checkpoint))
-            kept.mkdir(parents=True)
-            for path in checkpoint.iterdir():
-                if _WEIGHTS.fullmatch(path.name):
-                    # A link costs nothing, and the checkpoint goes when the tuned weights are whole.
-                    os.link(path, kept / path.name)
+    for checkpoint in _complete(checkpoints):
+        kept = folder_of(tuned / _EARLIER, step_of(checkpoint))
+        kept.mkdir(parents=True)
+        for path in checkpoint.iterdir():
+            if _WEIGHTS.fullmatch(path.name):
+                # A link costs nothing, and the checkpoint goes when the tuned weights are whole.
+                os.link(path, kept / path.name)
 
 
 def kept_weights(tuned: Path) -> dict[int, Path]:

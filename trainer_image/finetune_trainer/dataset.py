@@ -243,11 +243,11 @@ def load_dataset(
     """
     rendered = RecordFile(folder)
     loaded = {
-        task.name: _load_task(task, data.splits, fetch, f"spec.data.tasks[{index}]", rendered, folder, subgroup_column)
+        task.name: _load_task(task, data.splits, fetch, f"spec.data.tasks[{index}]", rendered, subgroup_column)
         for index, task in enumerate(data.tasks)
     }
     if data.replay is not None:
-        loaded[REPLAY_TASK] = _load_replay(data.replay, data.splits.seed, fetch, rendered, folder)
+        loaded[REPLAY_TASK] = _load_replay(data.replay, data.splits.seed, fetch, rendered)
     sources = [source for task in loaded.values() for source in task.sources]
     places, duplicates = assign_splits(
         (row.text for source in sources for row in source.rows),
@@ -269,7 +269,7 @@ def load_dataset(
     counts = {task.name: Counter(by_task[task.name]) for task in data.tasks}
     _refuse_tasks_without_rows(data, counts)
     examples = StoredRows(rendered, unpack_example)
-    opened, replay = _kept(rendered, by_task, splits, folder)
+    opened, replay = _kept(rendered, by_task, splits)
     return Dataset(
         tasks=tuple(task.name for task in data.tasks),
         specs={task.name: task for task in data.tasks} | {REPLAY_TASK: _REPLAY_SPEC},
@@ -291,10 +291,10 @@ def load_dataset(
 
 
 def _kept(
-    rendered: RecordFile, by_task: Mapping[str, Sequence[Split]], splits: Collection[Split], folder: Path | None
+    rendered: RecordFile, by_task: Mapping[str, Sequence[Split]], splits: Collection[Split]
 ) -> tuple[dict[Split, StoredRows[Example]], StoredRows[Example]]:
     """Return the rows of ``splits`` and the replayed ones, in files where no others are."""
-    opened, replay = {split: RecordFile(folder) for split in splits}, RecordFile(folder)
+    opened, replay = {split: rendered.empty() for split in splits}, rendered.empty()
     records = rendered.records(0, len(rendered))
     for name, places in by_task.items():
         for place, record in zip(places, records, strict=False):
@@ -315,7 +315,6 @@ def _load_task(
     fetch: Fetch,
     field: str,
     rendered: RecordFile,
-    folder: Path | None,
     subgroup_column: str | None,
 ) -> _Loaded:
     phrasings = _phrasings_of(task, field)
@@ -323,11 +322,11 @@ def _load_task(
     own = {"validationSource": Split.VALIDATION, "testSource": Split.TEST}
     uris = {"validationSource": task.validation_source, "testSource": task.test_source}
     drawn = ANYWHERE - {own[name] for name, uri in uris.items() if uri is not None}
-    found = _candidates(task.source, f"{field}.source", fetch, columns, folder)
+    found = _candidates(task.source, f"{field}.source", fetch, columns, rendered.empty())
     sources = [_SourceRows(_sample(found, task.max_examples, splits.seed), drawn)]
     for name, uri in uris.items():
         if uri is not None:
-            rows = _candidates(uri, f"{field}.{name}", fetch, columns, folder)
+            rows = _candidates(uri, f"{field}.{name}", fetch, columns, rendered.empty())
             sources.append(_SourceRows(rows, frozenset({own[name]})))
     _render_all(sources, task, phrasings, splits.seed, field, rendered)
     return _Loaded(sources, phrasings)
@@ -337,7 +336,7 @@ _REPLAY_SPEC = TaskSpec(name=REPLAY_TASK, source="file:///", templates=(_REPLAY_
 """Stands for the replayed rows where a task is asked for; its source is not looked at."""
 
 
-def _load_replay(replay: ReplaySpec, seed: int, fetch: Fetch, rendered: RecordFile, folder: Path | None) -> _Loaded:
+def _load_replay(replay: ReplaySpec, seed: int, fetch: Fetch, rendered: RecordFile) -> _Loaded:
     """Read the general rows: of columns prompt and completion, or of a column messages."""
     field = "spec.data.replay"
     task = _REPLAY_SPEC.model_copy(update={"source": replay.source, "secret_ref": replay.secret_ref})
@@ -346,7 +345,7 @@ def _load_replay(replay: ReplaySpec, seed: int, fetch: Fetch, rendered: RecordFi
         task = task.model_copy(update={"templates": (), "messages": "messages"})
     phrasings = _phrasings_of(task, field)
     columns = _Columns.of(task, phrasings, SplitsSpec(), field)
-    sources = [_SourceRows(_candidates(task.source, f"{field}.source", fetch, columns, folder), ANYWHERE)]
+    sources = [_SourceRows(_candidates(task.source, f"{field}.source", fetch, columns, rendered.empty()), ANYWHERE)]
     _render_all(sources, task, phrasings, seed, field, rendered)
     return _Loaded(sources, phrasings)
 
@@ -441,10 +440,10 @@ def _no_column(where: str, missing: Sequence[str], found: Collection[str], sourc
     )
 
 
-def _candidates(uri: str, field: str, fetch: Fetch, columns: _Columns, folder: Path | None) -> StoredRows[_Candidate]:
+def _candidates(uri: str, field: str, fetch: Fetch, columns: _Columns, records: RecordFile) -> StoredRows[_Candidate]:
+    """Put the rows of one source into ``records``, which are empty."""
     found: dict[str, None] = {}
     lacking: set[str] = set()
-    records = RecordFile(folder)
     splitting = {"groupBy": columns.group_by, "stratifyBy": columns.stratify_by}
     for number, row in enumerate(read_rows(fetch(uri, field, columns.task.secret_ref), field)):
         found.update(dict.fromkeys(row))
