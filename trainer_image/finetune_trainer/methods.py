@@ -1,12 +1,14 @@
 """What is trained: the model's own weights, or what PEFT or `bottleneck` adds to them. One small function a method."""
 
 import inspect
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
 from peft import (
     IA3Config,
     LoraConfig,
+    PeftModel,
     PeftModelForCausalLM,
     PrefixTuningConfig,
     PromptTuningConfig,
@@ -37,7 +39,7 @@ from finetune_api.spec import (
     PromptTuningSpec,
     SelectiveSpec,
 )
-from finetune_trainer.bottleneck import add_adapters, find_places
+from finetune_trainer.bottleneck import add_adapters, find_places, switched_off
 from finetune_trainer.errors import SpecError
 from finetune_trainer.prefix_projection import project_prefix
 from finetune_trainer.quantization import weights_of
@@ -82,6 +84,11 @@ def prepare_model(model: PreTrainedModel, method: MethodSpec, tokenizer_path: st
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in chosen)
             return model
+
+
+def untuned(model: nn.Module) -> AbstractContextManager[None]:
+    """Let ``model`` be its base for a while: what `prepare_model` has added is off, weights of its own stay."""
+    return model.disable_adapter() if isinstance(model, PeftModel) else switched_off(model)
 
 
 def check_method(model: PreTrainedModel, method: MethodSpec) -> None:

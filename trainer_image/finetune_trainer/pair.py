@@ -17,7 +17,7 @@ from finetune_api.spec import OWN_WEIGHTS
 from finetune_trainer import bottleneck
 from finetune_trainer.adapter_scale import weaken
 from finetune_trainer.layout import Layout, load_for_rows
-from finetune_trainer.methods import SoftPromptModel, why_padded
+from finetune_trainer.methods import SoftPromptModel, untuned, why_padded
 from finetune_trainer.model import ModelFiles
 from finetune_trainer.precision import choose_precision
 
@@ -91,8 +91,7 @@ class _OneLoad:
 
     @contextmanager
     def base(self) -> Iterator[PreTrainedModel]:
-        model = self.model
-        with model.disable_adapter() if isinstance(model, PeftModel) else bottleneck.switched_off(model):
+        with untuned(self.model):
             yield cast(PreTrainedModel, self.model)
 
     @contextmanager

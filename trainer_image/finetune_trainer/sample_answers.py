@@ -1,15 +1,15 @@
 """A few validation rows that the model answers while it learns: they show what a loss does not say."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.report import SampleQuestion
 from finetune_trainer.example import Encoded
 from finetune_trainer.generation import generate
+from finetune_trainer.methods import untuned
 
 MOST_QUESTIONS = 4
 """Of all tasks together: they are asked at every look at the validation rows."""
@@ -49,7 +49,8 @@ class SampleAnswers:
         # Every completion that is trained on ends with the token that ends an answer.
         ends = [*(item.ids[-1] for item in rows), self._tokenizer.eos_token_id]
         was_training = self._model.training
-        with _base_of(self._model) if of_base else nullcontext():
+        # What trains the model's own weights has not changed them when the base is asked.
+        with untuned(self._model) if of_base else nullcontext():
             answers = generate(
                 self._model,
                 self._tokenizer,
@@ -75,8 +76,3 @@ def choose_questions(validation: Mapping[str, Sequence[Encoded]]) -> list[tuple[
         for place in range(min(of_each, len(rows)))
     ]
     return asked[:MOST_QUESTIONS]
-
-
-def _base_of(model: nn.Module) -> AbstractContextManager[None]:
-    # What trains the model's own weights has not changed them yet.
-    return model.disable_adapter() if isinstance(model, PeftModel) else nullcontext()
