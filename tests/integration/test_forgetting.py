@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import Progress, Retention, Stage
+from finetune_api.report import Progress, Report, Retention, Stage, TradeOff
 from finetune_trainer import stages
 from finetune_trainer.adapter_scale import scaled, weaken
 from finetune_trainer.attention import register
@@ -194,21 +194,28 @@ def test_training_rows_that_give_the_test_away_are_told(tiny_model_dir: Path, tm
     assert any("1 of 2 questions of the own test stand in training rows" in warning for warning in report.warnings)
 
 
-def test_the_strength_of_the_adapter_is_chosen_and_published(tiny_model_dir: Path, tmp_path: Path):
-    """What is published loads unchanged and is what was evaluated."""
-    forgetting = {"sources": [write_own(tmp_path, OWN * 2)], "maxDrop": 0.5, "remedy": "loraScale"}
+def run_remedy(remedy: str, model: Path, folder: Path, **changes: Any) -> tuple[Report, TradeOff]:
+    """Run a job that forgets; a run that finds its evaluation done publishes the same weights."""
+    forgetting = {"sources": [write_own(folder, OWN * 2)], "maxDrop": 0.5, "remedy": remedy}
     job = tiny_job(
-        tiny_model_dir,
-        tmp_path,
+        model,
+        folder,
         evaluation={"forgetting": forgetting},
         training__learningRate=0.02,
         output__publishOn="always",
+        **changes,
     )
-    folder = tmp_path / "workspace"
-    report = stages.run(job, folder, Silence())
+    report, again = (stages.run(job, folder / "workspace", Silence()) for _ in range(2))
+    assert [artifact.sha256 for artifact in again.artifacts] == [artifact.sha256 for artifact in report.artifacts]
     assert report.evaluation is not None and report.evaluation.forgetting is not None
-    found = report.evaluation.forgetting.trade_off
-    assert found is not None
+    assert report.evaluation.forgetting.trade_off is not None
+    return report, report.evaluation.forgetting.trade_off
+
+
+def test_the_strength_of_the_adapter_is_chosen_and_published(tiny_model_dir: Path, tmp_path: Path):
+    """What is published loads unchanged and is what was evaluated."""
+    report, found = run_remedy("loraScale", tiny_model_dir, tmp_path)
+    folder = tmp_path / "workspace"
     assert [point.scale for point in found.points] == [0.25, 0.5, 0.75, 1.0]
     within = [point for point in found.points if point.within_budget]
     assert found.scale == max(within, key=lambda point: point.gain).scale < 1
@@ -229,29 +236,12 @@ def test_the_strength_of_the_adapter_is_chosen_and_published(tiny_model_dir: Pat
     card = (Workspace(folder).export / "model" / "README.md").read_text()
     assert f"{found.scale:g} (chosen)" in card
 
-    # A run that finds its evaluation done publishes the same weights.
-    before = [artifact.sha256 for artifact in report.artifacts]
-    again = stages.run(job, folder, Silence())
-    assert [artifact.sha256 for artifact in again.artifacts] == before
-
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_an_earlier_checkpoint_is_chosen_and_published(method: str, tiny_model_dir: Path, tmp_path: Path):
     """What is published is what the checkpoint held, and what was evaluated."""
-    forgetting = {"sources": [write_own(tmp_path, OWN * 2)], "maxDrop": 0.5, "remedy": "earlierCheckpoint"}
-    job = tiny_job(
-        tiny_model_dir,
-        tmp_path,
-        evaluation={"forgetting": forgetting},
-        method={"type": method},
-        training__learningRate=0.02,
-        output__publishOn="always",
-    )
+    report, found = run_remedy("earlierCheckpoint", tiny_model_dir, tmp_path, method={"type": method})
     folder = tmp_path / "workspace"
-    report = stages.run(job, folder, Silence())
-    assert report.evaluation is not None and report.evaluation.forgetting is not None
-    found = report.evaluation.forgetting.trade_off
-    assert found is not None
     assert [point.step for point in found.points] == [3, 6, None]
     within = [point for point in found.points if point.within_budget] or [found.points[-1]]
     assert found.step == max(within, key=lambda point: point.gain).step
@@ -268,11 +258,6 @@ def test_an_earlier_checkpoint_is_chosen_and_published(method: str, tiny_model_d
     assert any(not torch.equal(steps[1][key], steps[2][key]) for key in expected)
     (parity,) = report.parity
     assert parity.difference <= parity.allowed
-
-    # A run that finds its evaluation done publishes the same weights.
-    before = [artifact.sha256 for artifact in report.artifacts]
-    again = stages.run(job, folder, Silence())
-    assert [artifact.sha256 for artifact in again.artifacts] == before
 
 
 ADAPTERS = {
