@@ -67,7 +67,12 @@ def put(target: Path, build: Callable[[Path, Path], None]) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as scratch:
         result = Path(scratch, target.name)
         build(result, Path(scratch))
-        result.replace(target)
+        try:
+            result.replace(target)
+        except OSError:
+            # Another process was faster, and has made the same.
+            if not target.exists():
+                raise
 
 
 def build_reviews(result: Path, scratch: Path) -> None:

@@ -37,7 +37,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=TARGET.parent, prefix=".partial-") as scratch:
         result = Path(scratch, TARGET.name)
         write_model(review_texts(REVIEWS), result)
-        result.replace(TARGET)
+        try:
+            result.replace(TARGET)
+        except OSError:
+            # Another process was faster, and has made the same.
+            if not TARGET.exists():
+                raise
     print("model: done")
     return 0
 

@@ -96,6 +96,16 @@ def test_an_interrupted_preparation_leaves_nothing(sentiment: ModuleType, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_preparations_at_once_leave_one_result(sentiment: ModuleType, tmp_path: Path) -> None:
+    def build(result: Path, _: Path) -> None:
+        for folder in (result, tmp_path / "model"):
+            folder.mkdir()
+            (folder / "weights").write_text("equal", encoding="utf-8")
+
+    sentiment.put(tmp_path / "model", build)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_an_unknown_part_is_named(sentiment: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         sentiment.main(["rows"])
