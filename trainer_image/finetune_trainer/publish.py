@@ -154,7 +154,9 @@ def _write_weights(
         _write_adapter(model, base, folder)
         return ArtifactKind.ADAPTER, None
     if merge:
-        raise SpecError("spec.output.merge: there are no low-rank updates to merge. Leave it out.")
+        if has_adapters(model):
+            raise SpecError("spec.output.merge: bottleneck adapters cannot be merged into weights. Leave it out.")
+        raise SpecError("spec.output.merge: there is no adapter to merge when all weights are tuned. Leave it out.")
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"{type(model).__name__} is neither a PEFT nor a transformers model")
     if has_adapters(model):
