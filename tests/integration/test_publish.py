@@ -247,7 +247,12 @@ def test_folder_is_complete_and_holds_no_pickles(tiny_chat_model_dir: Path, tmp_
     adapter = {"adapter_model.safetensors", "adapter_config.json"}
     common = {"README.md", "prompt.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     assert names == common | (weights if method == "full" else adapter)
-    assert manifest.about == {"kind": "weights" if method == "full" else "adapter", "specHash": "ab" * 32}
+    assert manifest.about == {
+        "kind": "weights" if method == "full" else "adapter",
+        "specHash": "ab" * 32,
+        "base": str(tiny_chat_model_dir),
+        "baseRevision": "f" * 40,
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

@@ -108,13 +108,13 @@ def full_with(pull: str) -> dict[str, Any]:
 
 
 STOPPED_EARLY = LORA | {
-    "training__learningRate": 0.1,
+    "training__learningRate": 0.03,
     "training__schedule": "constant",
     "training__evalEverySteps": 1,
     "training__maxSteps": 40,
     "training__earlyStopping": {"patience": 2},
 }
-"""So high a rate that the first steps help and later ones harm."""
+"""So high a rate that the first steps help and later ones harm, and not so high that it blows roundings up."""
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "full": FULL,
