@@ -168,7 +168,8 @@ def train_here(given: TrainingInput) -> TrainingReport:
     set_seed(spec.training.seed)
     reporter = Reporter(given.sink, Stage.TRAIN)
     reporter.say("loading the base model")
-    precision = choose_precision(spec.method.type, spec.training.precision, spec.model.dtype)
+    # Measured, so two processes may come to different ends; each would then wait for weights of its own length.
+    precision = group.from_first(choose_precision(spec.method.type, spec.training.precision, spec.model.dtype))
     first = first_weights(given.files, given.start)
     base, layout = load_for_rows(first, precision.weights, why_padded(spec), four_bit=precision.four_bit)
     if spec.data.packing and layout.layout is Layout.PADDED:
