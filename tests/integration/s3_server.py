@@ -16,6 +16,7 @@ import pytest
 from botocore.config import Config
 
 from ..cluster.folder import BIN
+from .ports import free_port
 
 START_SECONDS = 30
 
@@ -104,10 +105,3 @@ def listens(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.05)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

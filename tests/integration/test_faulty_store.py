@@ -19,7 +19,8 @@ from finetune_trainer.s3_store import S3Store
 from ..cluster.cluster import await_condition
 from ..e2e import faulty_proxy
 from ..e2e.faulty_proxy import Behaviour
-from .s3_server import S3Server, free_port, listens
+from .ports import free_port
+from .s3_server import S3Server, listens
 
 PREFIX = "team/job-1a2b3c4d/model"
 

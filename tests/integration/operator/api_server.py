@@ -5,7 +5,6 @@ import datetime
 import io
 import ipaddress
 import json
-import socket
 import ssl
 import subprocess
 import time
@@ -20,15 +19,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
+from ..ports import free_port
+
 START_SECONDS = 60
 ADMIN_TOKEN = "admin"
 PROGRAMS = ("etcd", "kube-apiserver")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -15,7 +15,8 @@ import yaml
 
 from finetune_operator import cluster
 
-from .api_server import ApiServer, free_port
+from ..ports import free_port
+from .api_server import ApiServer
 
 START_SECONDS = 60
 STOP_SECONDS = 30
