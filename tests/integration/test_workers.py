@@ -107,6 +107,9 @@ def full_with(pull: str) -> dict[str, Any]:
     return FULL | {"method": {"type": "full", "regularization": {"type": pull, "strength": 100.0}}}
 
 
+GOES_ON_FROM = "model__startFrom"
+"""The name of one of the jobs in ``published``, until `located` puts its place there."""
+
 STOPPED_EARLY = LORA | {
     "training__learningRate": 0.03,
     "training__schedule": "constant",
@@ -134,6 +137,9 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "lora, measured apart": LORA | {"model__dtype": "auto"},
     "adapter": ADAPTER,
     "adapter, ZeRO 3": ADAPTER | zero(3),
+    "lora again": LORA | {GOES_ON_FROM: "lora"},
+    "full again": FULL | {GOES_ON_FROM: "full"},
+    "full again, ZeRO 3": FULL | {GOES_ON_FROM: "full"} | zero(3),
     **{f"full with {pull}": full_with(pull) for pull in PULLS},
     **{f"full with {pull}, ZeRO 2": full_with(pull) | zero(2) for pull in PULLS},
     "lora until it gets worse": STOPPED_EARLY,
@@ -147,6 +153,12 @@ INTERRUPTED = (
     "adapter, ZeRO 3",
     "lora until it gets worse, ZeRO 2",
 )
+
+
+def located(changes: dict[str, Any], published: dict[str, Path]) -> dict[str, Any]:
+    if GOES_ON_FROM not in changes:
+        return changes
+    return changes | {GOES_ON_FROM: {"source": published[changes[GOES_ON_FROM]].as_uri()}}
 
 
 def on_two(model: Path, folder: Path, **changes: Any) -> FineTuneJob:
@@ -174,11 +186,25 @@ class _CaughtError(Exception):
 
 
 @pytest.fixture(scope="module")
-def on_two_workers(cluster: None, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+def published(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What jobs before have published, by their method."""
+    models = {}
+    for name, method in {"lora": LORA, "full": FULL}.items():
+        folder = tmp_path_factory.mktemp(name)
+        changes = method | {"evaluation": {"metrics": ["perplexity"], "maxExamples": 4}, "output__publishOn": "always"}
+        stages.run(tiny_job(tiny_model_dir, folder, **changes), folder / "workspace", Silence())
+        [models[name]] = (folder / "output").glob("*/*/model")
+    return models
+
+
+@pytest.fixture(scope="module")
+def on_two_workers(
+    cluster: None, tiny_model_dir: Path, published: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Trained]:
     """What two workers made of all `TRAININGS`; of those `INTERRUPTED` also under the name with ``resumed``."""
     folder = tmp_path_factory.mktemp("two-workers")
     assignments = {
-        name: encoded(on_two(tiny_model_dir, folder, **changes), Workspace(folder / name))
+        name: encoded(on_two(tiny_model_dir, folder, **located(changes, published)), Workspace(folder / name))
         for name, changes in TRAININGS.items()
     }
     for name in INTERRUPTED:
@@ -249,14 +275,16 @@ def on_two_workers(cluster: None, tiny_model_dir: Path, tmp_path_factory: pytest
 
 
 @pytest.fixture(scope="module")
-def on_one_worker(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trained]:
+def on_one_worker(
+    tiny_model_dir: Path, published: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Trained]:
     """What one process makes of the same job."""
     folder = tmp_path_factory.mktemp("one-worker")
     results = {}
     for name in sorted({name.partition(",")[0] for name in TRAININGS}):
         workspace = Workspace(folder / name)
         workspace.root.mkdir()
-        results[name] = on_one(tiny_job(tiny_model_dir, folder, **TRAININGS[name]), workspace)
+        results[name] = on_one(tiny_job(tiny_model_dir, folder, **located(TRAININGS[name], published)), workspace)
     return results
 
 
@@ -281,6 +309,12 @@ def test_two_workers_train_as_one_does(
 def test_deepspeed_trains_what_asks_for_it_and_nothing_else(on_two_workers: dict[str, Trained]):
     for name, trained in on_two_workers.items():
         assert bool(list(trained.workspace.checkpoints.glob("*/global_step*"))) == ("ZeRO" in name), name
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_two_workers_begin_with_what_another_job_has_published(on_two_workers: dict[str, Trained], method: str):
+    # Of the same rows, before anything is learnt from them.
+    assert on_two_workers[f"{method} again"].losses[0] < on_two_workers[method].losses[0] - 100 * SAME_LOSS
 
 
 @pytest.mark.parametrize("pull", PULLS)
