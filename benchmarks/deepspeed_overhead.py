@@ -16,7 +16,7 @@ from finetune_api.job import load_job
 from finetune_api.resolve import resolve
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.run import Run
-from finetune_trainer.stages import train_stage
+from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
 SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "zero2": {"deepspeed": {"stage": 2}}}

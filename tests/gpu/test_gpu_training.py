@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from finetune_api.report import Progress, TrainingReport
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.model import fetch_model, load_model
-from finetune_trainer.stages import Run, run, train_stage
+from finetune_trainer.run import Run
+from finetune_trainer.stages import run
+from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
 from ..integration.jobs import tiny_job

@@ -45,7 +45,7 @@ from finetune_trainer.run import Run, output_prefix
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.small_model import make_small
 from finetune_trainer.split import Split
-from finetune_trainer.stages import train_stage
+from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
 from .conftest import save_tiny_encoder_decoder

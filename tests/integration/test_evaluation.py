@@ -24,10 +24,12 @@ from finetune_trainer.attention import register
 from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.disturbance import disturb
 from finetune_trainer.errors import DataError, OutOfMemoryError, TrainingDivergedError
-from finetune_trainer.evaluation import LogprobScorer, answer_bound, choose_rows, evaluate
+from finetune_trainer.evaluation import evaluate
+from finetune_trainer.examiner import LogprobScorer, answer_bound
 from finetune_trainer.example import Encoded, Example
 from finetune_trainer.figure import calibration_figure
 from finetune_trainer.layout import Layout
+from finetune_trainer.paper import choose_rows
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.run_comparison import tuned_figure
 from finetune_trainer.scoring import Scorer

@@ -25,11 +25,12 @@ from finetune_trainer.attention import register
 from finetune_trainer.checkpoint import kept_weights
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import DataError
-from finetune_trainer.evaluation import evaluate, weigh_candidates
+from finetune_trainer.evaluation import evaluate
 from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_rows, general_texts, open_questions
 from finetune_trainer.layout import Layout
 from finetune_trainer.model import ModelFiles
 from finetune_trainer.pair import open_pair
+from finetune_trainer.remedy import weigh_candidates
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.split import Split

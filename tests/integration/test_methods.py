@@ -17,10 +17,12 @@ from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMH
 from finetune_api.report import Report, TrainingReport
 from finetune_api.spec import AdapterSpec
 from finetune_trainer import bottleneck, stages
+from finetune_trainer.check_stage import check_stage
 from finetune_trainer.errors import SpecError
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.prefix_projection import NETWORK
 from finetune_trainer.run import Run, output_prefix
+from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
 from .conftest import CONTEXT_LENGTH, make_tokenizer
@@ -94,7 +96,7 @@ def whole_run(model: Path, folder: Path, method: dict[str, Any]) -> tuple[Report
     """Run a job that is interrupted in training, and return its report and where its model was published."""
     job, workspace = tiny_job(model, folder, method=method), Workspace(folder / "workspace")
     workspace.root.mkdir()
-    stages.check_stage(Run(job, workspace, Silence(), StopFlag()))
+    check_stage(Run(job, workspace, Silence(), StopFlag()))
     train_until(5, job, workspace)
     report = stages.run(job, workspace.root, Silence())
     return report, folder / "output" / output_prefix(job) / "model"
@@ -397,7 +399,7 @@ def test_training_ends_when_validation_gets_no_better_and_the_best_weights_are_p
     short = tiny_job(tiny_model_dir, tmp_path, training={**settings, "maxSteps": best})
     other = Workspace(tmp_path / "short")
     other.root.mkdir()
-    stages.train_stage(Run(short, other, Silence(), StopFlag()))
+    train_stage(Run(short, other, Silence(), StopFlag()))
     expected = load_file(other.tuned / "adapter_model.safetensors")
     actual = load_file(published / "adapter_model.safetensors")
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
@@ -459,7 +461,7 @@ def test_what_does_not_go_with_the_model_ends_the_check(
     workspace.root.mkdir()
     job = tiny_job(tiny_model_dir, tmp_path, method=method)
     with pytest.raises(SpecError, match=message):
-        stages.check_stage(Run(job, workspace, Silence(), StopFlag()))
+        check_stage(Run(job, workspace, Silence(), StopFlag()))
 
 
 def test_a_base_of_four_bits_is_refused_before_anything_is_read(tmp_path: Path):

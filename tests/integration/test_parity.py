@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune_api.report import ExitCode, Progress
-from finetune_trainer import stages
+from finetune_api.report import ExitCode, Progress, Stage
+from finetune_trainer import publish_stage, stages
 from finetune_trainer.errors import ParityError, SpecError
 from finetune_trainer.manifest import write_manifest
 
@@ -43,12 +43,12 @@ def test_published_files_are_the_model_that_was_evaluated(
 def test_an_adapter_that_does_nothing_fails_the_job(tiny_model_dir: Path, tmp_path: Path) -> None:
     job = tiny_job(tiny_model_dir, tmp_path)
     run = tmp_path / "work"
-    stages.run_one(stages.Stage.CHECK, job, run, Silence())
-    stages.run_one(stages.Stage.TRAIN, job, run, Silence())
+    stages.run_one(Stage.CHECK, job, run, Silence())
+    stages.run_one(Stage.TRAIN, job, run, Silence())
     weights = run / "tuned" / "adapter_model.safetensors"
     save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(weights).items()}, weights)
     write_manifest(run / "tuned", json.loads((run / "tuned" / "MANIFEST.json").read_text()).get("about", {}))
-    result = stages.run_one(stages.Stage.EVALUATE, job, run, Silence())
+    result = stages.run_one(Stage.EVALUATE, job, run, Silence())
     assert result.exit_code is ExitCode.BAD_SPEC
     assert "tuning had no effect" in result.message
     with pytest.raises(SpecError, match="tuning had no effect"):
@@ -60,7 +60,7 @@ def test_an_adapter_that_does_nothing_fails_the_job(tiny_model_dir: Path, tmp_pa
 def test_files_that_changed_on_their_way_are_not_published(
     tiny_model_dir: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = stages.export_model
+    written = publish_stage.export_model
 
     def damage(*arguments: Any, merge: bool, licence: str | None) -> None:
         written(*arguments, merge=merge, licence=licence)
@@ -69,7 +69,7 @@ def test_files_that_changed_on_their_way_are_not_published(
             weights = folder / ("model.safetensors" if merge else "adapter_model.safetensors")
             save_file({key: tensor * 0.5 for key, tensor in load_file(weights).items()}, weights, {"format": "pt"})
 
-    monkeypatch.setattr(stages, "export_model", damage)
+    monkeypatch.setattr(publish_stage, "export_model", damage)
     job = tiny_job(tiny_model_dir, tmp_path, output__merge=True)
     with pytest.raises(ParityError, match="does not answer as the evaluated model does"):
         stages.run(job, tmp_path / "work", Silence())

@@ -12,7 +12,7 @@ from finetune_api.job import FineTuneJob, load_job, spec_hash
 from finetune_api.report import ExitCode, Progress, Stage
 from finetune_api.resolve import resolve
 from finetune_api.stage_result import StageResult
-from finetune_trainer import stages
+from finetune_trainer import check_stage, stages
 from finetune_trainer.__main__ import main
 from finetune_trainer.adjustment import Adjustment
 from finetune_trainer.errors import DataError
@@ -141,7 +141,7 @@ def test_stages_hand_over_through_the_bucket_also_when_training_is_interrupted(
 def test_a_rehearsal_goes_through_the_bucket_and_leaves_nothing_there(
     server: S3Server, document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(stages, "REHEARSED_PARAMETERS", 0)
+    monkeypatch.setattr(check_stage, "REHEARSED_PARAMETERS", 0)
     listener = Listener()
     checked = pod(job_of(document), Stage.CHECK, tmp_path / "check", listener)
     assert checked.exit_code is ExitCode.OK, checked.message

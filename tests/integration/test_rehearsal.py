@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from finetune_api.report import DataReport, ExitCode, Progress, Stage
-from finetune_trainer import small_model, stages
+from finetune_trainer import publish_stage, small_model, stages
+from finetune_trainer.check_stage import REHEARSED_PARAMETERS
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import Preempted, SpecError, StorageError
 from finetune_trainer.model import ModelFiles
@@ -34,7 +35,6 @@ from finetune_trainer.rehearsal import STEPS, small_dataset
 from finetune_trainer.run import output_prefix
 from finetune_trainer.small_model import make_small
 from finetune_trainer.split import Split
-from finetune_trainer.stages import REHEARSED_PARAMETERS
 
 from .conftest import save_tiny_model
 from .jobs import tiny_job
@@ -137,7 +137,7 @@ def test_an_error_of_any_stage_keeps_its_words_and_its_exit_code(
     def refuse(*args: object, **options: object) -> None:
         raise SpecError("the licence forbids it")
 
-    monkeypatch.setattr(stages, "export_model", refuse)
+    monkeypatch.setattr(publish_stage, "export_model", refuse)
     result = stages.run_one(Stage.CHECK, tiny_job(model_dir, tmp_path), tmp_path / "workspace", Listener())
     assert result.exit_code is ExitCode.BAD_SPEC
     assert result.message == "in the rehearsal: the licence forbids it"

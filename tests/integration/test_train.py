@@ -21,8 +21,8 @@ from finetune_trainer.progress import Sink
 from finetune_trainer.run import Run
 from finetune_trainer.sample_answers import MOST_QUESTIONS
 from finetune_trainer.settings_map import plan_steps
-from finetune_trainer.stages import train_stage
 from finetune_trainer.train import divergence
+from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
 from .jobs import tiny_job

@@ -32,10 +32,12 @@ from finetune_api.stage_result import StageResult
 from finetune_trainer import stages
 from finetune_trainer.checkpoint import newest_complete
 from finetune_trainer.errors import SpecError
+from finetune_trainer.evaluate_stage import evaluate_stage
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.pod_stop import PROGRAM_LOCK
 from finetune_trainer.run import Run, output_prefix
-from finetune_trainer.stages import PodOptions, evaluate_stage, train_stage
+from finetune_trainer.stages import PodOptions
+from finetune_trainer.train_stage import train_stage
 from finetune_trainer.worker import Assignment
 from finetune_trainer.workspace import Workspace
 

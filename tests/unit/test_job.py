@@ -11,9 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_api.job import InvalidJobError, load_job, spec_hash
+from finetune_api.job import InvalidJobError, load_job, request_hash, spec_hash
 from finetune_api.report import ExitCode
 from finetune_api.resolve import resolve
+from finetune_api.spec import FineTuneJobSpec, TrainingSpec
 
 from .builders import make_job, make_manifest
 from .test_spec import EVERYTHING
@@ -170,12 +171,56 @@ def test_the_hash_is_of_what_is_done_not_of_how_it_is_written():
     ids=["the seed", "the order of labels", "the output"],
 )
 def test_another_spec_has_another_hash(change: dict[str, Any]):
-    assert spec_hash(resolve(make_job(change)).spec) != spec_hash(resolve(make_job()).spec)
+    for hash_of in (spec_hash, request_hash):
+        assert hash_of(resolve(make_job(change)).spec) != hash_of(resolve(make_job()).spec)
 
 
 def test_what_may_change_while_a_job_exists_is_no_part_of_its_hash():
     changed = make_job({"spec.runPolicy": {"suspend": True, "activeDeadlineSeconds": 5, "childTtlSeconds": 1}})
-    assert spec_hash(resolve(changed).spec) == spec_hash(resolve(make_job()).spec)
+    for hash_of in (spec_hash, request_hash):
+        assert hash_of(resolve(changed).spec) == hash_of(resolve(make_job()).spec)
+
+
+class LaterTraining(TrainingSpec):
+    """A block as a later release may have it."""
+
+    trackers: tuple[str, ...] = ("console",)
+    """A field that is new."""
+    seed: int = 41
+    """Another default."""
+
+
+class LaterSpec(FineTuneJobSpec):
+    """What a later release asks for."""
+
+    training: LaterTraining = LaterTraining()
+    """With one field more."""
+    audit: bool = True
+    """One more field."""
+
+
+@pytest.mark.parametrize("written", [{}, {"spec.training.epochs": 2}], ids=["no block", "a block"])
+def test_a_later_release_with_more_fields_takes_the_same_request_for_the_same(written: dict[str, Any]):
+    job = resolve(make_job(written))
+    content = make_job(written).spec.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    later = LaterSpec.model_validate(content)
+    later = resolve(job.model_copy(update={"spec": later})).spec
+    assert isinstance(later.training, LaterTraining)
+    assert spec_hash(later) != spec_hash(job.spec)
+    assert request_hash(later) == request_hash(job.spec)
+    asked = later.training.model_copy(update={"trackers": ()})
+    assert request_hash(later.model_copy(update={"training": asked})) != request_hash(job.spec)
+
+
+def test_defaults_that_are_written_out_make_no_other_request():
+    job = resolve(make_job())
+    written_out = job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert request_hash(FineTuneJobSpec.model_validate(written_out)) == request_hash(job.spec)
+
+
+def test_a_block_that_asks_for_something_counts_though_all_in_it_is_default():
+    changed = resolve(make_job({"spec.evaluation.holistic": {}}))
+    assert request_hash(changed.spec) != request_hash(resolve(make_job()).spec)
 
 
 # --- whatever comes
