@@ -16,6 +16,8 @@ PRE_RUNNING_GRACE_SECONDS = 120
 """Our own start deadline comes first: it knows why nothing has started."""
 SUBMISSION_TRIES = 2
 """How often the program may be handed over again while the head is not ready; under one id, so it runs once."""
+RAY_VERSION = "2.60.0"
+"""Of the trainer image; KubeRay wants to know it, for what Ray could not yet do."""
 SUBMITTER = "ray-job-submitter"
 SUBMITTER_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./=-]+")
@@ -33,6 +35,9 @@ def ray_job_spec(run: Run) -> Manifest:
         "ttlSecondsAfterFinished": 0,
         "preRunningDeadlineSeconds": run.job.spec.run_policy.start_deadline_seconds + PRE_RUNNING_GRACE_SECONDS,
         "rayClusterSpec": {
+            "rayVersion": RAY_VERSION,
+            # Otherwise a head runs whatever anybody sends it who reaches its ports. KubeRay makes the token.
+            "authOptions": {"mode": "token"},
             "headGroupSpec": {
                 "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
                 "template": pod_template(run, Role.HEAD),

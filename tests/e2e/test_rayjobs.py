@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
+from kubernetes.client import ApiException
 
 from finetune_api.report import ExitCode, Stage
 from finetune_api.status import Attempt, Phase, Reason
@@ -21,10 +22,12 @@ from .sample import LONG, example, is_training, uploaded_steps
 CPUS: Document = {
     "workers": 2,
     "gpusPerWorker": 0,
-    "resources": {"cpu": "400m", "memory": "3Gi"},
+    "resources": {"memory": "3Gi"},
     "sharedMemory": "1Gi",
+    "pod": {"env": [{"name": "OMP_NUM_THREADS", "value": "1"}]},
 }
-"""Two workers without GPUs, in place of those that an example asks for."""
+"""Two workers without GPUs, in place of those that an example asks for. Two cores leave 400m to each, with which Ray
+alone takes a minute to start, so they go without a share of their own."""
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,15 @@ def kuberay(cluster: Cluster) -> Iterator[KubeRay]:
 def ray_clusters(cluster: Cluster, namespace: str) -> list[str]:
     """Names of the Ray clusters in ``namespace``."""
     return cluster.kubectl("get", "rayclusters.ray.io", f"--namespace={namespace}", "--output=name").split()
+
+
+def answer_without_a_token(jobs: Jobs) -> int | None:
+    """Return what the only head answers to somebody who would see its programs or send it one, as an HTTP status."""
+    services = jobs.core.list_namespaced_service(jobs.namespace, label_selector="ray.io/node-type=head").items
+    [head] = [service.metadata.name for service in services]
+    with pytest.raises(ApiException) as refusal:
+        jobs.core.connect_get_namespaced_service_proxy_with_path(f"{head}:dashboard", jobs.namespace, "api/jobs/")
+    return refusal.value.status
 
 
 def workers(jobs: Jobs, job: Job) -> list[str]:
@@ -76,6 +88,8 @@ def test_full_fine_tuning_on_two_workers_is_evaluated_and_published(
     jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster
 ) -> None:
     jobs.apply(example(s3, "reviews-full", of="04-full-deepspeed", compute=CPUS))
+    jobs.wait("reviews-full", "training", is_training(1), seconds=240)
+    assert answer_without_a_token(jobs) == 401
     job = jobs.wait_phase("reviews-full", Phase.SUCCEEDED, seconds=450)
     assert [one.stage for one in job.status.attempts] == [Stage.CHECK, Stage.TRAIN, Stage.EVALUATE]
     assert job.status.evaluation is not None

@@ -1,5 +1,6 @@
 """RayJobs: what KubeRay is asked for, what is made of its answers, and what is said without it."""
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -74,6 +75,13 @@ def test_ray_tries_nothing_again_and_leaves_nothing_running():
     spec = ray_job()["spec"]
     assert (spec["backoffLimit"], spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]) == (0, True, 0)
     assert spec["preRunningDeadlineSeconds"] > make_resolved().spec.run_policy.start_deadline_seconds
+
+
+def test_ray_obeys_only_who_knows_its_token():
+    cluster = ray_job()["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    # KubeRay asks for a version that knows tokens, and believes it.
+    assert cluster["rayVersion"] == version("ray")
 
 
 def test_gpus_are_the_workers_alone():
