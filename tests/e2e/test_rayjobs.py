@@ -46,10 +46,12 @@ def ray_clusters(cluster: Cluster, namespace: str) -> list[str]:
 
 def answer_without_a_token(jobs: Jobs) -> int | None:
     """Return what the only head answers to somebody who would see its programs or send it one, as an HTTP status."""
-    services = jobs.core.list_namespaced_service(jobs.namespace, label_selector="ray.io/node-type=head").items
-    [head] = [service.metadata.name for service in services]
+    # KubeRay gives it one for the cluster and one for the RayJob.
+    head = jobs.core.list_namespaced_service(jobs.namespace, label_selector="ray.io/node-type=head").items[0]
     with pytest.raises(ApiException) as refusal:
-        jobs.core.connect_get_namespaced_service_proxy_with_path(f"{head}:dashboard", jobs.namespace, "api/jobs/")
+        jobs.core.connect_get_namespaced_service_proxy_with_path(
+            f"{head.metadata.name}:dashboard", jobs.namespace, "api/jobs/"
+        )
     return refusal.value.status
 
 
