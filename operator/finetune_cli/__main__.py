@@ -91,21 +91,25 @@ def _dispatch(options: argparse.Namespace, given: list[str], run_stages: StageRu
 
             return show_templates(options.name, options.file)
         case "run":
+            from finetune_cli.preparation import preparation_named
             from finetune_cli.run import run
 
             with stopped_at_once("stopped while no stage was at work; nothing is lost."):
                 job = _open(options)
-                return run(job, options.workspace, options.output, run_stages)
+                with preparation_named(job, options.file):
+                    return run(job, options.workspace, options.output, run_stages)
         case "plan":
             from finetune_cli.plan import plan
 
             return plan(options.file, options.gpu_memory, options.output)
         case "check":
             from finetune_cli.check import check
+            from finetune_cli.preparation import preparation_named
 
             with stopped_at_once("stopped while nothing was at work."):
                 job = _open(options)
-                return check(job, options.workspace, options.output)
+                with preparation_named(job, options.file):
+                    return check(job, options.workspace, options.output)
         case "compare":
             from finetune_cli.compare import compare
 

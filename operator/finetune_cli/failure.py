@@ -43,6 +43,8 @@ def describe_invalid_job(error: InvalidJobError) -> Failure:
 def describe_error(error: FineTuneError, arguments: list[str]) -> Failure:
     """Return what the user is told about ``error``, which ended ``finetune <arguments>``."""
     match error.exit_code:
+        case _ if notes := getattr(error, "__notes__", ()):
+            advice = "\n".join(notes)
         case _ if arguments[0] != "run":
             advice = ""
         case ExitCode.PREEMPTED:

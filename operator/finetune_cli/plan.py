@@ -7,11 +7,12 @@ from pathlib import Path
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ExitCode
 from finetune_api.resolve import resolve
-from finetune_api.spec import HAVE_ONE_GPU
+from finetune_api.spec import HAVE_ONE_GPU, evaluates_only
 from finetune_api.spec.field import amount
 from finetune_api.status import PlanStatus
 from finetune_cli.library_output import diverted_to
 from finetune_cli.manifest import read_job
+from finetune_cli.preparation import preparation_named
 from finetune_cli.wording import aligned
 
 _TERMS = {
@@ -37,7 +38,11 @@ def plan(file: Path, gpu_memory: str | None, output: str) -> ExitCode:
         FineTuneError: the model cannot be read, or the job does not fit it.
     """
     job = resolve(read_job(file))
-    with tempfile.TemporaryDirectory(prefix="finetune-plan-") as scratch, diverted_to(Path(scratch)):
+    with (
+        tempfile.TemporaryDirectory(prefix="finetune-plan-") as scratch,
+        diverted_to(Path(scratch)),
+        preparation_named(job, file),
+    ):
         from finetune_trainer.plan import plan_from_config, with_gpu_memory
 
         found = plan_from_config(job, Path(scratch))
@@ -67,6 +72,12 @@ def lines(job: FineTuneJob, found: PlanStatus) -> list[str]:
             if terms[name] or name != "copies"
         ]
         table.append(("in all", where, _mebibytes(found.memory_bytes_per_gpu)))
+    if evaluates_only(job.spec.training):
+        return [
+            f"{job.metadata.name}: nothing is trained (spec.training.epochs: 0), so no memory of training is planned. "
+            f"Evaluation loads the base, {found.parameters:,} parameters, and what was published of it.",
+            *(f"warning: {warning}" for warning in found.warnings),
+        ]
     return [
         f"{job.metadata.name}: {job.spec.method.type.value} trains {found.trainable_parameters:,} of "
         f"{found.parameters:,} parameters ({found.trainable_percent} %), {found.micro_batch_size} rows at a time",

@@ -24,7 +24,7 @@ _View = TypeVar("_View", ChildView, PodView)
 _Object = TypeVar("_Object", PackedJob, ChildView, PodView)
 
 
-# Kinds of keys in one index: by owner, by UID, by namespace.
+# Kinds of keys in one index: by owner, by UID, by namespace, by what is waited for.
 def uid_key(uid: str) -> str:
     """Return the index key of one object."""
     return f"uid/{uid}"
@@ -33,6 +33,17 @@ def uid_key(uid: str) -> str:
 def namespace_key(namespace: str) -> str:
     """Return the index key of everything in a namespace."""
     return f"namespace/{namespace}"
+
+
+def waiting_key(namespace: str, name: str) -> str:
+    """Return the index key of the jobs that wait for the job called ``name``."""
+    return f"waiting/{namespace}/{name}"
+
+
+def keys_of(job: PackedJob) -> tuple["IndexKey", ...]:
+    """Return under which index keys a FineTuneJob is found."""
+    waiting = () if job.waits_for is None else (waiting_key(job.namespace, job.waits_for),)
+    return (job.key, namespace_key(job.namespace), *waiting)
 
 
 IndexKey = JobKey | str
@@ -47,7 +58,7 @@ class Indices:
     """What the watches told."""
 
     jobs: JobIndex = dataclasses.field(default_factory=dict)
-    """By owner key (its own), and by namespace."""
+    """By owner key (its own), by namespace, and by the job that it waits for."""
     children: ChildIndex = dataclasses.field(default_factory=dict)
     """By owner key, UID and namespace."""
     pods: PodIndex = dataclasses.field(default_factory=dict)
@@ -160,6 +171,10 @@ class Cache:
         """Return the FineTuneJobs of a namespace."""
         keys = dict.fromkeys(job.key for job in self.indices.jobs.get(namespace_key(namespace), ()))
         return tuple(job for key in keys if (job := self.packed(key)) is not None)
+
+    def waiting_for(self, key: JobKey) -> tuple[JobKey, ...]:
+        """Return the FineTuneJobs that wait for another one to publish."""
+        return tuple(dict.fromkeys(job.key for job in self.indices.jobs.get(waiting_key(*key), ())))
 
     def uids_with_work(self, namespace: str) -> set[str]:
         """Return the UIDs of the FineTuneJobs that have an open attempt, a pod, or a child that may start one."""

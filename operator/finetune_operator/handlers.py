@@ -11,7 +11,7 @@ from typing import Any
 import kopf
 
 from finetune_api.crd import GROUP, PLURAL, VERSION
-from finetune_operator.cache import Cache, Indices, JobKey, namespace_key, uid_key
+from finetune_operator.cache import Cache, Indices, JobKey, keys_of, namespace_key, uid_key
 from finetune_operator.cluster import Login
 from finetune_operator.naming import CHILD_SELECTOR, JOB_UID_LABEL
 from finetune_operator.observed import ChildKind, ChildView, PodView
@@ -140,7 +140,7 @@ def registry(
     @kopf.index(*JOBS, id="jobs", registry=handlers)
     async def index_job(body: Any, **_: Any) -> dict[Any, PackedJob]:
         packed = packed_job(body)
-        return {packed.key: packed, namespace_key(packed.namespace): packed}
+        return dict.fromkeys(keys_of(packed), packed)
 
     for kind in kinds:
         _register_child(handlers, kind, cache, events)
@@ -189,16 +189,19 @@ class Events:
         self._wake = wake
         self._has_cap = has_cap
         self._seen: dict[str, object] = {}
-        """What was last seen of an object, by its UID."""
+        """What was last seen of an object, by its UID, and of a job's phase."""
 
     def job_changed(self, body: Raw, *, is_gone: bool) -> None:
-        """Wake the job if more than its progress has changed."""
+        """Wake the job if more than its progress has changed, and who waits for it if its phase has."""
         # Packed for the index a moment ago, unless it is gone.
         packed = self._cache.told(job_key(body), body["metadata"]["resourceVersion"]) or packed_job(body)
         if self._is_news(packed.uid, packed.essence, is_gone):
             self._wake(packed.key)
             if self._has_cap and (is_gone or packed.is_terminal):
                 self._wake_waiting(packed.namespace)
+        if self._is_news(f"phase of {packed.uid}", packed.phase, is_gone):
+            for key in self._cache.waiting_for(packed.key):
+                self._wake(key)
 
     def part_changed(self, body: Raw, view: ChildView | PodView | None, *, is_gone: bool) -> None:
         """Wake the job that a child or a pod belongs to."""

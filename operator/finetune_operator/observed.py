@@ -54,10 +54,15 @@ class JobView:
     @property
     def start_job(self) -> str | None:
         """The job that it goes on from, where it names one."""
-        model = self.spec.get("model")
-        start = model.get("startFrom") if isinstance(model, Mapping) else None
-        name = start.get("job") if isinstance(start, Mapping) else None
-        return name if isinstance(name, str) else None
+        return start_job(self.spec)
+
+
+def start_job(spec: Mapping[str, Any]) -> str | None:
+    """Return what ``model.startFrom.job`` names in a spec as written, which may be anything."""
+    model = spec.get("model")
+    start = model.get("startFrom") if isinstance(model, Mapping) else None
+    name = start.get("job") if isinstance(start, Mapping) else None
+    return name if isinstance(name, str) else None
 
 
 @dataclass(frozen=True, slots=True)

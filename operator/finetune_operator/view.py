@@ -14,11 +14,13 @@ from finetune_api.job import KIND
 from finetune_api.report import Stage
 from finetune_api.status import ConditionStatus, ConditionType, FineTuneJobStatus, Phase, Reason
 from finetune_operator import naming
-from finetune_operator.observed import ChildKind, ChildView, JobView, PodPhase, PodView
+from finetune_operator.observed import ChildKind, ChildView, JobView, PodPhase, PodView, start_job
 
 Raw = Mapping[str, Any]
 
 RAY_CLUSTER = "RayCluster"
+
+_ACCEPTED = (ConditionType.ACCEPTED, ConditionStatus.TRUE)
 
 PROGRESS_FIELDS = ("progress", "latestMetrics")
 PROGRESS_SUMMARY_FIELDS = ("progress", "eta")
@@ -57,6 +59,8 @@ class PackedJob:
     jobs."""
     held_back: bool
     """Waits for its turn under the cap on running jobs."""
+    waits_for: str | None
+    """The job whose publication it goes on from; absent once it is accepted, when that is pinned."""
     content: bytes
     """The object as JSON, without what nobody asks for."""
     essence: int
@@ -108,6 +112,7 @@ def packed_job(raw: Raw) -> PackedJob:
         has_begun=not is_terminal and any(not attempt.get("endTime") for attempt in status.get("attempts") or ()),
         wants_to_run=wants_to_run,
         held_back=wants_to_run and _has(status, ConditionType.ADMITTED, ConditionStatus.FALSE, Reason.QUOTA_EXCEEDED),
+        waits_for=None if is_terminal or _has(status, *_ACCEPTED) else start_job(kept["spec"]),
         content=b'%b,"status":%b}' % (told[:-1], _json(status)),
         essence=hash((told, _json(without_progress(status)), _publishes(status))),
     )

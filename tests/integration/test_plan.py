@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PretrainedConfig
 
+from finetune_api.report import ExitCode
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec.compute import DeepspeedSpec
 from finetune_cli.__main__ import run_command
@@ -239,3 +240,36 @@ def test_command_prints_terms_that_add_up(tiny_model_dir: Path, tmp_path: Path, 
     assert run_command(["plan", str(job)]) == 0
     said = capsys.readouterr().out
     assert "optimiser" in said and f"{plan['parameters']:,} parameters" in said
+
+
+def test_command_says_of_a_job_that_trains_nothing_that_it_does(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    job = tmp_path / "job.json"
+    start = {"model__startFrom": {"source": (tmp_path / "model").as_uri()}}
+    document = tiny_document(tiny_model_dir, tmp_path, training__epochs=0, **start)
+    del document["spec"]["training"]["maxSteps"]
+    job.write_text(json.dumps(document))
+    assert run_command(["plan", str(job), "--output", "json", "--gpu-memory", "1Ki"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["trainableParameters"] == 0 and "memory" not in plan and not plan.get("warnings")
+    assert run_command(["plan", str(job)]) == 0
+    said = capsys.readouterr().out
+    assert "nothing is trained (spec.training.epochs: 0)" in said and "optimiser" not in said
+
+
+def test_command_names_the_script_that_may_make_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps(tiny_document(tmp_path / "prepared" / "model", tmp_path)))
+    for command in ("plan", "check"):
+        assert run_command([command, str(job)]) == ExitCode.BAD_SPEC
+        assert "prepare.py" not in capsys.readouterr().err
+    (tmp_path / "prepare.py").touch()
+    for command in ("plan", "check", "run"):
+        assert run_command([command, str(job)]) == ExitCode.BAD_SPEC
+        said = capsys.readouterr().err
+        assert "prepared/model" in said
+        assert f"prepare.py beside the job may make it: python {tmp_path / 'prepare.py'}" in said
+    (tmp_path / "prepared" / "model").mkdir(parents=True)
+    assert run_command(["plan", str(job)]) != ExitCode.OK
+    assert "prepare.py" not in capsys.readouterr().err, "what is there is at fault"

@@ -22,7 +22,15 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig, PreTrainedModel
 
 from finetune_api.job import FineTuneJob
-from finetune_api.spec import DType, FineTuneJobSpec, GradientCheckpointing, MethodType, Precision, RegularizationType
+from finetune_api.spec import (
+    DType,
+    FineTuneJobSpec,
+    GradientCheckpointing,
+    MethodType,
+    Precision,
+    RegularizationType,
+    evaluates_only,
+)
 from finetune_api.spec.compute import DeepspeedSpec, Offload, processes
 from finetune_api.spec.field import amount
 from finetune_api.status import MemoryStatus, PlanStatus, figure
@@ -193,7 +201,8 @@ def _gib(size: int) -> str:
 def plan_from_config(job: FineTuneJob, cache: Path) -> PlanStatus:
     """Return the plan of the resolved ``job`` for rows as long as it allows, all of their tokens learnt.
 
-    Only the model's small files are read, into ``cache`` where they are not on this machine.
+    A job that trains nothing has no memory of training to plan. Only the model's small files are read, into ``cache``
+    where they are not on this machine.
 
     Raises:
         FineTuneError: the model is not there or is not one that can be tuned, or the spec does not fit it.
@@ -205,6 +214,9 @@ def plan_from_config(job: FineTuneJob, cache: Path) -> PlanStatus:
     length = row_length(spec, position_limit(config))
     gpus = expected_gpus(spec, is_local=spec.output.uri.startswith("file://"))
     precision = expected_precision(spec, on_gpu=gpus > 0)
+    if evaluates_only(spec.training):
+        parameters, _ = count_parameters(_built(spec, config, precision, str(folder)))
+        return PlanStatus(parameters=parameters, trainable_parameters=0, trainable_percent=figure(0), gpus=gpus)
     workload = whole_rows(length.tokens, spec.training.global_batch_size, decoder_start(config))
     return plan_run(spec, config, workload, precision, tokenizer_path=str(folder), gpus=gpus)
 

@@ -7,7 +7,7 @@ from typing import Any
 import kopf
 import pytest
 
-from finetune_operator.cache import Cache, Indices, namespace_key
+from finetune_operator.cache import Cache, Indices, keys_of, namespace_key
 from finetune_operator.cluster import Login
 from finetune_operator.handlers import CHILD_LABELS, EndlessBackoffs, Events, kopf_settings, registry
 from finetune_operator.observed import ChildKind
@@ -117,3 +117,35 @@ def test_jobs_that_wait_for_their_turn_are_woken_when_another_one_ends() -> None
     woken.clear()
     events.job_changed(raw_job(status={"phase": "Failed"}), is_gone=False)
     assert woken == [KEY, waiting.key]
+
+
+def test_a_job_that_waits_for_another_to_publish_is_woken_when_that_ones_phase_changes() -> None:
+    events, cache, woken = make_events()
+    goes_on = {"spec.model.startFrom": {"job": NAME}}
+    for_another = {"spec.model.startFrom": {"job": "another"}}
+    accepted = {"conditions": [{"type": "Accepted", "status": "True"}]}
+    unknown = {"conditions": [{"type": "Accepted", "status": "Unknown", "reason": "WaitingForJob"}]}
+    jobs = [
+        packed_job(raw_job(goes_on, unknown, name="waiting", uid="1")),
+        packed_job(raw_job(goes_on, name="new", uid="2")),
+        packed_job(raw_job(goes_on, accepted, name="pinned", uid="3")),
+        packed_job(raw_job(goes_on, {"phase": "Failed"}, name="over", uid="4")),
+        packed_job(raw_job(for_another, unknown, name="of-another", uid="5")),
+        packed_job(raw_job(goes_on, unknown, name="elsewhere", uid="6", namespace="elsewhere")),
+    ]
+    index: dict[Any, list[Any]] = {}
+    for job in jobs:
+        for key in keys_of(job):
+            index.setdefault(key, []).append(job)
+    cache.indices = Indices(index)
+    waiting = [(NAMESPACE, "waiting"), (NAMESPACE, "new")]
+    events.job_changed(raw_job(status={"phase": "Training"}), is_gone=False)
+    assert woken == [KEY, *waiting]
+    events.job_changed(raw_job(status={"phase": "Training", "attempts": [{"number": 1}]}), is_gone=False)
+    assert woken == [KEY, *waiting, KEY], "its phase is the same"
+    woken.clear()
+    events.job_changed(raw_job(status={"phase": "Succeeded"}), is_gone=False)
+    assert woken == [KEY, *waiting]
+    woken.clear()
+    events.job_changed(raw_job(status={"phase": "Succeeded"}), is_gone=True)
+    assert woken == [KEY, *waiting]
