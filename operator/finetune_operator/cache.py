@@ -80,6 +80,8 @@ class Cache:
         self.indices = Indices()
         self._clock = clock
         self._jobs: dict[JobKey, PackedJob] = {}
+        self._answered: dict[JobKey, tuple[str, int]] = {}
+        """UID and version of each job in the newest answer of the API server."""
         self._children: dict[str, _Written] = {}
         self._departed: dict[JobKey, ChildView] = {}
         """Of each job the child that went last: its pods may still have a word to say."""
@@ -105,6 +107,11 @@ class Cache:
         """Return that version of a FineTuneJob if it is what the watch told last."""
         seen = self.indices.jobs.get(key, ())
         return next((job for job in seen if str(job.resource_version) == resource_version), None)
+
+    def is_answered(self, job: PackedJob) -> bool:
+        """Return whether an answer of the API server told of that version, or of a later one, before the watch did."""
+        uid, version = self._answered.get(job.key, ("", 0))
+        return uid == job.uid and version >= job.resource_version
 
     def job(self, namespace: str, name: str) -> JobView | None:
         """Return the FineTuneJob for those who read it."""
@@ -197,8 +204,9 @@ class Cache:
     # --- what was written or found out
 
     def wrote_job(self, packed: PackedJob) -> None:
-        """Take note of what the API server answered to a write or a read."""
+        """Take note of what the API server answered to a write or a read; whoever asked looks at the job once more."""
         self._jobs[packed.key] = packed
+        self._answered[packed.key] = (packed.uid, packed.resource_version)
 
     def wrote_child(self, key: JobKey, child: ChildView) -> None:
         """Take note of a child that was created."""
@@ -209,17 +217,19 @@ class Cache:
         gone = dataclasses.replace(child, deleting=True)
         self._children[child.uid] = _Written(key, gone, self._clock() + OVERLAY_SECONDS)
 
-    def saw_child(self, key: JobKey, child: ChildView, *, is_gone: bool) -> None:
-        """Take note that a watch told of a child."""
+    def saw_child(self, key: JobKey, child: ChildView, *, is_gone: bool) -> bool:
+        """Take note that a watch told of a child; return whether that is more than was written."""
         written = self._children.get(child.uid)
         if written is not None and (is_gone or not written.view.deleting):
             del self._children[child.uid]
         if is_gone:
             self._departed[key] = child
+        return is_gone or written is None or written.view != child
 
     def forget_job(self, key: JobKey) -> None:
         """Drop what was written about a job that is gone."""
         self._jobs.pop(key, None)
+        self._answered.pop(key, None)
         self._departed.pop(key, None)
         for uid in [uid for uid, written in self._children.items() if written.key == key]:
             del self._children[uid]

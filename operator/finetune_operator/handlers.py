@@ -196,7 +196,9 @@ class Events:
         # Packed for the index a moment ago, unless it is gone.
         packed = self._cache.told(job_key(body), body["metadata"]["resourceVersion"]) or packed_job(body)
         if self._is_news(packed.uid, packed.essence, is_gone):
-            self._wake(packed.key)
+            # Behind every answer comes a look: one more for its echo would find nothing.
+            if is_gone or not self._cache.is_answered(packed):
+                self._wake(packed.key)
             if self._has_cap and (is_gone or packed.is_terminal):
                 self._wake_waiting(packed.namespace)
         if self._is_news(f"phase of {packed.uid}", packed.phase, is_gone):
@@ -210,10 +212,10 @@ class Events:
             self._cache.forget_stranger(uid)
         if owner is None or view is None:
             return
-        if isinstance(view, ChildView):
-            self._cache.saw_child(owner, view, is_gone=is_gone)
+        is_echo = isinstance(view, ChildView) and not self._cache.saw_child(owner, view, is_gone=is_gone)
         if self._is_news(uid, view, is_gone):
-            self._wake(owner)
+            if not is_echo:
+                self._wake(owner)
             if self._has_cap and (is_gone or view.is_over):
                 self._wake_waiting(owner[0])
 

@@ -20,6 +20,10 @@ ROUNDS_WITHOUT_PAUSE = 10
 """How often a key may ask to be looked at again at once; one that never settles is slowed down like one that fails."""
 
 
+NEW_TO_OTHERS = 7
+"""How many keys that nobody has looked at yet go before one of the others, while both wait: neither waits for ever."""
+
+
 class RetryError(Exception):
     """What was begun could not be done now, for a reason that is nobody's mistake; it is tried again."""
 
@@ -50,13 +54,21 @@ class Queue:
     """Runs ``process`` for every key that was added."""
 
     def __init__(
-        self, process: Callable[[Key], Awaitable[Result]], workers: int, on_retry: Callable[[], None] = lambda: None
+        self,
+        process: Callable[[Key], Awaitable[Result]],
+        workers: int,
+        on_retry: Callable[[], None] = lambda: None,
+        is_new: Callable[[Key], bool] = lambda key: False,
     ):
-        """Process ``workers`` keys at the same time; call ``on_retry`` at every failure."""
+        """Process ``workers`` keys at the same time, those that are new first; call ``on_retry`` at every failure."""
         self._process = process
         self._workers = workers
         self._on_retry = on_retry
+        self._is_new = is_new
+        self._new: deque[Key] = deque()
         self._waiting: deque[Key] = deque()
+        """All others."""
+        self._new_in_a_row = 0
         self._known: set[Key] = set()
         """Waiting, or to be looked at again as soon as its worker is done."""
         self._busy: set[Key] = set()
@@ -66,7 +78,7 @@ class Queue:
         self._stopping = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._new) + len(self._waiting)
 
     @property
     def busy(self) -> int:
@@ -118,18 +130,25 @@ class Queue:
             timer.cancel()
 
     def _append(self, key: Key) -> None:
-        self._waiting.append(key)
+        (self._new if self._is_new(key) else self._waiting).append(key)
         self._filled.set()
+
+    def _next(self) -> Key:
+        if self._new and (self._new_in_a_row < NEW_TO_OTHERS or not self._waiting):
+            self._new_in_a_row += 1
+            return self._new.popleft()
+        self._new_in_a_row = 0
+        return self._waiting.popleft()
 
     async def _work(self) -> None:
         while True:
             await self._filled.wait()
             if self._stopping:
                 return
-            if not self._waiting:
+            if not len(self):
                 self._filled.clear()
                 continue
-            key = self._waiting.popleft()
+            key = self._next()
             self._known.discard(key)
             self._cancel_timer(key)
             self._busy.add(key)

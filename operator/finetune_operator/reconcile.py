@@ -74,6 +74,10 @@ class Reconciler:
             self._metrics.reconcile_seconds.labels(outcome).observe(time.perf_counter() - started)
         return result
 
+    def is_new(self, key: JobKey) -> bool:
+        """Return whether the job of that name has not been looked at yet: perhaps it is to begin."""
+        return key not in self._memos
+
     def forget(self, key: JobKey) -> None:
         """Drop what is remembered of a job that is gone."""
         self._cache.forget_job(key)

@@ -104,7 +104,7 @@ class _Session:
             now,
             has_kuberay,
         )
-        self._queue = Queue(self._reconciler, settings.workers, operator.metrics.retries.inc)
+        self._queue = Queue(self._reconciler, settings.workers, operator.metrics.retries.inc, self._reconciler.is_new)
         selectors = {KIND: "", **dict.fromkeys(("Pod", *(kind.value for kind in self._kinds)), handlers.CHILD_LABELS)}
         self._stalled = StalledDeletions(cluster, self._cache, self._lease, now)
         self._sweep = Sweep(cluster, self._cache, operator.metrics, settings.watch_namespaces, selectors)

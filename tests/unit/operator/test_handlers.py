@@ -74,6 +74,49 @@ def test_job_wakes_when_it_comes_changes_and_goes_but_not_for_its_progress() -> 
     assert woken == [KEY] * 3
 
 
+def test_echo_of_an_answer_wakes_nobody_and_whatever_is_newer_does() -> None:
+    events, cache, woken = make_events()
+    cache.wrote_job(packed_job(raw_job(status={"phase": "Queued"}, resourceVersion="8")))
+    events.job_changed(raw_job(resourceVersion="7"), is_gone=False)
+    events.job_changed(raw_job(status={"phase": "Queued"}, resourceVersion="8"), is_gone=False)
+    assert woken == []
+    events.job_changed(raw_job(status={"phase": "Queued"}, generation=2, resourceVersion="9"), is_gone=False)
+    assert woken == [KEY]
+    # Back to what was written, by somebody else.
+    events.job_changed(raw_job(status={"phase": "Queued"}, resourceVersion="10"), is_gone=False)
+    assert woken == [KEY] * 2
+    events.job_changed(raw_job(status={"phase": "Queued"}, resourceVersion="8"), is_gone=True)
+    assert woken == [KEY] * 3
+
+
+def test_answer_about_a_namesake_that_is_gone_keeps_no_job_asleep() -> None:
+    events, cache, woken = make_events()
+    cache.wrote_job(packed_job(raw_job(uid="old", resourceVersion="99")))
+    events.job_changed(raw_job(uid="new", resourceVersion="7"), is_gone=False)
+    assert woken == [KEY]
+
+
+def test_child_wakes_its_job_when_it_is_other_than_it_was_created() -> None:
+    events, cache, woken = make_events()
+    raw, later = raw_child(), raw_child(spec={"suspend": True})
+    created = child_view(raw)
+    assert created is not None
+    cache.wrote_child(KEY, created)
+    events.part_changed(raw, created, is_gone=False)
+    assert woken == []
+    events.part_changed(later, child_view(later), is_gone=False)
+    assert woken == [KEY]
+
+
+def test_child_that_was_changed_before_the_watch_told_of_it_wakes_its_job() -> None:
+    events, cache, woken = make_events()
+    created, later = child_view(raw_child()), raw_child(spec={"suspend": True})
+    assert created is not None
+    cache.wrote_child(KEY, created)
+    events.part_changed(later, child_view(later), is_gone=False)
+    assert woken == [KEY]
+
+
 @pytest.mark.parametrize(
     ("raw", "later"),
     [

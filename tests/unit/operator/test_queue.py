@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from finetune_operator.queue import Key, Queue, Result, RetryError
+from finetune_operator.queue import NEW_TO_OTHERS, Key, Queue, Result, RetryError
 
 A, B = ("team", "a"), ("team", "b")
 Process = Callable[[Key], Awaitable[Result]]
@@ -199,3 +199,24 @@ def test_stopping_lets_begun_work_end_and_begins_no_other() -> None:
         return log
 
     assert asyncio.run(scenario()) == ["begin a", "end a"]
+
+
+def test_new_keys_go_first_and_the_others_get_a_turn_as_well() -> None:
+    async def scenario() -> list[str]:
+        done: list[str] = []
+
+        async def process(key: Key) -> Result:
+            done.append(key[1])
+            return Result()
+
+        queue = Queue(process, workers=1, is_new=lambda key: key[0] == "new")
+        for number in range(2):
+            queue.add(("known", f"known-{number}"))
+        for number in range(NEW_TO_OTHERS + 1):
+            queue.add(("new", f"new-{number}"))
+        assert len(queue) == NEW_TO_OTHERS + 3
+        await worked_off(queue, lambda: not len(queue) and not queue.busy)
+        return done
+
+    first = [f"new-{number}" for number in range(NEW_TO_OTHERS)]
+    assert asyncio.run(scenario()) == [*first, "known-0", f"new-{NEW_TO_OTHERS}", "known-1"]

@@ -137,6 +137,16 @@ def test_job_that_is_gone_is_forgotten() -> None:
     assert world.seen == []
 
 
+def test_job_is_new_until_it_is_looked_at_and_its_namesake_is_new_again() -> None:
+    world = make_world()
+    known = [world.reconciler.is_new(KEY)]
+    world.look()
+    known.append(world.reconciler.is_new(KEY))
+    world.watch(None)
+    world.look()
+    assert [*known, world.reconciler.is_new(KEY)] == [True, False, True]
+
+
 def test_planner_sees_children_pods_and_authorities() -> None:
     world = make_world()
     world.watch(raw_job(), [raw_child()], [raw_pod(status={"phase": "Running"})])
