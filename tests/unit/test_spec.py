@@ -107,6 +107,7 @@ EVERYTHING = {
         "lora": {"rank": 8, "targets": "named", "targetNames": ["q_proj"], "useDora": True, "useRslora": True},
     },
     "spec.training.earlyStopping": {"metric": "sentiment.accuracy", "patience": 3},
+    "spec.training.reportTo": {"tensorboard": True},
     "spec.compute": {
         "profile": "a100-80g",
         "engine": "ray",

@@ -102,6 +102,7 @@ from finetune_trainer.start import check_start, fetch_start
 from finetune_trainer.storage import Storage
 from finetune_trainer.task_file import TaskFile, read_task_file
 from finetune_trainer.token_cache import TokenCache, token_key
+from finetune_trainer.tracker import put_event_files
 from finetune_trainer.trade_off import Candidate, with_trade_off
 from finetune_trainer.train import TrainingInput, threads_of_each, train
 from finetune_trainer.workspace import Workspace
@@ -785,17 +786,18 @@ def _publish(run: Run, report: Report, exports: Sequence[Path]) -> Report:
         artifacts.append(publish(folder, store, f"{prefix}/{folder.name}"))
     report = report.model_copy(update={"artifacts": tuple(artifacts), "published": bool(artifacts)})
     reporter.say(f"publishing report to {store.uri}/{prefix}/report")
-    _write_report(report, workspace.report)
+    _write_report(report, workspace.report, workspace.tuned)
     publish(workspace.report, store, f"{prefix}/report")
     reporter.share("published", 1.0)
     return report
 
 
-def _write_report(report: Report, folder: Path) -> None:
+def _write_report(report: Report, folder: Path, tuned: Path) -> None:
     write_file(folder / "report.json", report.model_dump_json(by_alias=True, indent=1).encode())
     write_file(folder / "report.html", render_page(report).encode())
     curve = (point.model_dump_json(by_alias=True, exclude_defaults=True) for point in report.training.curve)
     write_file(folder / "training.jsonl", "".join(f"{line}\n" for line in curve).encode())
+    put_event_files(tuned, folder)
     write_manifest(folder, {"kind": ArtifactKind.REPORT.value, "specHash": report.spec_hash})
 
 

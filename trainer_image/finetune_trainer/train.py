@@ -68,6 +68,7 @@ from finetune_trainer.settings_map import (
     training_arguments,
 )
 from finetune_trainer.start import first_weights, take_over
+from finetune_trainer.tracker import Trackers, open_trackers, put_event_files
 from finetune_trainer.workspace import Workspace
 from finetune_trainer.zero import join_without_gpu
 
@@ -191,19 +192,25 @@ def train_here(given: TrainingInput) -> TrainingReport:
             reporter.say("activations are computed twice, which needs less memory")
         stopping = spec.training.early_stopping
         best = BestWeights(model, stopping.patience, group) if stopping is not None else None
-        trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice, best)
+        trackers = open_trackers(given.job, given.workspace) if group.is_first else Trackers()
+        trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice, best, trackers)
     reporter.say(f"resuming at step {step_of(resume)}" if resume else "training")
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError, SafetensorError) as error:
         raise _named(error, steps, given.workspace) from error
+    finally:
+        for warning in trackers.close():
+            reporter.say(f"note: {warning}")
     if trainer.state.global_step < steps.total and not (best and best.has_ended):
         raise Preempted(f"stopped at step {trainer.state.global_step} of {steps.total}; the checkpoint is saved.")
     if best is not None:
         best.restore()
     _save_tuned(trainer, model, given)
     report = _summarise(given, parameters, trainer, recorder, steps, layout, precision, resume)
-    return report.model_copy(update={"best_step": best.step if best is not None else None})
+    return report.model_copy(
+        update={"best_step": best.step if best is not None else None, "warnings": tuple(trackers.warnings)}
+    )
 
 
 def _refuse_other_spread(checkpoint: Path, processes: int) -> None:
@@ -277,6 +284,7 @@ def _build_trainer(
     steps: Steps,
     checkpoint_activations: bool,
     best: BestWeights | None,
+    trackers: Trackers,
 ) -> tuple[Trainer, "_Recorder"]:
     spec = given.job.spec
     without_gpu = not torch.cuda.is_available()
@@ -309,7 +317,13 @@ def _build_trainer(
             loss_per_token, model, spec.method.regularization, given.train, spec.training.seed, precision.autocast
         ),
         # The guard seals checkpoints, which the best weights are part of.
-        callbacks=[recorder, *([best] if best is not None else []), _Guard(given), _EpochTurner(epoch_rows, steps)],
+        callbacks=[
+            recorder,
+            *([best] if best is not None else []),
+            *trackers.callbacks,
+            _Guard(given),
+            _EpochTurner(epoch_rows, steps),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, recorder
@@ -540,6 +554,7 @@ def _save_tuned(trainer: Trainer, model: nn.Module, given: TrainingInput) -> Non
             model.save_pretrained(str(folder), state_dict=state)
         if given.job.spec.evaluation.goes_back:
             keep_weights(given.workspace.checkpoints, folder)
+        put_event_files(given.workspace.root, folder)
     except (OSError, SafetensorError) as error:
         raise _unwritable("the tuned model", folder, error) from error
     write_manifest(folder)
