@@ -1241,6 +1241,13 @@ BAD_SPECS = [
         PASSES,
     ),
     BadSpec(
+        "a tracker's address holds no password",
+        {"spec.training.reportTo": {"mlflow": {"trackingUri": "https://anna:secret@mlflow.example"}}},
+        "spec.training.reportTo.mlflow.trackingUri",
+        "https://",
+        ("http",),
+    ),
+    BadSpec(
         "trackers have something to hear",
         {
             "spec.training": {"epochs": 0, "reportTo": {"tensorboard": True}},

@@ -102,7 +102,7 @@ from finetune_trainer.start import check_start, fetch_start
 from finetune_trainer.storage import Storage
 from finetune_trainer.task_file import TaskFile, read_task_file
 from finetune_trainer.token_cache import TokenCache, token_key
-from finetune_trainer.tracker import put_event_files
+from finetune_trainer.tracker import put_event_files, require_trackers
 from finetune_trainer.trade_off import Candidate, with_trade_off
 from finetune_trainer.train import TrainingInput, threads_of_each, train
 from finetune_trainer.workspace import Workspace
@@ -249,6 +249,7 @@ def _inspect(run: Run) -> tuple[DataReport, Inputs]:
     if run.job.spec.method.type is MethodType.QLORA:
         # In a cluster the check has no GPU, and the image of the stages that do.
         require_four_bits(gpu=run.shared is None)
+    require_trackers(run.job.spec)
     reporter.say("checking that the output can be written")
     run.storage.open_output().check_writable()
     if run.shared is not None:
@@ -528,7 +529,9 @@ def _train(
     rows += replayed
     if is_distributed(job.spec.compute):
         return _train_on_workers(run, job, inputs, rows, mixture, by_task)
-    given = TrainingInput(job, files, rows, mixture, by_task, run.workspace, run.sink, run.stop.event, start=start)
+    given = TrainingInput(
+        job, files, rows, mixture, by_task, run.workspace, run.sink, run.stop.event, start=start, mounts=run.mounts
+    )
     shared, keep = run.shared, job.spec.checkpoint.keep
     if shared is None:
         return train(given)

@@ -47,6 +47,7 @@ from finetune_trainer.errors import (
 )
 from finetune_trainer.example import Encoded
 from finetune_trainer.layout import Layout, LayoutChoice, build_batch, forward, load_for_rows, token_losses
+from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import write_manifest
 from finetune_trainer.memory import available_bytes, is_out_of_memory, kept_bytes, memory_errors
 from finetune_trainer.methods import count_parameters, prepare_model, why_padded
@@ -113,6 +114,7 @@ class TrainingInput:
     """What training goes on from instead of the bare base."""
     group: ProcessGroup = field(default_factory=ProcessGroup)
     """Who trains with this process; they share the workspace with those of the same node."""
+    mounts: Mounts = field(default_factory=Mounts)
 
 
 def train(given: TrainingInput) -> TrainingReport:
@@ -192,7 +194,7 @@ def train_here(given: TrainingInput) -> TrainingReport:
             reporter.say("activations are computed twice, which needs less memory")
         stopping = spec.training.early_stopping
         best = BestWeights(model, stopping.patience, group) if stopping is not None else None
-        trackers = open_trackers(given.job, given.workspace) if group.is_first else Trackers()
+        trackers = open_trackers(given.job, given.workspace, given.mounts) if group.is_first else Trackers()
         trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice, best, trackers)
     reporter.say(f"resuming at step {step_of(resume)}" if resume else "training")
     try:
@@ -200,9 +202,10 @@ def train_here(given: TrainingInput) -> TrainingReport:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError, SafetensorError) as error:
         raise _named(error, steps, given.workspace) from error
     finally:
-        for warning in trackers.close():
+        is_over = trainer.state.global_step >= steps.total or (best is not None and best.has_ended)
+        for warning in trackers.close(is_over):
             reporter.say(f"note: {warning}")
-    if trainer.state.global_step < steps.total and not (best and best.has_ended):
+    if not is_over:
         raise Preempted(f"stopped at step {trainer.state.global_step} of {steps.total}; the checkpoint is saved.")
     if best is not None:
         best.restore()

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.block import Block, Problem
-from finetune_api.spec.field import Flag, Int, Number, Seed
+from finetune_api.spec.field import COLUMN, ENDPOINT, Flag, Int, Number, SecretRef, Seed
 
 
 class Schedule(StrEnum):
@@ -34,8 +34,22 @@ class GradientCheckpointing(StrEnum):
     NEVER = "never"
 
 
-def _some_tracker_is_named(tensorboard: bool) -> Iterator[Problem]:
-    if not tensorboard:
+class MlflowSpec(Block):
+    """An MLflow server. Needs the package mlflow in the trainer's image, see docs/trackers.md.
+
+    The run is found again by its tag finetune.job, so that attempts of one job go on in one run.
+    """
+
+    tracking_uri: Annotated[str, Field(min_length=1, max_length=512, pattern=ENDPOINT)]
+    """Address of the server: https://mlflow.example."""
+    experiment: Annotated[str, Field(min_length=1, max_length=250, pattern=COLUMN)] = "Default"
+    """Made where it is not there."""
+    secret_ref: SecretRef | None = None
+    """Secret with MLFLOW_TRACKING_TOKEN, or with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+
+
+def _some_tracker_is_named(tensorboard: bool, mlflow: MlflowSpec | None) -> Iterator[Problem]:
+    if not tensorboard and mlflow is None:
         yield Problem((), None, "names no tracker", "Set tensorboard: true, or leave reportTo out.")
 
 
@@ -50,6 +64,8 @@ class ReportToSpec(Block):
     tensorboard: Flag = False
     """Event files for ``tensorboard --logdir``: while training in ``tensorboard/`` of the workspace, then published as
     ``report/tensorboard/``. A resumed run writes the steps before its checkpoint again."""
+    mlflow: MlflowSpec | None = None
+    """An MLflow server."""
 
 
 class EarlyStoppingSpec(Block):
