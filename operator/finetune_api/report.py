@@ -255,6 +255,8 @@ class TrainingReport(ApiModel):
     resumed_from_step: int | None = None
     best_step: int | None = None
     """Step whose weights were kept, where ``spec.training.earlyStopping`` watched; absent: the last one's."""
+    warnings: tuple[str, ...] = ()
+    """What a person may care about, one sentence each."""
 
 
 class NearToken(ApiModel):

@@ -38,7 +38,7 @@ class StageResult(ApiModel):
     exit_code: ExitCode
     """Of the process."""
     message: Annotated[str, Field(max_length=LONGEST_MESSAGE)] = ""
-    """What the user is told; empty when all went well."""
+    """What the user is told: why the stage failed, or what else they may care about; empty when all went well."""
     resumed_from_step: Count | None = None
     """Step of the checkpoint that training went on from."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=5)] = ()

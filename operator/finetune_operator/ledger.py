@@ -225,7 +225,8 @@ def _success(attempt: Attempt, result: StageResult | None) -> str:
     if attempt.stage is Stage.CHECK and result is not None and result.data is not None:
         rows = result.data.rows
         return f"{rows.train} rows to train on, {rows.validation} to choose on, {rows.test} to measure on"
-    return f"attempt {attempt.number} succeeded"
+    succeeded = f"attempt {attempt.number} succeeded"
+    return f"{succeeded}; {result.message}" if result is not None and result.message else succeeded
 
 
 def _nothing_to_do(outcome: Outcome, job: FineTuneJob) -> list[Statement]:

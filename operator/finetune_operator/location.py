@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from finetune_api.problem import Path
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec, MlflowSpec
 
 Place = tuple[Path, str]
 """A field's path below the manifest, and what stands there."""
@@ -54,8 +54,22 @@ def secrets(spec: FineTuneJobSpec) -> tuple[str, ...]:
         *(task.secret_ref for task in spec.data.tasks),
         spec.data.replay.secret_ref if spec.data.replay else None,
         spec.output.secret_ref,
+        *(tracker.secret_ref for tracker in _servers(spec)),
     ]
     return tuple(dict.fromkeys(ref.name for ref in refs if ref is not None))
+
+
+def endpoints(spec: FineTuneJobSpec) -> Iterator[Place]:
+    """Yield every address that the job names."""
+    if spec.output.endpoint is not None:
+        yield ("spec", "output", "endpoint"), spec.output.endpoint
+    for tracker in _servers(spec):
+        yield ("spec", "training", "reportTo", "mlflow", "trackingUri"), tracker.tracking_uri
+
+
+def _servers(spec: FineTuneJobSpec) -> tuple[MlflowSpec, ...]:
+    wanted = spec.training.report_to
+    return () if wanted is None or wanted.mlflow is None else (wanted.mlflow,)
 
 
 def authority(uri: str, scheme: str) -> str:

@@ -47,15 +47,16 @@ def _storage(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]
 
 
 def _endpoint(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:
-    endpoint, allowed = spec.output.endpoint, policy.storage_endpoints
-    # An allowed host ends in a slash, which an endpoint may leave out.
-    if endpoint is not None and allowed and not f"{endpoint}/".startswith(allowed):
-        yield (
-            ("spec", "output", "endpoint"),
-            endpoint,
-            "is a store that the administrator does not allow.",
-            f"Leave it out, or begin it with {_listed(allowed)}.",
-        )
+    allowed = policy.storage_endpoints
+    for path, endpoint in location.endpoints(spec) if allowed else ():
+        # An allowed host ends in a slash, which an endpoint may leave out.
+        if not f"{endpoint}/".startswith(allowed):
+            yield (
+                path,
+                endpoint,
+                "is a server that the administrator does not allow.",
+                f"Leave it out, or begin it with {_listed(allowed)}.",
+            )
 
 
 def _environment(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:

@@ -44,7 +44,8 @@ class PolicySettings(ApiModel):
     """Prefixes that ``output.uri`` and every source must begin with: ``s3://models/``. What lies behind them depends on
     the endpoint: lock ``storage_endpoints`` as well."""
     storage_endpoints: tuple[EndpointPrefix, ...] = ()
-    """Prefixes that ``output.endpoint`` must begin with; a job that names none takes the environment's."""
+    """Prefixes that ``output.endpoint`` and the addresses in ``training.reportTo`` must begin with; a job that names no
+    endpoint takes the environment's."""
     service_accounts: tuple[ObjectName, ...] = ()
     """Service accounts that ``compute.pod.serviceAccountName`` may name."""
     max_running_jobs: Annotated[int, Field(ge=1)] | None = None

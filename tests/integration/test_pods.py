@@ -91,7 +91,7 @@ def keys(server: S3Server, document: dict[str, Any]) -> set[str]:
 def test_stages_hand_over_through_the_bucket_also_when_training_is_interrupted(
     server: S3Server, document: dict[str, Any], tmp_path: Path
 ):
-    document["spec"]["training"]["maxSteps"] = STEPS
+    document["spec"]["training"] |= {"maxSteps": STEPS, "reportTo": {"tensorboard": True}}
     job = job_of(document)
     checked = pod(job, Stage.CHECK, tmp_path / "check")
     assert checked.exit_code is ExitCode.OK, checked.message
@@ -125,6 +125,7 @@ def test_stages_hand_over_through_the_bucket_also_when_training_is_interrupted(
     assert evaluated.evaluation is not None
     assert {task.metric for task in evaluated.evaluation.tasks} == FIGURES
     assert {"model/COMPLETE", "report/COMPLETE", "state/predictions.parquet"} <= keys(server, document)
+    assert [key for key in keys(server, document) if key.startswith("report/tensorboard/events.out.tfevents.")]
 
     restored = job.model_copy(update={"metadata": job.metadata.model_copy(update={"uid": UID[::-1]})})
     silent = Listener()

@@ -1233,6 +1233,32 @@ BAD_SPECS = [
         RULE,
     ),
     BadSpec(
+        "a tracker is named",
+        {"spec.training.reportTo": {"tensorboard": False}},
+        "spec.training.reportTo",
+        None,
+        ("names no tracker", "leave reportTo out"),
+        PASSES,
+    ),
+    BadSpec(
+        "a tracker's address holds no password",
+        {"spec.training.reportTo": {"mlflow": {"trackingUri": "https://anna:secret@mlflow.example"}}},
+        "spec.training.reportTo.mlflow.trackingUri",
+        "https://",
+        ("http",),
+    ),
+    BadSpec(
+        "trackers have something to hear",
+        {
+            "spec.training": {"epochs": 0, "reportTo": {"tensorboard": True}},
+            "spec.model.startFrom": {"source": "s3://b/c"},
+        },
+        "spec.training.reportTo",
+        "{tensorboard}",
+        ("nothing to tell with epochs: 0",),
+        PASSES,
+    ),
+    BadSpec(
         "weights of four bits do not merge",
         {"spec.method.type": "qlora", "spec.output.merge": True},
         "spec.output.merge",

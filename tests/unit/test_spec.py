@@ -107,6 +107,14 @@ EVERYTHING = {
         "lora": {"rank": 8, "targets": "named", "targetNames": ["q_proj"], "useDora": True, "useRslora": True},
     },
     "spec.training.earlyStopping": {"metric": "sentiment.accuracy", "patience": 3},
+    "spec.training.reportTo": {
+        "tensorboard": True,
+        "mlflow": {
+            "trackingUri": "https://mlflow.example",
+            "experiment": "reviews",
+            "secretRef": {"name": "mlflow-keys"},
+        },
+    },
     "spec.compute": {
         "profile": "a100-80g",
         "engine": "ray",

@@ -41,6 +41,7 @@ from finetune_trainer.stage_input import (
     make_renderer,
 )
 from finetune_trainer.start import check_start
+from finetune_trainer.tracker import require_trackers
 
 REHEARSED_PARAMETERS = 20_000_000
 """A model below this is tuned in about the time that its rehearsal would take."""
@@ -81,6 +82,7 @@ def inspect_job(run: Run) -> tuple[DataReport, Inputs]:
     if run.job.spec.method.type is MethodType.QLORA:
         # In a cluster the check has no GPU, and the image of the stages that do.
         require_four_bits(gpu=run.shared is None)
+    require_trackers(run.job.spec)
     reporter.say("checking that the output can be written")
     run.storage.open_output().check_writable()
     if run.shared is not None:

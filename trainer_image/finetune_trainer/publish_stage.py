@@ -37,6 +37,7 @@ from finetune_trainer.renderer import Renderer
 from finetune_trainer.report_page import render_page
 from finetune_trainer.run import Run, output_prefix
 from finetune_trainer.soft_prompt import describe_soft_prompt
+from finetune_trainer.tracker import put_event_files
 from finetune_trainer.workspace import Workspace
 
 _NUMBERS_DEPEND_ON = ("torch", "transformers", "peft", "ray", "tokenizers", "rouge-score", "sacrebleu", "lm-eval")
@@ -124,15 +125,16 @@ def publish_run(run: Run, report: Report, exports: Sequence[Path]) -> Report:
         artifacts.append(publish(folder, store, f"{prefix}/{folder.name}"))
     report = report.model_copy(update={"artifacts": tuple(artifacts), "published": bool(artifacts)})
     reporter.say(f"publishing report to {store.uri}/{prefix}/report")
-    _write_report(report, workspace.report)
+    _write_report(report, workspace.report, workspace.tuned)
     publish(workspace.report, store, f"{prefix}/report")
     reporter.share("published", 1.0)
     return report
 
 
-def _write_report(report: Report, folder: Path) -> None:
+def _write_report(report: Report, folder: Path, tuned: Path) -> None:
     write_file(folder / "report.json", report.model_dump_json(by_alias=True, indent=1).encode())
     write_file(folder / "report.html", render_page(report).encode())
     curve = (point.model_dump_json(by_alias=True, exclude_defaults=True) for point in report.training.curve)
     write_file(folder / "training.jsonl", "".join(f"{line}\n" for line in curve).encode())
+    put_event_files(tuned, folder)
     write_manifest(folder, {"kind": ArtifactKind.REPORT.value, "specHash": report.spec_hash})

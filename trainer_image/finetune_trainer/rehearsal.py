@@ -141,6 +141,7 @@ def small_spec(spec: FineTuneJobSpec, output_uri: str) -> FineTuneJobSpec:
                     "global_batch_size": min(2, spec.training.global_batch_size),
                     "micro_batch_size": 1,
                     "eval_every_steps": 1,
+                    "report_to": None,
                 }
             ),
             "compute": spec.compute.model_copy(update={"engine": Engine.JOB, "workers": 1, "deepspeed": None}),

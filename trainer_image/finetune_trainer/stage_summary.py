@@ -73,6 +73,7 @@ def train_result(report: TrainingReport) -> StageResult:
     return StageResult(
         stage=Stage.TRAIN,
         exit_code=ExitCode.OK,
+        message=_clipped("; ".join(report.warnings), LONGEST_MESSAGE),
         resumed_from_step=report.resumed_from_step,
         latest_metrics=tuple(
             MetricValue(name=name, value=figure(value)) for name, value in values.items() if value is not None

@@ -47,6 +47,7 @@ from finetune_trainer.errors import (
 )
 from finetune_trainer.example import Encoded
 from finetune_trainer.layout import Layout, LayoutChoice, build_batch, forward, load_for_rows, token_losses
+from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import write_manifest
 from finetune_trainer.memory import available_bytes, is_out_of_memory, kept_bytes, memory_errors
 from finetune_trainer.methods import count_parameters, prepare_model, why_padded
@@ -68,6 +69,7 @@ from finetune_trainer.settings_map import (
     training_arguments,
 )
 from finetune_trainer.start import first_weights, take_over
+from finetune_trainer.tracker import Trackers, open_trackers, put_event_files
 from finetune_trainer.workspace import Workspace
 from finetune_trainer.zero import join_without_gpu
 
@@ -112,6 +114,7 @@ class TrainingInput:
     """What training goes on from instead of the bare base."""
     group: ProcessGroup = field(default_factory=ProcessGroup)
     """Who trains with this process; they share the workspace with those of the same node."""
+    mounts: Mounts = field(default_factory=Mounts)
 
 
 def train(given: TrainingInput) -> TrainingReport:
@@ -191,19 +194,26 @@ def train_here(given: TrainingInput) -> TrainingReport:
             reporter.say("activations are computed twice, which needs less memory")
         stopping = spec.training.early_stopping
         best = BestWeights(model, stopping.patience, group) if stopping is not None else None
-        trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice, best)
+        trackers = open_trackers(given.job, given.workspace, given.mounts) if group.is_first else Trackers()
+        trainer, recorder = _build_trainer(given, model, layout, precision, steps, twice, best, trackers)
     reporter.say(f"resuming at step {step_of(resume)}" if resume else "training")
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError, OSError, SafetensorError) as error:
         raise _named(error, steps, given.workspace) from error
-    if trainer.state.global_step < steps.total and not (best and best.has_ended):
+    finally:
+        is_over = trainer.state.global_step >= steps.total or (best is not None and best.has_ended)
+        for warning in trackers.close(is_over):
+            reporter.say(f"note: {warning}")
+    if not is_over:
         raise Preempted(f"stopped at step {trainer.state.global_step} of {steps.total}; the checkpoint is saved.")
     if best is not None:
         best.restore()
     _save_tuned(trainer, model, given)
     report = _summarise(given, parameters, trainer, recorder, steps, layout, precision, resume)
-    return report.model_copy(update={"best_step": best.step if best is not None else None})
+    return report.model_copy(
+        update={"best_step": best.step if best is not None else None, "warnings": tuple(trackers.warnings)}
+    )
 
 
 def _refuse_other_spread(checkpoint: Path, processes: int) -> None:
@@ -277,6 +287,7 @@ def _build_trainer(
     steps: Steps,
     checkpoint_activations: bool,
     best: BestWeights | None,
+    trackers: Trackers,
 ) -> tuple[Trainer, "_Recorder"]:
     spec = given.job.spec
     without_gpu = not torch.cuda.is_available()
@@ -309,7 +320,13 @@ def _build_trainer(
             loss_per_token, model, spec.method.regularization, given.train, spec.training.seed, precision.autocast
         ),
         # The guard seals checkpoints, which the best weights are part of.
-        callbacks=[recorder, *([best] if best is not None else []), _Guard(given), _EpochTurner(epoch_rows, steps)],
+        callbacks=[
+            recorder,
+            *([best] if best is not None else []),
+            *trackers.callbacks,
+            _Guard(given),
+            _EpochTurner(epoch_rows, steps),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, recorder
@@ -540,6 +557,7 @@ def _save_tuned(trainer: Trainer, model: nn.Module, given: TrainingInput) -> Non
             model.save_pretrained(str(folder), state_dict=state)
         if given.job.spec.evaluation.goes_back:
             keep_weights(given.workspace.checkpoints, folder)
+        put_event_files(given.workspace.root, folder)
     except (OSError, SafetensorError) as error:
         raise _unwritable("the tuned model", folder, error) from error
     write_manifest(folder)

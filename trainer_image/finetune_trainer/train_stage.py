@@ -110,7 +110,9 @@ def _train(
     rows += replayed
     if is_distributed(job.spec.compute):
         return _train_on_workers(run, job, inputs, rows, mixture, by_task)
-    given = TrainingInput(job, files, rows, mixture, by_task, run.workspace, run.sink, run.stop.event, start=start)
+    given = TrainingInput(
+        job, files, rows, mixture, by_task, run.workspace, run.sink, run.stop.event, start=start, mounts=run.mounts
+    )
     shared, keep = run.shared, job.spec.checkpoint.keep
     if shared is None:
         return train(given)

@@ -105,6 +105,7 @@ def take_part(assignment: Assignment, desk: Any) -> TrainingReport | None:
         AgreedStop(group, desk, PodStop(assignment.workspace.root)),
         start=start,
         group=group,
+        mounts=assignment.mounts,
     )
     try:
         report = _train(given, shared, desk)

@@ -20,6 +20,9 @@ M = TypeVar("M", bound=ApiModel)
 SHARED_FOLDER = ".finetune"
 """The command line keeps its workspaces in a folder of this name."""
 
+EVENT_FILES = "tensorboard"
+"""A folder of this name holds TensorBoard's files: in the workspace, beside the tuned weights, in the report."""
+
 RESULTS = ("inputs", "plan", "data", "training", "evaluation")
 """What stages remember, in the order in which it comes about."""
 

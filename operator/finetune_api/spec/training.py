@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.block import Block, Problem
-from finetune_api.spec.field import Int, Number, Seed
+from finetune_api.spec.field import COLUMN, ENDPOINT, Flag, Int, Number, SecretRef, Seed
 
 
 class Schedule(StrEnum):
@@ -32,6 +32,40 @@ class GradientCheckpointing(StrEnum):
     AUTO = "auto"
     ALWAYS = "always"
     NEVER = "never"
+
+
+class MlflowSpec(Block):
+    """An MLflow server. Needs the package mlflow in the trainer's image, see docs/trackers.md.
+
+    The run is found again by its tag finetune.job, so that attempts of one job go on in one run.
+    """
+
+    tracking_uri: Annotated[str, Field(min_length=1, max_length=512, pattern=ENDPOINT)]
+    """Address of the server: https://mlflow.example."""
+    experiment: Annotated[str, Field(min_length=1, max_length=250, pattern=COLUMN)] = "Default"
+    """Made where it is not there."""
+    secret_ref: SecretRef | None = None
+    """Secret with MLFLOW_TRACKING_TOKEN, or with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+
+
+def _some_tracker_is_named(tensorboard: bool, mlflow: MlflowSpec | None) -> Iterator[Problem]:
+    if not tensorboard and mlflow is None:
+        yield Problem((), None, "names no tracker", "Set tensorboard: true, or leave reportTo out.")
+
+
+class ReportToSpec(Block):
+    """Experiment trackers that hear of losses and learning rates while the model learns; the report has them anyway.
+
+    One that is away neither fails nor holds up training: the report says what it missed.
+    """
+
+    rules = (_some_tracker_is_named,)
+
+    tensorboard: Flag = False
+    """Event files for ``tensorboard --logdir``: while training in ``tensorboard/`` of the workspace, then published as
+    ``report/tensorboard/``. A resumed run writes the steps before its checkpoint again."""
+    mlflow: MlflowSpec | None = None
+    """An MLflow server."""
 
 
 class EarlyStoppingSpec(Block):
@@ -76,10 +110,16 @@ def _nothing_takes_no_steps(epochs: float, max_steps: int | None) -> Iterator[Pr
         )
 
 
+def _something_is_tracked(epochs: float, report_to: ReportToSpec | None) -> Iterator[Problem]:
+    if epochs == 0 and report_to is not None:
+        asked = report_to.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        yield Problem(("reportTo",), asked, "has nothing to tell with epochs: 0", "Leave it out.")
+
+
 class TrainingSpec(Block):
     """The training loop."""
 
-    rules = (_global_batch_is_divided, _evaluations_fit_into_steps, _nothing_takes_no_steps)
+    rules = (_global_batch_is_divided, _evaluations_fit_into_steps, _nothing_takes_no_steps, _something_is_tracked)
 
     epochs: Annotated[Number, Field(ge=0, le=1000)] = 3.0
     """Passes over the training rows; 1-5 is usual, more overfits. Time grows linearly with it. 0: nothing is trained;
@@ -112,6 +152,8 @@ class TrainingSpec(Block):
     """Stop when validation gets no better, and keep the best weights. Absent: train to the end, keep the last."""
     eval_every_steps: Annotated[Int, Field(ge=1, le=10_000_000)] | None = None
     """Steps between validations. Absent: five in a run."""
+    report_to: ReportToSpec | None = None
+    """Experiment trackers. Absent: none."""
     seed: Seed = 17
     """Order of the rows, first values of new weights, dropout."""
 

@@ -100,6 +100,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "foreign rows against forgetting": {"spec.evaluation.forgetting.sources": ["hf://a/b", "s3://other/f.jsonl"]},
     "an allowed store": {"spec.output.endpoint": "https://minio.example"},
     "a foreign store": {"spec.output.endpoint": "https://minio.example.other/"},
+    "a foreign tracker": {"spec.training.reportTo.mlflow.trackingUri": "https://mlflow.example/"},
+    "a tracker that is allowed": {"spec.training.reportTo.mlflow.trackingUri": "https://minio.example/mlflow"},
     "a variable that leads to a foreign store": {
         "spec.compute.pod.env": [{"name": "AWS_ENDPOINT_URL", "value": "https://other.example"}]
     },

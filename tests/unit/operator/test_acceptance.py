@@ -123,6 +123,14 @@ REFUSALS = (
         {"storageEndpoints": ["https://minio.example/"]},
     ),
     Refusal(
+        "a tracker that is not allowed",
+        {"spec.training.reportTo": {"mlflow": {"trackingUri": "https://mlflow.example.other"}}},
+        NAMED,
+        ("spec.training.reportTo.mlflow.trackingUri", "https://mlflow.example.other", "https://mlflow.example/"),
+        False,
+        {"storageEndpoints": ["https://mlflow.example/"]},
+    ),
+    Refusal(
         "a variable that leads to another store",
         {"spec.compute.pod": {"env": [{"name": "AWS_ENDPOINT_URL_S3", "value": "https://other.example"}]}},
         NAMED,

@@ -73,6 +73,9 @@ EVERYTHING = {
     "spec.evaluation.resources": {"memory": "16Gi"},
     "spec.evaluation.benchmarks": [{"suite": "mmlu"}, {"suite": "configMap://tasks/pick.yaml"}],
     "spec.output": {"uri": "s3://models/tuned", "endpoint": "http://minio.example:9000", "secretRef": {"name": "s3-w"}},
+    "spec.training.reportTo": {
+        "mlflow": {"trackingUri": "https://mlflow.example", "secretRef": {"name": "mlflow-keys"}}
+    },
     "spec.runPolicy": {"checkQueueName": "cpu"},
 }
 """Every field that ends up in a pod."""

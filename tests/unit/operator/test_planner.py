@@ -356,6 +356,17 @@ def test_time_to_the_end_is_not_shown_any_more():
     assert recorded(made).summary == Summary(progress="42 %", message=recorded(made).summary.message)  # type: ignore[union-attr]
 
 
+def test_a_stage_that_succeeded_may_have_something_to_say():
+    result = make_result(CHECK, message="a tracker missed 3 reports", data=None)
+    pod = make_pod(CHECK, phase=PodPhase.SUCCEEDED, exit_code=ExitCode.OK)
+    observed = seen(
+        children=(make_child(CHECK, succeeded=True),), pods=(pod,), results=(DeliveredResult(CHECK, 1, result),)
+    )
+    checked = condition(plan(checking_job(), observed, SETTINGS, after(5)), ConditionType.CHECKED)
+    assert (checked.status, checked.reason) == (ConditionStatus.TRUE, Reason.STAGE_SUCCEEDED)
+    assert checked.message == "attempt 1 succeeded; a tracker missed 3 reports"
+
+
 @pytest.mark.parametrize("gate", [None, GateResult(metric="t.accuracy", passed=True, why="0.9 is not below 0.8")])
 def test_a_spec_that_was_published_before_is_not_trained_again(gate: GateResult | None):
     given = {"spec.evaluation.gates": [{"metric": "sentiment.accuracy"}]} if gate else None

@@ -66,6 +66,13 @@ def test_training_tells_its_last_figures_also_those_that_are_no_numbers():
     assert values["loss"] == "nan"
     assert (values["steps"], values["validation_loss"]) == ("8", "0.5")
     assert result.resumed_from_step == 4
+    assert result.message == ""
+
+
+def test_training_tells_what_a_tracker_missed():
+    result = train_result(TRAINING.model_copy(update={"warnings": ("the tracker missed 3 reports", "é" * 2000)}))
+    assert result.message.startswith("the tracker missed 3 reports; é")
+    assert result.exit_code is ExitCode.OK
 
 
 def test_evaluation_tells_figures_verdict_and_what_was_published():
