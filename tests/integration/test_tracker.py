@@ -2,15 +2,17 @@
 
 import json
 import struct
+import sys
 from pathlib import Path
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from finetune_api.report import ArtifactKind
+from finetune_trainer.errors import SpecError
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.run import Run
-from finetune_trainer.stages import run, train_stage
+from finetune_trainer.stages import check_stage, run, train_stage
 from finetune_trainer.workspace import Workspace
 
 from .jobs import tiny_job
@@ -72,3 +74,13 @@ def test_a_tracker_that_fails_costs_a_warning_and_nothing_else(tiny_model_dir: P
     assert report.steps == 8
     assert len(report.warnings) == 1
     assert "spec.training.reportTo.tensorboard" in report.warnings[0]
+
+
+def test_a_check_ends_where_a_package_is_missing(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    job = tiny_job(tiny_model_dir, tmp_path, training__reportTo={"mlflow": {"trackingUri": "http://mlflow:5000"}})
+    workspace = Workspace(tmp_path / "workspace")
+    workspace.root.mkdir()
+    with pytest.raises(SpecError, match="needs the package mlflow"):
+        check_stage(Run(job, workspace, Silence(), StopFlag()))
+    assert not (tmp_path / "output").exists(), "nothing was touched before"

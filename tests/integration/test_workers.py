@@ -42,6 +42,7 @@ from finetune_trainer.worker import Assignment
 from finetune_trainer.workspace import Workspace
 
 from .jobs import tiny_job
+from .test_tracker import read_event_files
 
 # The same sums in another order, float32, eight steps of AdamW, whose first steps divide by |gradient| and so blow up
 # rounding where gradients are near zero. Measured: 5e-7 in the loss, 2e-6 in a weight, which moves by up to 8e-2.
@@ -132,7 +133,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "full, ZeRO 3": FULL | zero(3),
     "full, ZeRO 3, offloaded": FULL | zero(3, "cpu"),
     "selective": SELECTIVE,
-    "lora": LORA,
+    "lora": LORA | {"training__reportTo": {"tensorboard": True}},
     "lora, ZeRO 2": LORA | zero(2),
     "lora, ZeRO 3": LORA | zero(3),
     # The first finds products in float32 as fast, the second those in bfloat16 faster.
@@ -317,6 +318,14 @@ def test_deepspeed_trains_what_asks_for_it_and_nothing_else(on_two_workers: dict
 def test_two_workers_begin_with_what_another_job_has_published(on_two_workers: dict[str, Trained], method: str):
     # Of the same rows, before anything is learnt from them.
     assert on_two_workers[f"{method} again"].losses[0] < on_two_workers[method].losses[0] - 100 * SAME_LOSS
+
+
+def test_the_first_of_two_workers_alone_tells_a_tracker(on_two_workers: dict[str, Trained]):
+    two = on_two_workers["lora"]
+    points = {point.step: point.loss for point in two.report.curve if point.loss is not None}
+    drawn = read_event_files(two.workspace.tuned / "tensorboard")["train/loss"]
+    assert [step for step, _ in drawn] == list(points)
+    assert dict(drawn) == pytest.approx(points)
 
 
 @pytest.mark.parametrize("pull", PULLS)

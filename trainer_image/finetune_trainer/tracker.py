@@ -165,7 +165,12 @@ def _without_step(entry: Mapping[str, Any]) -> dict[str, float]:
 
 
 def open_trackers(job: FineTuneJob, workspace: Workspace, mounts: Mounts) -> Trackers:
-    """Return what tells the trackers that the job asks for; they are reached when there is something to tell."""
+    """Return what tells the trackers that the job asks for; they are reached when there is something to tell.
+
+    Raises:
+        SpecError: a package is not installed; a check may have been skipped.
+    """
+    require_trackers(job.spec)
     wanted = job.spec.training.report_to
     if wanted is None:
         return Trackers()

@@ -189,8 +189,13 @@ def test_what_runs_are_compared_by_has_the_names_of_the_yaml():
     assert not [name for name in told if "reportTo" in name]
 
 
-def test_a_package_that_is_not_here_is_named_before_anything_is_read(monkeypatch: pytest.MonkeyPatch):
+def test_a_package_that_is_not_here_is_named_also_where_the_check_is_skipped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(SpecError, match=r"reportTo\.mlflow needs the package mlflow.*docs/trackers\.md"):
+    message = r"reportTo\.mlflow needs the package mlflow.*docs/trackers\.md"
+    with pytest.raises(SpecError, match=message):
         require_trackers(job_with(MLFLOW).spec)
+    with pytest.raises(SpecError, match=message):
+        open_trackers(job_with(MLFLOW), Workspace(tmp_path), Mounts())
     require_trackers(job_with({"spec.training.reportTo": {"tensorboard": True}}).spec)
