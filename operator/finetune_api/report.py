@@ -574,7 +574,7 @@ class Efficiency(ApiModel):
 
 
 class HolisticReport(ApiModel):
-    """What is asked beside accuracy; it decides nothing. Calibration is ``ece`` among the metrics."""
+    """What is asked beside accuracy; it decides what a gate names. Calibration is ``ece`` among the metrics."""
 
     metrics: tuple[MetricComparison, ...] = ()
     """Robustness as ``<figure>_typos`` and ``<figure>_case``: the change when inputs are disturbed. Fairness as

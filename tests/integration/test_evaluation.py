@@ -233,8 +233,22 @@ def test_accuracy_is_that_of_a_direct_computation(models: TwoModels, tokenizer, 
 
 def test_the_other_axes_are_measured_beside_accuracy(models: TwoModels, tokenizer, tmp_path: Path):
     holistic = {"subgroupColumn": "answer", "perturbations": ["case"]}
-    job = make_job(tmp_path, {"labels": LABELS, "templates": LABEL_TEMPLATES[:1]}, evaluation={"holistic": holistic})
+    gates = [
+        {"metric": "sentiment.accuracy_case", "min": -2.0},
+        {"metric": "openings.insulting_answers", "max": -1.0},
+        {"metric": "openings.gender_skew", "minDelta": 1.0},
+        {"metric": "sentiment.subgroup_gap", "max": 1.0},
+    ]
+    task = {"labels": LABELS, "templates": LABEL_TEMPLATES[:1]}
+    job = make_job(tmp_path, task, evaluation={"holistic": holistic, "gates": gates})
     run = run_evaluation(models, tokenizer, job)
+    assert [(gate.metric, gate.passed) for gate in run.report.gates] == [
+        (gate["metric"], index == 0) for index, gate in enumerate(gates)
+    ]
+    whys = [gate.why for gate in run.report.gates[1:]]
+    assert "above the most allowed -1" in whys[0]
+    assert "is certain with 95% confidence" in whys[1]
+    assert "is not measured: fewer than two values of answer have 30 test rows" in whys[2]
     found = run.report.holistic
     assert found is not None
     assert [one.metric for one in found.metrics] == ["accuracy_case", "insulting_answers", "gender_skew"]

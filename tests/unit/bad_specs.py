@@ -1089,6 +1089,21 @@ BAD_SPECS = [
         PASSES,
     ),
     BadSpec(
+        "a gate names another axis that the job measures",
+        {
+            "spec.evaluation.holistic.perturbations": ["case"],
+            "spec.evaluation.gates": [
+                {"metric": "openings.gender_skew", "max": 0.4},
+                {"metric": "sentiment.accuracy_case"},
+                {"metric": "sentiment.accuracy_typos"},
+            ],
+        },
+        "spec.evaluation.gates[2].metric",
+        "sentiment.accuracy_typos",
+        ("is not measured", "sentiment.accuracy_case, openings.insulting_answers", "spec.evaluation.holistic"),
+        PASSES,
+    ),
+    BadSpec(
         "a gate beside benchmarks still names a figure that the task has",
         {
             "spec.evaluation.benchmarks": [{"suite": "mmlu"}],

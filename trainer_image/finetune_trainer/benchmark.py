@@ -120,12 +120,12 @@ class BenchmarkRun:
 
 
 def check_gates(gates: Sequence[GateSpec], own_tasks: Collection[str], measured: Collection[str]) -> None:
-    """Find gates that neither a task of the job nor a benchmark answers.
+    """Find gates that neither a task of the job nor anything asked beside it answers.
 
     Args:
         gates: of the job.
         own_tasks: the job's own tasks, whose gates the spec has checked.
-        measured: figures of benchmarks that a gate can be about.
+        measured: figures of benchmarks and other axes that a gate can be about.
 
     Raises:
         SpecError: there is one.
@@ -134,7 +134,8 @@ def check_gates(gates: Sequence[GateSpec], own_tasks: Collection[str], measured:
         if gate.metric.partition(".")[0] not in own_tasks and gate.metric not in measured:
             known = ", ".join(list(measured)[:12]) or "nothing that a gate can be about"
             raise SpecError(
-                f"spec.evaluation.gates[{index}].metric: {gate.metric} is not measured; the benchmarks have {known}."
+                f"spec.evaluation.gates[{index}].metric: {gate.metric} is not measured; beside the tasks' own figures "
+                f"there are {known}."
             )
 
 

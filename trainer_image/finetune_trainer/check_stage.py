@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.report import DataReport, Rehearsal, Stage
-from finetune_api.spec import FineTuneJobSpec, MethodType, Preflight, evaluates_only
+from finetune_api.spec import FineTuneJobSpec, MethodType, Preflight, evaluates_only, holistic_figures
 from finetune_api.status import PlanStatus
 from finetune_trainer.benchmark import check_gates
 from finetune_trainer.best_weights import schedule_note
@@ -201,5 +201,6 @@ def _check_benchmarks(
                 f"one of them another name."
             )
     figures = [figure for benchmark in benchmarks.benchmarks for figure in benchmark.figures]
-    check_gates(run.job.spec.evaluation.gates, dataset.tasks, figures)
+    spec = run.job.spec
+    check_gates(spec.evaluation.gates, dataset.tasks, [*figures, *holistic_figures(spec.data.tasks, spec.evaluation)])
     return {benchmark.name: benchmark.questions() for benchmark in benchmarks.benchmarks}

@@ -24,7 +24,7 @@ from finetune_trainer.examiner import Asked, Examiner, LogprobScorer, Meter, Pai
 from finetune_trainer.fit import LONGEST_TEXT
 from finetune_trainer.forgetting import GeneralAnswers, compare_abilities, forgetting_gate
 from finetune_trainer.format_probe import compare_answers
-from finetune_trainer.gate import judge_gates
+from finetune_trainer.gate import Measurement, Unmeasured, judge_gates
 from finetune_trainer.general_suite import GeneralSuite
 from finetune_trainer.holistic_question import HolisticAnswers, HolisticQuestions
 from finetune_trainer.memory import memory_errors
@@ -113,12 +113,17 @@ def evaluate(
         compare_task(paper, zero_shot[paper.task], few_shot.get(paper.task), tuned_answers[paper.task], seed)
         for paper in papers
     ]
-    measured = {name: found for one in compared for name, found in one.measured.items()}
+    measured: dict[str, Measurement | Unmeasured] = {name: it for one in compared for name, it in one.measured.items()}
+    holistic_report = None
+    if holistic and base_beside.holistic and tuned_beside.holistic:
+        sides = base_beside.holistic, tuned_beside.holistic
+        holistic_report, of_axes = holistic.compare(zero_shot, tuned_answers, *sides)
+        measured |= of_axes
     benchmark_reports: tuple[BenchmarkReport, ...] = ()
     if benchmarks:
         benchmark_reports, of_benchmarks = benchmarks.compare(base_beside.benchmarks, tuned_beside.benchmarks, seed)
-        check_gates(job.spec.evaluation.gates, dataset.tasks, of_benchmarks)
         measured |= of_benchmarks
+        check_gates(job.spec.evaluation.gates, dataset.tasks, measured)
     gates = judge_gates(job.spec.evaluation.gates, measured)
     budget = job.spec.evaluation.forgetting
     forgetting = None
@@ -133,9 +138,7 @@ def evaluate(
         gates=gates,
         forgetting=forgetting,
         benchmarks=benchmark_reports,
-        holistic=holistic.compare(zero_shot, tuned_answers, base_beside.holistic, tuned_beside.holistic)
-        if holistic and base_beside.holistic and tuned_beside.holistic
-        else None,
+        holistic=holistic_report,
         probe=probe,
         few_shot=max((len(paper.shown) for paper in papers), default=0) or None,
         confusions=tuple(

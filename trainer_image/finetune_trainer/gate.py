@@ -23,7 +23,14 @@ class Measurement:
     """Of rows that are alike and were drawn together; absent where every row stands for itself."""
 
 
-def judge_gates(gates: Sequence[GateSpec], measured: Mapping[str, Measurement]) -> tuple[GateResult, ...]:
+@dataclass(frozen=True, slots=True)
+class Unmeasured:
+    """One figure that the rows were not enough for."""
+
+    why: str
+
+
+def judge_gates(gates: Sequence[GateSpec], measured: Mapping[str, Measurement | Unmeasured]) -> tuple[GateResult, ...]:
     """Return a verdict for every gate; ``measured`` is keyed by ``<task>.<figure>`` and has all that gates name."""
     return tuple(_judge(gate, measured[gate.metric]) for gate in gates)
 
@@ -46,7 +53,9 @@ def why_kept_back(publish_on: PublishOn, gates: Sequence[GateResult]) -> str:
             assert_never(publish_on)
 
 
-def _judge(gate: GateSpec, found: Measurement) -> GateResult:
+def _judge(gate: GateSpec, found: Measurement | Unmeasured) -> GateResult:
+    if isinstance(found, Unmeasured):
+        return GateResult(metric=gate.metric, passed=False, why=f"{gate.metric} is not measured: {found.why}"[:512])
     reasons = [*_bounds_broken(gate, found), *_gain_missed(gate, found)]
     if reasons:
         return GateResult(metric=gate.metric, passed=False, why="; ".join(reasons)[:512])

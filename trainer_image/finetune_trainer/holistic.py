@@ -1,7 +1,7 @@
 """What HELM asks beside accuracy (arXiv:2211.09110): robustness, fairness, bias and toxicity by word lists. Pure.
 
-Calibration is a figure of every task with labels, ``ece``. None of this decides anything: a gap between subgroups or a
-word in a list is a reason to look, not a verdict.
+Calibration is a figure of every task with labels, ``ece``. A gap between subgroups or a word in a list is a reason to
+look, not a verdict: only a gate that names a figure lets it decide.
 """
 
 import re
@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from finetune_api.report import BaseAndTuned, MetricComparison, SubgroupFigure, WordCount
 from finetune_api.spec import Perturbation
+from finetune_api.spec.evaluation import SUBGROUP_GAP, WRITTEN
 from finetune_trainer.comparison import describe, measure
 from finetune_trainer.figure import Figure, divide, mean_figure
+from finetune_trainer.gate import Measurement
 from finetune_trainer.statistics import FEW_ROWS, Difference
 
 Floats = NDArray[np.float64]
 
-WRITTEN = "openings"
-"""Stands for the task in figures of what was written behind the shipped openings."""
+Compared = tuple[MetricComparison, Measurement]
+"""A figure as the report has it, and as gates judge it."""
 
 MOST_SUBGROUPS = 32
 """Listed in the report, those with the most rows."""
@@ -55,7 +57,7 @@ def compare_robustness(
     tuned: tuple[Figure, Figure],
     seed: int,
     groups: Sequence[str] | None,
-) -> MetricComparison:
+) -> Compared:
     """Return how much each model's figure changes when the input is disturbed; below 0 it gets worse.
 
     Args:
@@ -67,7 +69,7 @@ def compare_robustness(
         groups: rows of one group are drawn together.
     """
     found = measure(_change(*base), _change(*tuned), seed, groups)
-    return describe(task, f"{base[0].name}_{how}", found, _both(found.difference, found.base, found.tuned))
+    return describe(task, f"{base[0].name}_{how}", found, _both(found.difference, found.base, found.tuned)), found
 
 
 def compare_subgroups(
@@ -77,7 +79,7 @@ def compare_subgroups(
     tuned: Figure,
     seed: int,
     groups: Sequence[str] | None,
-) -> tuple[tuple[SubgroupFigure, ...], MetricComparison | None]:
+) -> tuple[tuple[SubgroupFigure, ...], Compared | None]:
     """Return the figure in every subgroup, and the largest gap between two of those with enough rows.
 
     There is no gap where fewer than two subgroups have `finetune_trainer.statistics.FEW_ROWS` rows.
@@ -109,12 +111,13 @@ def compare_subgroups(
         return found, None
     gap = measure(_gap(base, compared), _gap(tuned, compared), seed, groups)
     note = f"largest difference in {base.name} between two of {len(compared)} subgroups; chance alone makes some"
-    return found, describe(task, "subgroup_gap", gap, f"{note}; {_both(gap.difference, gap.base, gap.tuned)}")
+    gap_told = describe(task, SUBGROUP_GAP, gap, f"{note}; {_both(gap.difference, gap.base, gap.tuned)}")
+    return found, (gap_told, gap)
 
 
 def compare_words(
     base: Sequence[str], tuned: Sequence[str], seed: int
-) -> tuple[tuple[WordCount, ...], tuple[MetricComparison, ...]]:
+) -> tuple[tuple[WordCount, ...], tuple[Compared, ...]]:
     """Return how often listed words stand in what both models wrote, and the two figures that come of it."""
     lists = axis_words().lists
     counts = [[_listed_words(text) for text in texts] for texts in (base, tuned)]
@@ -136,7 +139,8 @@ def compare_words(
     found = []
     for before, after, note in zip(*figures, notes, strict=True):
         one = measure(before, after, seed)
-        found.append(describe(WRITTEN, before.name, one, f"{note}; {_both(one.difference, one.base, one.tuned)}"))
+        told = describe(WRITTEN, before.name, one, f"{note}; {_both(one.difference, one.base, one.tuned)}")
+        found.append((told, one))
     return words, tuple(found)
 
 
@@ -160,7 +164,7 @@ def _gap(figure: Figure, members: Sequence[NDArray[np.bool_]]) -> Figure:
         gap: Floats = np.nanmax(values, axis=-1) - np.nanmin(values, axis=-1)
         return gap
 
-    return Figure("subgroup_gap", rows.reshape(len(rows), -1), combine, higher_is_better=False)
+    return Figure(SUBGROUP_GAP, rows.reshape(len(rows), -1), combine, higher_is_better=False)
 
 
 def _listed_words(text: str) -> Counter[str]:

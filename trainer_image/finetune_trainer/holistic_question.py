@@ -6,16 +6,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import BaseAndTuned, Efficiency, HolisticReport, MetricComparison, SubgroupFigure
+from finetune_api.report import BaseAndTuned, Efficiency, HolisticReport, SubgroupFigure
 from finetune_api.spec import Perturbation
+from finetune_api.spec.evaluation import SUBGROUP_GAP
 from finetune_trainer.comparison import adjust_for_many
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.disturbance import disturb
 from finetune_trainer.examiner import Answers, Asked, Examiner
 from finetune_trainer.figure import Figure
-from finetune_trainer.holistic import axis_words, compare_robustness, compare_subgroups, compare_words
+from finetune_trainer.gate import Measurement, Unmeasured
+from finetune_trainer.holistic import Compared, axis_words, compare_robustness, compare_subgroups, compare_words
 from finetune_trainer.memory import forget_peak, peak_bytes
 from finetune_trainer.paper import Paper
+from finetune_trainer.statistics import FEW_ROWS
 from finetune_trainer.task_figure import task_figure
 
 
@@ -79,29 +82,36 @@ class HolisticQuestions:
         tuned_answers: Mapping[str, Answers],
         base: HolisticAnswers,
         tuned: HolisticAnswers,
-    ) -> HolisticReport:
-        """Return both models side by side on every axis."""
-        metrics: list[MetricComparison] = []
+    ) -> tuple[HolisticReport, dict[str, Measurement | Unmeasured]]:
+        """Return both models side by side on every axis, and what gates can name."""
+        compared: list[Compared] = []
+        measured: dict[str, Measurement | Unmeasured] = {}
         subgroups: list[SubgroupFigure] = []
         for paper in self.papers:
             before, after = (task_figure(paper, one) for one in (asked[paper.task].answers, tuned_answers[paper.task]))
             for (task, how), disturbed in base.disturbed.items():
                 if task == paper.task:
                     pairs = (before, disturbed), (after, tuned.disturbed[task, how])
-                    metrics.append(compare_robustness(task, how, *pairs, self.seed, paper.groups))
+                    compared.append(compare_robustness(task, how, *pairs, self.seed, paper.groups))
             if self.column is not None:
                 values = [str(row.values.get(self.column, "")) for row in paper.test]
                 found, gap = compare_subgroups(paper.task, values, before, after, self.seed, paper.groups)
                 subgroups += found
-                metrics += [gap] if gap else []
+                compared += [gap] if gap else []
+                measured[f"{paper.task}.{SUBGROUP_GAP}"] = Unmeasured(
+                    f"fewer than two values of {self.column} have {FEW_ROWS} test rows"
+                )
         words, of_words = compare_words(base.written, tuned.written, self.seed)
-        return HolisticReport(
-            metrics=adjust_for_many([*metrics, *of_words]),
+        compared += of_words
+        measured |= {f"{told.task}.{told.metric}": found for told, found in compared}
+        report = HolisticReport(
+            metrics=adjust_for_many([told for told, _ in compared]),
             subgroups=tuple(subgroups),
             words=words,
             openings=len(self.openings),
             efficiency=_efficiency(base, tuned),
         )
+        return report, measured
 
 
 def _disturbed(paper: Paper, how: Perturbation, dataset: Dataset, seed: int) -> Paper:

@@ -3,7 +3,7 @@
 Every value that is absent has a safe default; the minimum is model, one task, method and output.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from finetune_api.block import Block, Problem
 from finetune_api.spec.base import DType, ModelSpec, ModelTask, StartFrom
@@ -34,6 +34,8 @@ from finetune_api.spec.data import (
     TemplateSpec,
 )
 from finetune_api.spec.evaluation import (
+    SUBGROUP_GAP,
+    WRITTEN,
     BaselinesSpec,
     BenchmarkSpec,
     EvaluationSpec,
@@ -144,6 +146,7 @@ __all__ = [
     "VolumeMountSpec",
     "VolumeSpec",
     "evaluates_only",
+    "holistic_figures",
 ]
 
 
@@ -409,6 +412,7 @@ def _accuracy_needs_labels(data: DataSpec, evaluation: EvaluationSpec) -> Iterat
 
 def _gates_name_what_is_measured(data: DataSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
     measured = [figure for task in data.tasks for figure in measured_figures(task, evaluation)]
+    measured += holistic_figures(data.tasks, evaluation)
     tasks = {task.name for task in data.tasks}
     for index, gate in enumerate(evaluation.gates):
         # Only the harness knows the tasks of a benchmark: the check stage looks for these.
@@ -418,7 +422,7 @@ def _gates_name_what_is_measured(data: DataSpec, evaluation: EvaluationSpec) -> 
                 ("evaluation", "gates", index, "metric"),
                 gate.metric,
                 "is not measured",
-                f"Name one of {', '.join(measured)}, or add its metric to spec.evaluation.metrics.",
+                f"Name one of {', '.join(measured)}, or ask for it: spec.evaluation.metrics, spec.evaluation.holistic.",
             )
 
 
@@ -432,6 +436,19 @@ def measured_figures(task: TaskSpec, evaluation: EvaluationSpec) -> tuple[str, .
         for figure in metric.figures
         if task.labels or metric is not Metric.ACCURACY
     )
+
+
+def holistic_figures(tasks: Iterable[TaskSpec], evaluation: EvaluationSpec) -> tuple[str, ...]:
+    """Return ``<task>.<figure>`` for what ``spec.evaluation.holistic`` asks and a gate can name."""
+    holistic = evaluation.holistic
+    if holistic is None:
+        return ()
+    names = []
+    for task in tasks:
+        figure = "accuracy" if task.labels else "token_probability"
+        names += [f"{task.name}.{figure}_{how}" for how in holistic.perturbations]
+        names += [f"{task.name}.{SUBGROUP_GAP}"] if holistic.subgroup_column else []
+    return (*names, f"{WRITTEN}.insulting_answers", f"{WRITTEN}.gender_skew")
 
 
 def _something_is_evaluated(model: ModelSpec, training: TrainingSpec) -> Iterator[Problem]:

@@ -51,6 +51,11 @@ class Perturbation(StrEnum):
     CASE = "case"
 
 
+WRITTEN = "openings"
+"""Stands for the task in figures of what is written behind the shipped openings."""
+SUBGROUP_GAP = "subgroup_gap"
+
+
 class BaselinesSpec(Block):
     """What the tuned model is compared with."""
 
@@ -121,8 +126,8 @@ def _disturbed_once(perturbations: tuple[Perturbation, ...]) -> Iterator[Problem
 class HolisticSpec(Block):
     """HELM's other axes (arXiv:2211.09110): robustness, fairness gap, bias, toxicity, efficiency.
 
-    They are told and decide nothing. Bias and toxicity are counted by short English word lists in what both models
-    write behind 32 openings, which is also what speed and memory are measured on.
+    They decide nothing that no gate names. Bias and toxicity are counted by short English word lists in what both
+    models write behind 32 openings, which is also what speed and memory are measured on.
     """
 
     rules = (_disturbed_once,)
@@ -139,7 +144,9 @@ class GateSpec(Block):
     """What must hold for the model to be published: min, max and minDelta; ``minDelta: 0`` when none is set."""
 
     metric: Annotated[str, Field(min_length=3, max_length=128, pattern=GATE_METRIC)]
-    """<task>.<figure>: sentiment.accuracy, summary.rougeL; of a benchmark <suite or task>.<figure>: mmlu.acc."""
+    """<task>.<figure>: sentiment.accuracy, summary.rougeL; of a benchmark <suite or task>.<figure>: mmlu.acc. Of
+    holistic: <task>.accuracy_typos and _case (token_probability_… without labels), <task>.subgroup_gap,
+    openings.insulting_answers and openings.gender_skew; speed and memory, measured once, are no figures of a gate."""
     min: Annotated[Number, Field(ge=-1000, le=1_000_000)] | None = None
     """The tuned model's figure must not be below this."""
     max: Annotated[Number, Field(ge=-1000, le=1_000_000)] | None = None

@@ -12,7 +12,7 @@ def test_robustness_is_each_models_own_change_and_their_difference():
     right, fewer, none = np.ones(100), np.repeat([1.0, 0.0], [90, 10]), np.repeat([1.0, 0.0], [60, 40])
     base = mean_figure("accuracy", right), mean_figure("accuracy", none)
     tuned = mean_figure("accuracy", right), mean_figure("accuracy", fewer)
-    found = compare_robustness("reviews", Perturbation.TYPOS, base, tuned, 1, None)
+    found, _ = compare_robustness("reviews", Perturbation.TYPOS, base, tuned, 1, None)
     assert (found.task, found.metric) == ("reviews", "accuracy_typos")
     assert (found.base, found.tuned, found.delta) == (pytest.approx(-0.4), pytest.approx(-0.1), pytest.approx(0.3))
     assert found.base_interval is not None and found.tuned_interval is not None
@@ -33,6 +33,8 @@ def test_the_gap_is_between_the_best_and_the_worst_subgroup_with_enough_rows():
     ]
     assert [one.tuned for one in found] == pytest.approx([0.8, 0.5, 1.0, 0.0])
     assert gap is not None
+    gap, measured = gap
+    assert measured.tuned == gap.tuned
     assert (gap.metric, gap.base, gap.tuned) == ("subgroup_gap", pytest.approx(0.0), pytest.approx(0.5))
     assert not gap.higher_is_better
     assert gap.tuned_interval is not None
@@ -49,7 +51,7 @@ def test_one_subgroup_with_enough_rows_has_no_gap():
 def test_words_are_counted_whole_in_any_case():
     base = ["She and her mother left.", "HE is an idiot, an Idiot!", "The sheriff said hello."]
     tuned = ["He and his father left.", "They left.", "She left."]
-    words, (insults, skew) = compare_words(base, tuned, 1)
+    words, ((insults, _), (skew, _)) = compare_words(base, tuned, 1)
     assert {one.name: (one.found.base, one.found.tuned) for one in words} == {
         "female": (3, 1),
         "male": (1, 3),
@@ -61,7 +63,7 @@ def test_words_are_counted_whole_in_any_case():
 
 
 def test_models_that_write_no_gendered_word_are_not_skewed():
-    _, (_, skew) = compare_words(["It rains."], ["Snow falls."], 1)
+    _, (_, (skew, _)) = compare_words(["It rains."], ["Snow falls."], 1)
     assert (skew.base, skew.tuned, skew.delta) == (0.0, 0.0, 0.0)
 
 
