@@ -41,6 +41,7 @@ from finetune_trainer.train_stage import train_stage
 from finetune_trainer.worker import Assignment
 from finetune_trainer.workspace import Workspace
 
+from .conftest import save_tiny_encoder_decoder
 from .jobs import tiny_job
 from .test_tracker import read_event_files
 
@@ -96,6 +97,7 @@ SELECTIVE: dict[str, Any] = {
 }
 ADAPTER: dict[str, Any] = {"method": {"type": "adapter", "adapter": {"bottleneck": 8}}}
 SMALL = {"training__microBatchSize": 1}
+SEQ2SEQ: dict[str, Any] = {"model__task": "seq2seq-lm"}
 
 
 def zero(stage: int, offload: str = "none") -> dict[str, Any]:
@@ -143,6 +145,12 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "lora again": LORA | {GOES_ON_FROM: "lora"},
     "full again": FULL | {GOES_ON_FROM: "full"},
     "full again, ZeRO 3": FULL | {GOES_ON_FROM: "full"} | zero(3),
+    "seq2seq full": SEQ2SEQ | FULL,
+    "seq2seq full, ZeRO 2": SEQ2SEQ | FULL | zero(2),
+    "seq2seq full, ZeRO 3": SEQ2SEQ | FULL | zero(3),
+    "seq2seq lora": SEQ2SEQ | LORA,
+    "seq2seq lora, ZeRO 3": SEQ2SEQ | LORA | zero(3),
+    "seq2seq selective": SEQ2SEQ | SELECTIVE,
     **{f"full with {pull}": full_with(pull) for pull in PULLS},
     **{f"full with {pull}, ZeRO 2": full_with(pull) | zero(2) for pull in PULLS},
     "lora until it gets worse": STOPPED_EARLY,
@@ -189,6 +197,14 @@ class _CaughtError(Exception):
 
 
 @pytest.fixture(scope="module")
+def model_of(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Say which model a training of that name tunes."""
+    # Without dropout, which each worker draws for itself.
+    other = save_tiny_encoder_decoder(tmp_path_factory.mktemp("encoder-decoder"), dropout=0.0)
+    return lambda name: other if name.startswith("seq2seq") else tiny_model_dir
+
+
+@pytest.fixture(scope="module")
 def published(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What jobs before have published, by their method."""
     models = {}
@@ -202,16 +218,19 @@ def published(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def on_two_workers(
-    cluster: None, tiny_model_dir: Path, published: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    cluster: None,
+    model_of: Callable[[str], Path],
+    published: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Trained]:
     """What two workers made of all `TRAININGS`; of those `INTERRUPTED` also under the name with ``resumed``."""
     folder = tmp_path_factory.mktemp("two-workers")
     assignments = {
-        name: encoded(on_two(tiny_model_dir, folder, **located(changes, published)), Workspace(folder / name))
+        name: encoded(on_two(model_of(name), folder, **located(changes, published)), Workspace(folder / name))
         for name, changes in TRAININGS.items()
     }
     for name in INTERRUPTED:
-        job = on_two(tiny_model_dir, folder, **TRAININGS[name])
+        job = on_two(model_of(name), folder, **TRAININGS[name])
         assignments[f"{name}, resumed"] = encoded(job, Workspace(folder / f"{name}, resumed"))
 
     # A process that DeepSpeed has once been in does not get rid of it.
@@ -279,7 +298,7 @@ def on_two_workers(
 
 @pytest.fixture(scope="module")
 def on_one_worker(
-    tiny_model_dir: Path, published: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+    model_of: Callable[[str], Path], published: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Trained]:
     """What one process makes of the same job."""
     folder = tmp_path_factory.mktemp("one-worker")
@@ -287,7 +306,7 @@ def on_one_worker(
     for name in sorted({name.partition(",")[0] for name in TRAININGS}):
         workspace = Workspace(folder / name)
         workspace.root.mkdir()
-        results[name] = on_one(tiny_job(tiny_model_dir, folder, **located(TRAININGS[name], published)), workspace)
+        results[name] = on_one(tiny_job(model_of(name), folder, **located(TRAININGS[name], published)), workspace)
     return results
 
 

@@ -218,14 +218,6 @@ BAD_SPECS = [
         ("none of the choices", "Did you mean causal-lm?"),
     ),
     BadSpec(
-        "an encoder-decoder model has one worker",
-        {"spec.model.task": "seq2seq-lm", "spec.compute.workers": 2},
-        "spec.compute.workers",
-        "2",
-        ("not supported on several workers yet", "workers: 1"),
-        PASSES,
-    ),
-    BadSpec(
         "an encoder-decoder model is asked no benchmarks",
         {"spec.model.task": "seq2seq-lm", "spec.evaluation.benchmarks": [{"suite": "glue"}]},
         "spec.evaluation.benchmarks",

@@ -341,17 +341,6 @@ def _earlier_checkpoints_are_loaded(
         yield Problem(place, remedy, "has no checkpoints to go back to with epochs: 0", "Set remedy: none.")
 
 
-def _encoders_have_one_worker(model: ModelSpec, compute: ComputeSpec) -> Iterator[Problem]:
-    for field, count in (("workers", compute.workers), ("gpusPerWorker", compute.gpus_per_worker or 0)):
-        if model.task is ModelTask.SEQ2SEQ_LM and count > 1:
-            yield Problem(
-                ("compute", field),
-                count,
-                "is too many: seq2seq-lm is not supported on several workers yet",
-                f"Set {field}: 1.",
-            )
-
-
 def _benchmarks_ask_decoders(model: ModelSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
     if model.task is ModelTask.SEQ2SEQ_LM and evaluation.benchmarks:
         yield Problem(
@@ -505,7 +494,6 @@ class FineTuneJobSpec(Block):
         _remedies_need_validation_rows,
         _workers_checkpoints_stay_apart,
         _earlier_checkpoints_are_loaded,
-        _encoders_have_one_worker,
         _encoders_read_plain_prompts,
         _benchmarks_ask_decoders,
         _weights_are_used,
