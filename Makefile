@@ -49,9 +49,8 @@ check: setup  ## Format, lint, types, import contracts, unit tests: under a minu
 programs: setup  # What tests and their cluster are made of, from Go modules: about 12 minutes the first time.
 	$(BIN)/python -m tests.cluster programs
 
-# A third of their time tests wait for servers: so there is one process more than there are cores.
 test: programs check prepare  ## Everything: check, then integration tests, examples and a real cluster.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile tests/integration tests/examples tests/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile tests/integration tests/examples tests/fuzz
 	$(BIN)/pytest -q tests/e2e
 
 soak: programs  ## Fuzz for about half an hour: every target 12,000 cases; then a chaos run over 30 jobs.
