@@ -51,7 +51,7 @@ SAME_LOSS = 2e-5
 SAME_WEIGHT = 1e-4
 RATE = 1e-3
 
-pytestmark = pytest.mark.timeout(600)  # the first test waits for all trainings of one group of processes
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all trainings of one group of processes
 
 
 class Silence:
