@@ -62,6 +62,12 @@ def plan(file: Path, gpu_memory: str | None, output: str) -> ExitCode:
 
 def lines(job: FineTuneJob, found: PlanStatus) -> list[str]:
     """Return the plan in words."""
+    if evaluates_only(job.spec.training):
+        return [
+            f"{job.metadata.name}: nothing is trained (spec.training.epochs: 0), so no memory of training is planned. "
+            f"Evaluation loads the base, {found.parameters:,} parameters, and what was published of it.",
+            *(f"warning: {warning}" for warning in found.warnings),
+        ]
     where = f"{found.gpus} GPU{'s' if found.gpus != 1 else ''}, each" if found.gpus else "CPU, each worker"
     table: list[tuple[str, ...]] = []
     if found.memory is not None and found.memory_bytes_per_gpu is not None:
@@ -72,12 +78,6 @@ def lines(job: FineTuneJob, found: PlanStatus) -> list[str]:
             if terms[name] or name != "copies"
         ]
         table.append(("in all", where, _mebibytes(found.memory_bytes_per_gpu)))
-    if evaluates_only(job.spec.training):
-        return [
-            f"{job.metadata.name}: nothing is trained (spec.training.epochs: 0), so no memory of training is planned. "
-            f"Evaluation loads the base, {found.parameters:,} parameters, and what was published of it.",
-            *(f"warning: {warning}" for warning in found.warnings),
-        ]
     return [
         f"{job.metadata.name}: {job.spec.method.type.value} trains {found.trainable_parameters:,} of "
         f"{found.parameters:,} parameters ({found.trainable_percent} %), {found.micro_batch_size} rows at a time",

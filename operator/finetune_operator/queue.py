@@ -18,8 +18,6 @@ FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 60.0
 ROUNDS_WITHOUT_PAUSE = 10
 """How often a key may ask to be looked at again at once; one that never settles is slowed down like one that fails."""
-
-
 NEW_TO_OTHERS = 7
 """How many keys that nobody has looked at yet go before one of the others, while both wait: neither waits for ever."""
 

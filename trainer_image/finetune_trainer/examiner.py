@@ -36,13 +36,8 @@ from finetune_trainer.renderer import Renderer
 
 Floats = NDArray[np.float64]
 
-
 LONGEST_ANSWER_TOKENS = 64
-
-
 SPARE_ANSWER_TOKENS = 8
-
-
 GENERATION_BATCH_SIZE = 16
 
 

@@ -21,7 +21,7 @@ _BY_LABEL = ("accuracy", "macro_f1", "ece")
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class TaskComparison:
     """Base and tuned model on one task."""
 
     metrics: list[MetricComparison]
@@ -31,7 +31,7 @@ class Compared:
     predictions: list[dict[str, object]]
 
 
-def compare_task(paper: Paper, asked: Asked, shown: Asked | None, tuned: Answers, seed: int) -> Compared:
+def compare_task(paper: Paper, asked: Asked, shown: Asked | None, tuned: Answers, seed: int) -> TaskComparison:
     """Put every figure of a task side by side, of the base asked with examples as well where it was."""
     metrics: list[MetricComparison] = []
     measured: dict[str, Measurement] = {}
@@ -50,7 +50,7 @@ def compare_task(paper: Paper, asked: Asked, shown: Asked | None, tuned: Answers
             against = measure(with_examples[name], tuned_figure, seed, paper.groups)
             comparison = comparison.model_copy(update={"few_shot": few_shot_comparison(against)})
         metrics.append(comparison.model_copy(update={"majority": commonest.get(name), **parts.get(name, {})}))
-    return Compared(
+    return TaskComparison(
         metrics,
         measured,
         list(pick_examples(paper, *answers, figures)),
