@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from .binary import NODE, TOOLS, ensure_binaries
+from .binary import CHECKS, NODE, TOOLS, ensure_binaries
 from .cluster import find_cluster, start_cluster, stop_cluster
 from .command import ClusterUnavailableError, CommandError
 from .folder import BIN
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     try:
         match chosen.command:
             case "programs":
-                ensure_binaries({*TOOLS, *NODE})
+                ensure_binaries({*TOOLS, *NODE, *CHECKS})
                 return 0
             case "up":
                 start_cluster()

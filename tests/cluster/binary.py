@@ -82,6 +82,7 @@ MODULES = (
     GoModule("github.com/rancher/local-path-provisioner", "v0.0.30", {"local-path-provisioner": ""}),
     GoModule("sigs.k8s.io/kind", "v0.33.0", {"kind": ""}),
     GoModule("helm.sh/helm/v3", "v3.22.0", {"helm": "cmd/helm"}),
+    GoModule("github.com/zegl/kube-score", "v1.20.0", {"kube-score": "cmd/kube-score"}),
     GoModule("github.com/versity/versitygw", "v1.8.0", {"versitygw": "cmd/versitygw"}),
     GoModule("github.com/ray-project/kuberay/ray-operator", "v1.6.2", {"kuberay-operator": ""}, is_own_main=True),
     GoModule("sigs.k8s.io/kueue", "v0.15.0", {"kueue-manager": "cmd/kueue"}, is_own_main=True),
@@ -114,6 +115,9 @@ NODE = (*KUBERNETES, "etcd", "coredns", "local-path-provisioner", PAUSE)
 
 TOOLS = ("kind", "kubectl", "helm", "versitygw", "kuberay-operator", "kueue-manager")
 """What every cluster needs, whoever made its node image."""
+
+CHECKS = ("kube-score",)
+"""What tests without a cluster need."""
 
 
 def ensure_binaries(names: Collection[str]) -> None:

@@ -20,7 +20,7 @@ from finetune_operator.metric import Metrics
 from finetune_operator.naming import CHILD_SELECTOR
 from finetune_operator.settings import ImageSettings, ProgressSettings, Settings, parse_settings
 
-from .chart import CHART, EVERYTHING, NAMESPACE, HelmError, Manifest, helm, only, render
+from .chart import CHART, EVERYTHING, NAMESPACE, HelmError, Manifest, faults, helm, only, render
 
 ROOT = CHART.parents[1]
 VALUES: Manifest = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
@@ -56,6 +56,38 @@ def settings_of(manifests: list[Manifest]) -> Settings:
 @pytest.mark.parametrize("values", [(), (f"--values={EVERYTHING}",)], ids=["default values", "every value"])
 def test_lint_finds_nothing(values: tuple[str, ...]) -> None:
     assert "1 chart(s) linted, 0 chart(s) failed" in helm("lint", "--strict", CHART, "--kube-version=1.34.0", *values)
+
+
+# What kube-score finds and we want so, with the reason.
+WANTED_SO = {
+    # One operator acts at a time; a second one would wait for its lease.
+    "deployment-replicas",
+    # It talks to the API server and whatever DNS there is, which a chart cannot name.
+    "pod-networkpolicy",
+}
+WANTED_SO_BY_DEFAULT = {
+    # A release's image never changes, and a registry that is away should not keep the operator down.
+    "container-image-pull-policy",
+}
+WANTED_SO_OF_JOBS = {
+    # Its pods are made later, by the operator.
+    "networkpolicy-targets-pod",
+}
+
+
+def test_kube_score_finds_nothing_else(default: list[Manifest], everything: list[Manifest]) -> None:
+    # Without a limit on CPU, as the values explain.
+    flags = ("--ignore-container-cpu-limit",)
+    assert set(faults(default, *flags)) == WANTED_SO | WANTED_SO_BY_DEFAULT
+    assert set(faults(everything, *flags)) == WANTED_SO | WANTED_SO_OF_JOBS
+
+
+def test_kube_score_is_heard(default: list[Manifest]) -> None:
+    broken = copy.deepcopy(default)
+    container = only(broken, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+    container["securityContext"]["privileged"] = True
+    assert "container-security-context-privileged" in faults(broken)
+    assert "CPU limit is not set" in str(faults(broken)["container-resources"])
 
 
 def test_chart_has_the_version_of_the_project() -> None:
