@@ -37,6 +37,7 @@ RETRYABLE = {
 }
 """Ends after which the same job may succeed when it is run again."""
 
+SIGKILL_EXIT = 137
 SIGTERM_EXIT = 143
 _EXIT_CODE = re.compile(r"exit code (\d{1,3})\b")
 _LONGEST_QUOTE = 300
@@ -124,6 +125,9 @@ def _from_exit(pod: PodView) -> Outcome:
         return outcome(EXIT_REASONS[ExitCode(code)], f"{where} ended with exit code {code}{quoted}.")
     if pod.disrupted or code == SIGTERM_EXIT:
         return outcome(Reason.PREEMPTED, f"{where} was stopped from outside before it could end by itself.")
+    if code == SIGKILL_EXIT:
+        why = "its node went down or ran out of memory, or somebody killed it"
+        return outcome(Reason.CHILD_LOST, f"{where} was killed from outside, below its own memory limit: {why}.")
     if code is None:
         return outcome(Reason.CHILD_LOST, f"{where} ended, and how is not known.")
     return outcome(

@@ -61,6 +61,13 @@ ENDINGS = (
         says="spec.compute.resources.memory",
     ),
     Ending("an evicted pod", Reason.PREEMPTED, pod=OVER | {"exit_code": 137, "disrupted": True}, exit_code=137),
+    Ending(
+        "killed when its node went down",
+        Reason.CHILD_LOST,
+        pod=OVER | {"exit_code": 137},
+        exit_code=137,
+        says="its node went down or ran out of memory",
+    ),
     Ending("a pod whose node is gone", Reason.PREEMPTED, pod=OVER | {"disrupted": True}),
     Ending("asked to stop before it listened", Reason.PREEMPTED, pod=OVER | {"exit_code": 143}, exit_code=143),
     Ending("a crash of the machine code", Reason.INTERNAL, pod=OVER | {"exit_code": 139}, exit_code=139, says="11"),
