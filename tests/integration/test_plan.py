@@ -271,5 +271,7 @@ def test_command_names_the_script_that_may_make_what_is_not_there(tmp_path: Path
         assert "prepared/model" in said
         assert f"prepare.py beside the job may make it: python {tmp_path / 'prepare.py'}" in said
     (tmp_path / "prepared" / "model").mkdir(parents=True)
-    assert run_command(["plan", str(job)]) != ExitCode.OK
-    assert "prepare.py" not in capsys.readouterr().err, "what is there is at fault"
+    assert run_command(["plan", str(job)]) == ExitCode.BAD_DATA
+    said = capsys.readouterr().err
+    assert "prepared/model has no config.json" in said
+    assert "prepare.py" not in said, "what is there is at fault"

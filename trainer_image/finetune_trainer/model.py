@@ -145,6 +145,8 @@ def fetch_small_files(
     if not folder.is_dir():
         raise SpecError(f"spec.model.source: {folder} is no folder. Write the folder that holds the model.")
     # What was copied has no weights, and their absence is no fault then.
+    with disk_errors("list", folder):
+        _require_config([file.name for file in folder.iterdir()], model.source)
     _check_configs(folder)
     return folder
 
@@ -418,8 +420,7 @@ def _check_names(names: Collection[str], where: str) -> None:
                 "are refused. Name a revision with safetensors, or convert it: load it where you trust it, then "
                 "model.save_pretrained(folder)."
             )
-    if CONFIG not in names:
-        raise DataError(f"{where} has no {CONFIG}, so it is no transformers model. {found}")
+    _require_config(names, where)
     if WEIGHTS not in names and WEIGHTS_INDEX not in names:
         raise DataError(f"{where} has neither {WEIGHTS} nor {WEIGHTS_INDEX}. {found} Save it with save_pretrained.")
     if not any(files <= set(names) for files in TOKENIZERS):
@@ -427,6 +428,11 @@ def _check_names(names: Collection[str], where: str) -> None:
             f"{where} has no tokenizer. {found} Save it beside the model with tokenizer.save_pretrained(folder); "
             "one of " + ", ".join("+".join(sorted(files)) for files in TOKENIZERS) + " is needed."
         )
+
+
+def _require_config(names: Collection[str], where: str) -> None:
+    if CONFIG not in names:
+        raise DataError(f"{where} has no {CONFIG}, so it is no transformers model. It holds {_listed(names)}.")
 
 
 def _check_configs(path: Path) -> None:
