@@ -37,14 +37,20 @@ class Executor:
     """Writes to the cluster, and into the cache what the API server answers."""
 
     def __init__(
-        self, cluster: Cluster, cache: Cache, gate: Gate, metrics: Metrics, now: Callable[[], datetime]
+        self,
+        cluster: Cluster,
+        cache: Cache,
+        gate: Gate,
+        metrics: Metrics,
+        events: EventRecorder,
+        now: Callable[[], datetime],
     ) -> None:
         self._cluster = cluster
         self._cache = cache
         self._gate = gate
         self._metrics = metrics
         self._now = now
-        self._events = EventRecorder(cluster, metrics)
+        self._events = events
 
     async def execute(self, actions: Sequence[Action], job: PackedJob, memo: Memo) -> bool:
         """Do ``actions`` for ``job``; return whether something is other than it was.
@@ -58,9 +64,9 @@ class Executor:
         try:
             return await self._execute(actions, job, memo, log, news)
         finally:
-            # At last, so that nothing waits for them; what has happened is told even if the rest has failed.
+            # At last: what has happened is told even if the rest has failed.
             for emit in news:
-                await self._emit(emit, job, log)
+                self._emit(emit, job, log)
 
     async def _execute(
         self, actions: Sequence[Action], job: PackedJob, memo: Memo, log: "_JobLogger", news: list[Emit]
@@ -196,10 +202,10 @@ class Executor:
         if new.phase is not None and new.phase.is_terminal and old.phase is not new.phase:
             self._metrics.job_seconds.labels(new.phase).observe((self._now() - job.created).total_seconds())
 
-    async def _emit(self, emit: Emit, job: PackedJob, log: "_JobLogger") -> None:
+    def _emit(self, emit: Emit, job: PackedJob, log: "_JobLogger") -> None:
         level = logging.INFO if emit.type is EventType.NORMAL else logging.WARNING
         log.log(level, "event reason=%s message=%s", emit.reason, _quoted(emit.message))
-        await self._events.record(emit, job, self._now())
+        self._events.tell(emit, job, self._now())
 
 
 class _JobLogger(logging.LoggerAdapter[logging.Logger]):

@@ -9,6 +9,7 @@ from finetune_api.job import KIND
 from finetune_operator.action import Action, Create, Plan, RecordStatus
 from finetune_operator.cache import Cache, JobKey
 from finetune_operator.cluster import Cluster, ClusterError, ConflictError
+from finetune_operator.event_recorder import EventRecorder
 from finetune_operator.executor import Executor, Gate
 from finetune_operator.fence import Standing, standing
 from finetune_operator.inbox import Inbox
@@ -38,6 +39,7 @@ class Reconciler:
         inbox: Inbox,
         gate: Gate,
         metrics: Metrics,
+        events: EventRecorder,
         plan: Planner,
         progress_ca: Callable[[], str],
         now: Callable[[], datetime],
@@ -52,7 +54,7 @@ class Reconciler:
         self._plan = plan
         self._now = now
         self._observer = Observer(cluster, cache, settings, inbox, progress_ca, kuberay)
-        self._executor = Executor(cluster, cache, gate, metrics, now)
+        self._executor = Executor(cluster, cache, gate, metrics, events, now)
         self._memos: dict[JobKey, Memo] = {}
 
     async def __call__(self, key: JobKey) -> Result:

@@ -18,6 +18,7 @@ from finetune_operator import handlers
 from finetune_operator.cache import Cache
 from finetune_operator.certificate import CertificateHolder
 from finetune_operator.cluster import Cluster, Connection
+from finetune_operator.event_recorder import EventRecorder
 from finetune_operator.inbox import Inbox
 from finetune_operator.kuberay import KubeRay
 from finetune_operator.lease import Lease
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_SWEEPS = 300.0
 STOP_SECONDS = 20.0
 """For what has been begun, after the signal to stop; the kubelet grants 30 s in all."""
+EVENTS_SECONDS = 5.0
+"""Then, for what is still to be told of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class _Session:
             self._inbox,
             self._certificate,
         )
+        self._events = EventRecorder(cluster, operator.metrics)
         self._reconciler = Reconciler(
             cluster,
             self._cache,
@@ -99,6 +103,7 @@ class _Session:
             self._inbox,
             self._lease,
             operator.metrics,
+            self._events,
             plan,
             lambda: self._certificate.ca_bundle,
             now,
@@ -131,6 +136,7 @@ class _Session:
         stop_kopf = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             workers = group.create_task(self._queue.run(), name="workers")
+            events = group.create_task(self._events.run(), name="events")
             others = [
                 group.create_task(self._lease.run(self._wake_all), name="lease"),
                 group.create_task(self._server.watch(), name="progress endpoint"),
@@ -141,11 +147,12 @@ class _Session:
             # kopf cancels at its end what was begun after it: so it is begun last.
             await asyncio.sleep(0)
             watches = group.create_task(self._watch(stop_kopf), name="kopf")
-            group.create_task(self._stop_in_order(workers, others, watches, stop_kopf), name="end")
+            group.create_task(self._stop_in_order(workers, events, others, watches, stop_kopf), name="end")
 
     async def _stop_in_order(
         self,
         workers: asyncio.Task[None],
+        events: asyncio.Task[None],
         others: list[asyncio.Task[None]],
         watches: asyncio.Task[None],
         stop_kopf: asyncio.Event,
@@ -155,7 +162,9 @@ class _Session:
         self._operator.ready.clear()
         self._queue.stop()
         await asyncio.wait([workers], timeout=STOP_SECONDS)
-        for task in (workers, *others):
+        self._events.stop()
+        await asyncio.wait([events], timeout=EVENTS_SECONDS)
+        for task in (workers, events, *others):
             task.cancel()
         await self._server.stop()
         await self._lease.release()

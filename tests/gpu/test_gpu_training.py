@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune_api.report import Progress, TrainingReport
+from finetune_api.report import TrainingReport
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.model import fetch_model, load_model
 from finetune_trainer.run import Run
@@ -16,7 +16,7 @@ from finetune_trainer.stages import run
 from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
-from ..integration.jobs import tiny_job
+from ..integration.jobs import Silence, tiny_job
 
 GPUS = torch.cuda.device_count()
 METHODS: dict[str, dict[str, Any]] = {
@@ -27,11 +27,6 @@ METHODS: dict[str, dict[str, Any]] = {
 QLORA: dict[str, Any] = {"method": {"type": "qlora", "lora": {"rank": 4}}}
 
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="torch finds no GPU on this machine")
-
-
-class Silence:
-    def report(self, progress: Progress) -> None:
-        pass
 
 
 def train(model: Path, folder: Path, **changes: Any) -> tuple[TrainingReport, Workspace]:

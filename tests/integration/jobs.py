@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.job import FineTuneJob, load_job
+from finetune_api.report import Progress
 from finetune_api.resolve import resolve
 
 FIGURES = {"accuracy", "macro_f1", "ece", "perplexity", "bits_per_byte"}
@@ -14,6 +15,13 @@ FIGURES = {"accuracy", "macro_f1", "ece", "perplexity", "bits_per_byte"}
 GOOD = ("wonderful", "great", "clear", "fresh", "friendly", "best")
 BAD = ("dull", "worse", "waste", "cold", "sorry", "broke")
 THINGS = ("film", "phone", "food", "service", "plot", "battery", "sound", "soup", "product", "acting")
+
+
+class Silence:
+    """Hears progress and does nothing with it."""
+
+    def report(self, progress: Progress) -> None:
+        pass
 
 
 def write_reviews(path: Path, rows: int = 120, seed: int = 1) -> Path:

@@ -12,7 +12,7 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerBase
 
-from finetune_api.report import Progress, Report
+from finetune_api.report import Report
 from finetune_trainer import stages
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
@@ -23,18 +23,13 @@ from finetune_trainer.split import Split
 from finetune_trainer.task_file import TaskFile, read_task_file
 from finetune_trainer.workspace import Workspace
 
-from .jobs import tiny_job
+from .jobs import Silence, tiny_job
 from .test_evaluation import TwoModels, models, tokenizer  # noqa: F401 - fixtures
 
 ROUNDING = 1e-4
 """Largest difference in nats that fp32 sums in another order explain: batches and packing differ."""
 
 CONTEXT = 512
-
-
-class Silence:
-    def report(self, progress: Progress) -> None:
-        pass
 
 
 def rows(count: int = 40) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from finetune_trainer.start import check_start, fetch_start
 from finetune_trainer.storage import Storage
 
 from .conftest import save_tiny_model
-from .jobs import tiny_job
+from .jobs import Silence, tiny_job
 from .s3_server import S3Server
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -44,11 +44,6 @@ QUICKLY: dict[str, Any] = {
     "training__maxSteps": 2,
     "training__evalEverySteps": 2,
 }
-
-
-class Silence:
-    def report(self, progress: Progress) -> None:
-        pass
 
 
 @dataclass(frozen=True)

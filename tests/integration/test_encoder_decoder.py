@@ -49,9 +49,9 @@ from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
 from .conftest import save_tiny_encoder_decoder
-from .jobs import tiny_job, write_reviews
+from .jobs import Silence, tiny_job, write_reviews
 from .test_methods import answer_of_the_card
-from .test_train import Silence, losses
+from .test_train import losses
 
 IDS = torch.tensor([[5, 77, 130, 101, 17, 90, 66, 1]])
 WRITTEN = torch.tensor([[0, 44, 131, 12]])

@@ -25,7 +25,7 @@ from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.disturbance import disturb
 from finetune_trainer.errors import DataError, OutOfMemoryError, TrainingDivergedError
 from finetune_trainer.evaluation import evaluate
-from finetune_trainer.examiner import LogprobScorer, answer_bound
+from finetune_trainer.examiner import LogprobScorer, Trial, answer_bound
 from finetune_trainer.example import Encoded, Example
 from finetune_trainer.figure import calibration_figure
 from finetune_trainer.layout import Layout
@@ -163,7 +163,7 @@ def run_evaluation(
     dataset = load_dataset(job.spec.data, subgroup_column=holistic.subgroup_column if holistic else None)
     renderer = Renderer(tokenizer, format, None, 256)
     progress: list[Progress] = []
-    report, predictions = evaluate(models, tokenizer, renderer, dataset, job, scorer, progress.append)
+    report, predictions = evaluate(Trial(models, tokenizer, renderer, dataset, job, scorer, progress.append))
     return Run(report, predictions, dataset, renderer, progress)
 
 
@@ -560,8 +560,9 @@ def test_a_task_without_rows_to_choose_on_is_an_error(models: TwoModels, tokeniz
         def examples(self, split: Split, task: str | None = None) -> Sequence[Example]:
             return [] if split is Split.VALIDATION else whole.examples(split, task)
 
+    renderer = Renderer(tokenizer, "raw", None, 256)
     with pytest.raises(DataError, match=r"task 'sentiment' has \d+ test rows and 0 validation rows"):
-        evaluate(models, tokenizer, Renderer(tokenizer, "raw", None, 256), WithoutValidation(), job, SlowScorer, print)
+        evaluate(Trial(models, tokenizer, renderer, WithoutValidation(), job, SlowScorer, print))
 
 
 def test_answers_are_bounded_by_the_longest_completion(tokenizer):

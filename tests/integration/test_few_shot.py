@@ -12,7 +12,7 @@ from finetune_trainer.in_context import draw_shown, with_shown
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.split import Split
 
-from .jobs import tiny_job
+from .jobs import Silence, tiny_job
 from .test_evaluation import (
     LABEL_TEMPLATES,
     LABELS,
@@ -24,7 +24,6 @@ from .test_evaluation import (
     run_evaluation,
     tokenizer,  # noqa: F401 - a fixture
 )
-from .test_forgetting import Silence
 
 
 def load(folder: Path, task: dict[str, object], **spec: object) -> Dataset:

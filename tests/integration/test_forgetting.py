@@ -18,14 +18,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import Progress, Report, Retention, Stage, TradeOff
+from finetune_api.report import Report, Retention, Stage, TradeOff
 from finetune_trainer import stages
 from finetune_trainer.adapter_scale import scaled, weaken
 from finetune_trainer.attention import register
 from finetune_trainer.checkpoint import kept_weights
-from finetune_trainer.dataset import load_dataset
+from finetune_trainer.dataset import Dataset, load_dataset
 from finetune_trainer.errors import DataError
 from finetune_trainer.evaluation import evaluate
+from finetune_trainer.examiner import Pair, Trial
 from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_rows, general_texts, open_questions
 from finetune_trainer.layout import Layout
 from finetune_trainer.model import ModelFiles
@@ -37,7 +38,7 @@ from finetune_trainer.split import Split
 from finetune_trainer.trade_off import Candidate
 from finetune_trainer.workspace import Workspace
 
-from .jobs import tiny_job
+from .jobs import Silence, tiny_job
 from .test_evaluation import (  # noqa: F401 - fixtures
     LABEL_TEMPLATES,
     LABELS,
@@ -47,11 +48,6 @@ from .test_evaluation import (  # noqa: F401 - fixtures
     models,
     tokenizer,
 )
-
-
-class Silence:
-    def report(self, progress: Progress) -> None:
-        pass
 
 
 def likeliest(model: nn.Module, tokenizer: PreTrainedTokenizerBase, row: GeneralRow) -> int:  # noqa: F811
@@ -69,16 +65,13 @@ def likeliest(model: nn.Module, tokenizer: PreTrainedTokenizerBase, row: General
 
 def run(models: TwoModels, tokenizer: PreTrainedTokenizerBase, job: FineTuneJob, suite: GeneralSuite, format="raw"):  # noqa: F811
     renderer = Renderer(tokenizer, format, None, 256)
-    return evaluate(
-        models,
-        tokenizer,
-        renderer,
-        load_dataset(job.spec.data),
-        job,
-        lambda model: Scorer(model, Layout.PACKED),
-        lambda progress: None,
-        suite,
-    )[0]
+    return evaluate(trial(models, tokenizer, renderer, load_dataset(job.spec.data), job), suite)[0]
+
+
+def trial(models: Pair, tokenizer: PreTrainedTokenizerBase, renderer: Renderer, dataset: Dataset, job: FineTuneJob):  # noqa: F811
+    return Trial(
+        models, tokenizer, renderer, dataset, job, lambda lent: Scorer(lent, Layout.PACKED), lambda progress: None
+    )
 
 
 @pytest.mark.parametrize("format", ["raw", "chat"])
@@ -329,14 +322,8 @@ def test_what_a_strength_gains_and_loses_is_that_of_a_direct_computation(tiny_ch
     suite = GeneralSuite(general_rows()[::6], ())
     dataset = load_dataset(job.spec.data)
     found = weigh_candidates(
-        tuned,
+        trial(tuned, tokenizer, Renderer(tokenizer, "raw", None, 256), dataset, job),
         [Candidate(scale, lambda scale=scale: scaled(tuned.tuned(), scale)) for scale in (0.5, 1.0)],
-        tokenizer,
-        Renderer(tokenizer, "raw", None, 256),
-        dataset,
-        job,
-        lambda lent: Scorer(lent, Layout.PACKED),
-        lambda progress: None,
         suite,
     )
     validation = dataset.examples(Split.VALIDATION)

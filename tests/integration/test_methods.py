@@ -26,8 +26,8 @@ from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
 from .conftest import CONTEXT_LENGTH, make_tokenizer
-from .jobs import tiny_job
-from .test_train import SAME_LOSS, Silence, losses, train, train_until
+from .jobs import Silence, tiny_job
+from .test_train import SAME_LOSS, losses, train, train_until
 
 IDS = torch.tensor([[5, 77, 130, 301, 17, 290, 66, 4]])
 

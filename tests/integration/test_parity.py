@@ -8,18 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from finetune_api.report import ExitCode, Progress, Stage
+from finetune_api.report import ExitCode, Stage
 from finetune_trainer import publish_stage, stages
 from finetune_trainer.errors import ParityError, SpecError
 from finetune_trainer.manifest import write_manifest
 
-from .jobs import tiny_job
-
-
-class Silence:
-    def report(self, progress: Progress) -> None:
-        pass
-
+from .jobs import Silence, tiny_job
 
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"output__merge": True},

@@ -19,7 +19,7 @@ from finetune_trainer.errors import DataError
 from finetune_trainer.manifest import verify_manifest
 from finetune_trainer.stages import PodOptions
 
-from .jobs import FIGURES, tiny_document, write_reviews
+from .jobs import FIGURES, Silence, tiny_document, write_reviews
 from .s3_server import S3Server
 
 UID = "0b9ae2f4-5b8d-4b46-9d57-d0b4a7c2c9b1"
@@ -195,11 +195,6 @@ def test_checkpoint_that_was_damaged_in_the_store_is_passed_over(
 
 
 # --- on one machine
-
-
-class Silence:
-    def report(self, progress: Progress) -> None:
-        pass
 
 
 def local_job(model: Path, folder: Path) -> FineTuneJob:

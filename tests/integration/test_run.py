@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune_api.job import load_job, spec_hash
-from finetune_api.report import ExitCode, Progress, Stage
+from finetune_api.report import ExitCode, Stage
 from finetune_api.resolve import resolve
 from finetune_trainer import stages
 from finetune_trainer.errors import FineTuneError, SpecError, StorageError
@@ -24,15 +24,10 @@ from finetune_trainer.run import output_prefix
 from finetune_trainer.split import Split
 from finetune_trainer.workspace import Workspace
 
-from .jobs import FIGURES, tiny_document, write_reviews
+from .jobs import FIGURES, Silence, tiny_document, write_reviews
 
 # Resuming restores order, optimiser, schedule and random state; with the same kernels nothing is left to differ.
 SAME_LOSS = 1e-6
-
-
-class Silence:
-    def report(self, progress: Progress) -> None:
-        pass
 
 
 def write_job(folder: Path, document: dict[str, Any]) -> Path:

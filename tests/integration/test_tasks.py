@@ -6,17 +6,12 @@ from typing import Any
 
 import pytest
 
-from finetune_api.report import ExitCode, Progress, Report
+from finetune_api.report import ExitCode, Report
 from finetune_cli.__main__ import run_command
 from finetune_trainer import stages
 from finetune_trainer.errors import DataError, SpecError
 
-from .jobs import GOOD, THINGS, tiny_document, tiny_job, write_reviews
-
-
-class Silence:
-    def report(self, progress: Progress) -> None:
-        pass
+from .jobs import GOOD, THINGS, Silence, tiny_document, tiny_job, write_reviews
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:

@@ -15,8 +15,8 @@ from finetune_trainer.run import Run
 from finetune_trainer.stages import check_stage, run, train_stage
 from finetune_trainer.workspace import Workspace
 
-from .jobs import tiny_job
-from .test_train import Silence, train_until
+from .jobs import Silence, tiny_job
+from .test_train import train_until
 
 
 def read_event_files(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -25,16 +25,11 @@ from finetune_trainer.train import divergence
 from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
-from .jobs import tiny_job
+from .jobs import Silence, tiny_job
 
 # The same sums in another order, float32, eight steps of AdamW at 1e-2, whose first steps divide by |gradient| and so
 # blow up rounding where gradients are near zero. Measured: 2e-6 in the loss.
 SAME_LOSS = 2e-4
-
-
-class Silence:
-    def report(self, progress: Progress) -> None:
-        pass
 
 
 class StopBehindStep(threading.Event):

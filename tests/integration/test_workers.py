@@ -42,7 +42,7 @@ from finetune_trainer.worker import Assignment
 from finetune_trainer.workspace import Workspace
 
 from .conftest import save_tiny_encoder_decoder
-from .jobs import tiny_job
+from .jobs import Silence, tiny_job
 from .test_tracker import read_event_files
 
 # The same sums in another order, float32, eight steps of AdamW, whose first steps divide by |gradient| and so blow up
@@ -52,11 +52,6 @@ SAME_WEIGHT = 1e-4
 RATE = 1e-3
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all trainings of one group of processes
-
-
-class Silence:
-    def report(self, progress: Progress) -> None:
-        pass
 
 
 @dataclass(frozen=True)

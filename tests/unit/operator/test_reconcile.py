@@ -13,10 +13,11 @@ import pytest
 from finetune_api.report import ExitCode, Stage
 from finetune_api.stage_result import StageResult
 from finetune_api.status import Attempt, FineTuneJobStatus, Phase, Reason, ResolvedStatus, StageStatus
-from finetune_operator import naming, planner
+from finetune_operator import event_recorder, naming, planner
 from finetune_operator.action import Create, Delete, Emit, EventType, Plan, RecordStatus, Ref, Replace
 from finetune_operator.cache import Cache, Indices, namespace_key, uid_key
 from finetune_operator.cluster import RefusedError, UnavailableError
+from finetune_operator.event_recorder import EventRecorder
 from finetune_operator.inbox import Inbox
 from finetune_operator.manifest import content_hash, job_file
 from finetune_operator.metric import Metrics
@@ -55,6 +56,7 @@ class World:
         self.woken: list[tuple[str, str]] = []
         self.inbox = Inbox(self.woken.append)
         self.metrics = Metrics()
+        self.events = EventRecorder(self.server, self.metrics)
         self.reconciler = Reconciler(
             self.server,
             self.cache,
@@ -62,6 +64,7 @@ class World:
             self.inbox,
             self.gate,
             self.metrics,
+            self.events,
             self.plan,
             lambda: CA,
             lambda: self.now,
@@ -86,7 +89,13 @@ class World:
         self.cache.indices = Indices(jobs, *indices)  # type: ignore[arg-type]
 
     def look(self) -> Result:
-        return asyncio.run(self.reconciler(KEY))
+        async def scenario() -> Result:
+            try:
+                return await self.reconciler(KEY)
+            finally:
+                await self.events.write_all()
+
+        return asyncio.run(scenario())
 
     def written(self) -> list[tuple[str, str]]:
         return [call for call in self.server.calls if call[0] not in ("get", "list")]
@@ -304,8 +313,10 @@ def test_jobs_that_come_at_once_do_not_exceed_the_cap(cap: int, order: tuple[str
     server, cache, inbox = SlowApiServer(), Cache(clock=lambda: 0.0), Inbox(lambda key: None)
     jobs = [packed_job(server.put("FineTuneJob", raw_job(name=name, uid=f"{name:0<8}"))) for name in order]
     cache.indices = Indices({job.key: [job] for job in jobs} | {namespace_key(NAMESPACE): jobs})
+    metrics = Metrics()
+    events = EventRecorder(server, metrics)
     reconciler = Reconciler(
-        server, cache, settings, inbox, Gate(), Metrics(), planner.plan, lambda: CA, lambda: NOW, True
+        server, cache, settings, inbox, Gate(), metrics, events, planner.plan, lambda: CA, lambda: NOW, True
     )
 
     async def settle() -> None:
@@ -531,6 +542,37 @@ def test_lost_event_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     world.look()
     assert world.server.objects["FineTuneJob", NAMESPACE, NAME]["status"]["phase"] == "Checking"
     assert "event not written" in caplog.text
+
+
+def test_nobody_waits_for_an_event_to_be_written() -> None:
+    world = make_world(emit())
+    asyncio.run(world.reconciler(KEY))
+    assert told(world) == []
+    asyncio.run(world.events.write_all())
+    assert told(world) == [("started", 1)]
+
+
+def test_events_behind_a_line_that_is_full_are_lost(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(event_recorder, "MOST_WAITING", 1)
+    world = make_world(Plan((*emit("first").actions, *emit("second").actions)))
+    world.look()
+    assert told(world) == [("first", 1)]
+    assert "too many others wait" in caplog.text
+
+
+def test_what_waits_is_written_before_the_end() -> None:
+    world = make_world(emit())
+
+    async def scenario() -> None:
+        writing = asyncio.create_task(world.events.run())
+        await world.reconciler(KEY)
+        world.events.stop()
+        await asyncio.wait_for(writing, 5)
+
+    asyncio.run(scenario())
+    assert told(world) == [("started", 1)]
 
 
 # --- results
