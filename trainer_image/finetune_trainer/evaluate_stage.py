@@ -12,6 +12,7 @@ from finetune_api.spec import evaluates_only
 from finetune_trainer.durable import disk_errors
 from finetune_trainer.errors import DataError
 from finetune_trainer.evaluation import evaluate
+from finetune_trainer.examiner import Trial
 from finetune_trainer.gate import why_kept_back
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.model import find_licence, load_tokenizer
@@ -59,20 +60,12 @@ def evaluate_stage(run: Run) -> Report:
         lineage = known.lineage if known else ()
         is_unchanged(run, Inputs(rows=dataset.hash, model=files.revision, lineage=lineage), reporter)
         suite = load_suite(run)
-        trade_off = choose_remedy(run, pair, tokenizer, renderer, dataset, suite, reporter)
+        trial = Trial(pair, tokenizer, renderer, dataset, job, lambda model: Scorer(model, layout), reporter.tell)
+        trade_off = choose_remedy(trial, pair, suite, workspace.tuned, reporter)
         if trade_off is not None:
             apply_remedy(pair, trade_off, workspace.tuned)
-        evaluation, predictions = evaluate(
-            pair,
-            tokenizer,
-            renderer,
-            dataset,
-            job,
-            lambda model: Scorer(model, layout),
-            reporter.tell,
-            suite.deciding() if suite and trade_off else suite,
-            load_benchmarks(run, files, tokenizer, layout),
-        )
+        benchmarks = load_benchmarks(run, files, tokenizer, layout)
+        evaluation, predictions = evaluate(trial, suite.deciding() if suite and trade_off else suite, benchmarks)
         evaluation = with_trade_off(evaluation, trade_off)
         _write_predictions(predictions, workspace.predictions)
         if shared is not None:

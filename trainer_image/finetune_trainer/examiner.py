@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from finetune_api.job import FineTuneJob
 from finetune_api.report import Progress, Stage
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import TrainingDivergedError
@@ -104,6 +105,27 @@ class Meter:
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """Base and tuned model, and how both are asked."""
+
+    models: Pair
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    """In the job's own format."""
+    dataset: Dataset
+    job: FineTuneJob
+    scorer: Callable[[nn.Module], LogprobScorer]
+    """Of a model that is lent."""
+    on_progress: Callable[[Progress], None]
+
+    def examiner(self, lent: nn.Module, name: str, meter: Meter, max_new_tokens: int = 0) -> "Examiner":
+        """Return who asks the model ``lent``; without ``max_new_tokens`` it is not to write."""
+        lent.eval()
+        scorer = self.scorer(lent)
+        return Examiner(lent, name, scorer, self.tokenizer, self.renderer, self.dataset, max_new_tokens, meter)
+
+
+@dataclass(frozen=True, slots=True)
 class Examiner:
     """Puts questions to one model."""
 
@@ -117,6 +139,14 @@ class Examiner:
     meter: Meter
     shows: bool = False
     """Whether every question comes behind the paper's shown rows."""
+
+    def in_format(self, renderer: Renderer) -> Self:
+        """Return one that asks the same model in another format."""
+        return replace(self, renderer=renderer)
+
+    def showing(self, renderer: Renderer) -> Self:
+        """Return one that also shows it the paper's answered rows, for which ``renderer`` has the room."""
+        return replace(self, renderer=renderer, shows=True)
 
     def choose(self, paper: Paper) -> PromptDecision:
         """Choose template and normaliser: by accuracy, or by perplexity where there are no labels.

@@ -3,42 +3,30 @@
 Chosen on validation rows and on general rows that the verdict is not measured on.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from finetune_api.job import FineTuneJob
-from finetune_api.report import Progress, TradeOff
+from finetune_api.report import TradeOff
 from finetune_api.spec import ForgettingRemedy
 from finetune_trainer.adapter_scale import SCALES, scaled
 from finetune_trainer.checkpoint import kept_weights
-from finetune_trainer.dataset import Dataset
-from finetune_trainer.examiner import Examiner, LogprobScorer, Meter, Pair
+from finetune_trainer.examiner import Meter, Trial
 from finetune_trainer.general_suite import GeneralSuite
 from finetune_trainer.pair import ModelPair
 from finetune_trainer.paper import validation_paper
 from finetune_trainer.progress import Reporter
-from finetune_trainer.renderer import Renderer
-from finetune_trainer.run import Run
-from finetune_trainer.scoring import Scorer
 from finetune_trainer.task_figure import task_figure
 from finetune_trainer.trade_off import Candidate, Findings, choose, weigh
 
 
 def choose_remedy(
-    run: Run,
-    pair: ModelPair,
-    tokenizer: PreTrainedTokenizerBase,
-    renderer: Renderer,
-    dataset: Dataset,
-    suite: GeneralSuite | None,
-    reporter: Reporter,
+    trial: Trial, pair: ModelPair, suite: GeneralSuite | None, trained: Path, reporter: Reporter
 ) -> TradeOff | None:
     """Return how strong or how long trained the model is to be left; absent where the job asks for no remedy."""
-    job = run.job
-    budget = job.spec.evaluation.forgetting
+    budget = trial.job.spec.evaluation.forgetting
     if suite is None or budget is None or budget.remedy is ForgettingRemedy.NONE:
         return None
 
@@ -53,68 +41,41 @@ def choose_remedy(
         candidates = [strength(scale) for scale in SCALES]
     else:
         reporter.say("trying the checkpoints")
-        kept = kept_weights(run.workspace.tuned)
+        kept = kept_weights(trained)
         candidates = [*(checkpoint(*one) for one in kept.items()), Candidate(1.0, pair.tuned)]
-    trade_off = weigh_candidates(
-        pair,
-        candidates,
-        tokenizer,
-        renderer,
-        dataset,
-        job,
-        lambda model: Scorer(model, pair.layout),
-        # How far the whole stage is cannot be said yet.
-        lambda progress: reporter.tell(progress.model_copy(update={"percent": None})),
-        suite.development(),
-    )
+    # How far the whole stage is cannot be said yet.
+    quiet = replace(trial, on_progress=lambda progress: reporter.tell(progress.model_copy(update={"percent": None})))
+    trade_off = weigh_candidates(quiet, candidates, suite.development())
     reporter.say(trade_off.why)
     return trade_off
 
 
-def weigh_candidates(
-    model: Pair,
-    candidates: Sequence[Candidate],
-    tokenizer: PreTrainedTokenizerBase,
-    renderer: Renderer,
-    dataset: Dataset,
-    job: FineTuneJob,
-    scorer_factory: Callable[[nn.Module], LogprobScorer],
-    on_progress: Callable[[Progress], None],
-    suite: GeneralSuite,
-) -> TradeOff:
+def weigh_candidates(trial: Trial, candidates: Sequence[Candidate], suite: GeneralSuite) -> TradeOff:
     """Return what each candidate gains on validation rows and loses on ``suite``, and which one to take.
 
     Args:
-        model: its base is what candidates are held against.
+        trial: its base is what candidates are held against; neither its tuned model nor its test split is looked at.
+            The job has a budget in ``spec.evaluation.forgetting``.
         candidates: weakest first, the last one as trained.
-        tokenizer: of both.
-        renderer: as for `finetune_trainer.evaluation.evaluate`.
-        dataset: its test split is not read.
-        job: has a budget in ``spec.evaluation.forgetting``.
-        scorer_factory: as for `finetune_trainer.evaluation.evaluate`.
-        on_progress: hears how far it is.
         suite: general rows that the verdict is not measured on.
 
     Raises:
         DataError: a task has no validation row.
         TrainingDivergedError: a model's log-probabilities are not numbers.
     """
+    job, dataset = trial.job, trial.dataset
     seed, budget = job.spec.training.seed, job.spec.evaluation.forgetting
     assert budget is not None
     papers = [validation_paper(task, dataset, seed) for task in dataset.tasks]
     rows = sum(len(paper.test) for paper in papers)
-    meter = Meter((rows + len(suite.rows)) * (1 + len(candidates)), on_progress)
+    meter = Meter((rows + len(suite.rows)) * (1 + len(candidates)), trial.on_progress)
 
     def find(lent: nn.Module, name: str) -> Findings:
-        lent.eval()
-        own, raw = (
-            Examiner(lent, name, scorer_factory(lent), tokenizer, asked, dataset, 0, meter)
-            for asked in (renderer, renderer.raw())
-        )
+        own = trial.examiner(lent, name, meter)
         reached = {paper.task: task_figure(paper, own.answer(paper, None)).value for paper in papers}
-        return Findings(reached, raw.answer_suite(suite))
+        return Findings(reached, own.in_format(trial.renderer.raw()).answer_suite(suite))
 
-    with model.base() as base:
+    with trial.models.base() as base:
         before = find(base, "base")
     points = []
     for candidate in candidates:
