@@ -19,6 +19,8 @@ from .object import Document, Job, Jobs
 from .release import OperatorRelease
 from .sample import LONG, example, is_training, uploaded_steps
 
+UNCHECKED: Document = {"preflight": "skip"}
+"""For what begins with training: the first test has the check as well."""
 CPUS: Document = {
     "workers": 2,
     "gpusPerWorker": 0,
@@ -106,7 +108,7 @@ def test_a_lost_worker_is_replaced_and_training_goes_on_from_its_checkpoint_thou
     jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, operator: OperatorRelease
 ) -> None:
     longer = LONG["training"] | {"maxSteps": 400, "evalEverySteps": 200}
-    jobs.apply(example(s3, of="05-multi-gpu-lora", training=longer, compute=CPUS))
+    jobs.apply(example(s3, of="05-multi-gpu-lora", training=longer, compute=CPUS, runPolicy=UNCHECKED))
     job = jobs.wait(
         "reviews-lora", "a checkpoint", lambda job: is_training(1)(job) and bool(uploaded_steps(s3, job)), seconds=240
     )
@@ -122,7 +124,10 @@ def test_what_is_stopped_on_purpose_goes_on_from_the_very_step(jobs: Jobs, s3: O
     training = {"maxSteps": 400, "evalEverySteps": 400}
     # None but those that are saved on request.
     checkpoint = {"everySteps": 1000}
-    jobs.apply(example(s3, of="05-multi-gpu-lora", training=training, checkpoint=checkpoint, compute=CPUS))
+    document = example(
+        s3, of="05-multi-gpu-lora", training=training, checkpoint=checkpoint, compute=CPUS, runPolicy=UNCHECKED
+    )
+    jobs.apply(document)
     job = jobs.wait("reviews-lora", "training", is_training(5), seconds=360)
     jobs.core.delete_namespaced_pod(workers(jobs, job)[0], jobs.namespace)
 
@@ -142,13 +147,15 @@ def test_what_is_stopped_on_purpose_goes_on_from_the_very_step(jobs: Jobs, s3: O
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("present", [True, False], ids=["KubeRay works", "KubeRay is down"])
+@pytest.mark.parametrize("when", ["its workers start", "it trains and KubeRay is down"])
 def test_a_deleted_job_leaves_nothing(
-    jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster, present: bool
+    jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster, when: str
 ) -> None:
-    jobs.apply(example(s3, of="05-multi-gpu-lora", **LONG, compute=CPUS))
-    job = jobs.wait("reviews-lora", "training", is_training(1), seconds=240)
-    if not present:
+    jobs.apply(example(s3, of="05-multi-gpu-lora", **LONG, compute=CPUS, runPolicy=UNCHECKED))
+    if when == "its workers start":
+        job = jobs.wait("reviews-lora", "its workers", lambda job: len(workers(jobs, job)) == 2, seconds=120)
+    else:
+        job = jobs.wait("reviews-lora", "training", is_training(1), seconds=240)
         kuberay.stop()
     try:
         jobs.delete("reviews-lora")
