@@ -54,7 +54,7 @@ def rows_per_second(options: argparse.Namespace, compute: dict[str, Any]) -> flo
             "model": {"source": options.model.resolve().as_uri(), "dtype": "float32"},
             "data": {"tasks": [task]},
             "method": {"type": "full"},
-            "training": {"maxSteps": options.steps, "globalBatchSize": 8, "precision": "fp32"},
+            "training": {"maxSteps": options.steps, "precision": "fp32"},
             "compute": {"workers": 2, "gpusPerWorker": 0, **compute},
             "checkpoint": {"everySteps": 10_000},
             "output": {"uri": folder.as_uri()},
