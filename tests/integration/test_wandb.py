@@ -6,9 +6,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import wandb
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import TrainingReport
+from finetune_api.spec import WandbSpec
 from finetune_trainer import tracker
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.location import Mounts
@@ -66,6 +68,12 @@ def train_told(job: FineTuneJob, folder: Path, mounts: Mounts) -> TrainingReport
 def helpers() -> list[psutil.Process]:
     """Processes of the library."""
     return [one for one in psutil.Process().children(recursive=True) if one.name().startswith("wandb")]
+
+
+def lose_helpers(*_: object, **__: object) -> None:
+    for one in helpers():
+        one.kill()
+        one.wait()
 
 
 def test_a_training_arrives_with_name_settings_and_figures_and_nothing_else(
@@ -129,6 +137,10 @@ def test_another_attempt_goes_on_in_the_run_with_the_key_of_the_environment(
     assert not server.foreign
 
 
+def test_the_public_service_is_where_the_library_says():
+    assert WandbSpec(project="reviews").base_url == wandb.Settings().base_url
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -137,6 +149,7 @@ def test_another_attempt_goes_on_in_the_run_with_the_key_of_the_environment(
         ("refuses the key", "invalid API key"),
         ("takes no figures", "Fatal error while uploading"),
         ("stops in the middle", "Timed out finishing run"),
+        ("loses the library's process", "Connection lost"),
     ],
 )
 def test_a_server_that_fails_costs_a_warning_in_time_and_nothing_else(
@@ -162,6 +175,8 @@ def test_a_server_that_fails_costs_a_warning_in_time_and_nothing_else(
             server.refused_stream = 403
         case "stops in the middle":
             server.refused_stream = 503
+        case "loses the library's process":
+            monkeypatch.setattr(tracker._PlainWandbCallback, "setup", lose_helpers)
     report = train_told(job_told_to(url, tiny_model_dir, tmp_path, **SECRET), tmp_path, mounts)
     assert losses(report) == untold
     (warning,) = report.warnings

@@ -336,8 +336,6 @@ def _wandb(wanted: WandbSpec, job: FineTuneJob, workspace: Workspace, mounts: Mo
     complaints = _Complaints()
 
     def connect() -> TrainerCallback:
-        # Every try begins a folder.
-        shutil.rmtree(files, ignore_errors=True)
         # No reports on the library itself, and no logs in the home folder.
         os.environ.update({"WANDB_ERROR_REPORTING": "false", "WANDB_CACHE_DIR": str(files)})
         settings = wandb.Settings(
@@ -369,8 +367,9 @@ def _wandb(wanted: WandbSpec, job: FineTuneJob, workspace: Workspace, mounts: Mo
                 config=describe_settings(job.spec),
             )
         except wandb.Error:
-            # Its process would hold the id until the next try.
+            # Its process would hold the id until the next try, and each try has a folder of its own.
             wandb.teardown()
+            shutil.rmtree(files, ignore_errors=True)
             raise
         return _PlainWandbCallback()  # type: ignore[no-untyped-call]
 

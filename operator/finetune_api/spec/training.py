@@ -54,7 +54,7 @@ class WandbSpec(Block):
     The run's id is made of the job's name and uid, so that attempts of one job go on in one run.
     """
 
-    base_url: Endpoint = "https://api.wandb.ai"
+    base_url: Endpoint = "https://api.forge.coreweave.com"
     """Address of the API of a server of your own: https://wandb.example. Absent: the public service."""
     project: Annotated[str, Field(min_length=1, max_length=128, pattern=WANDB_NAME)]
     """Made where it is not there."""

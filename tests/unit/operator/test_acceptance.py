@@ -134,7 +134,7 @@ REFUSALS = (
         "the public tracker, which is meant where none is named",
         {"spec.training.reportTo": {"wandb": {"project": "reviews"}}},
         NAMED,
-        ("spec.training.reportTo.wandb.baseUrl", "https://api.wandb.ai", "https://mlflow.example/"),
+        ("spec.training.reportTo.wandb.baseUrl", "https://api.forge.coreweave.com", "https://mlflow.example/"),
         False,
         {"storageEndpoints": ["https://mlflow.example/"]},
     ),
