@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-HISTORY = "wandb-history.jsonl"
-
 
 @dataclass
 class KeptRun:
@@ -74,14 +72,14 @@ def _handler(fake: FakeWandb) -> type[BaseHTTPRequestHandler]:
             """What was asked is kept in the fake instead."""
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode(errors="replace")
             fake.asked.append(body)
             fake.gate.wait(60)
             if self.headers["Authorization"] != "Basic " + base64.b64encode(f"api:{fake.key}".encode()).decode():
                 self.send(401, {"errors": [{"message": "invalid API key"}]})
             elif self.path == "/graphql":
                 asked = json.loads(body)
-                self.answer(asked["operationName"], asked["variables"])
+                self.answer(asked["operationName"], asked.get("variables", {}))
             elif self.path.startswith("/files/") and self.path.endswith("/file_stream"):
                 self.take(self.path.split("/")[-2], json.loads(body))
             else:
@@ -127,11 +125,10 @@ def _handler(fake: FakeWandb) -> type[BaseHTTPRequestHandler]:
                 return
             run = fake.runs[name]
             for file, part in told.get("files", {}).items():
-                rows = [json.loads(line) for line in part["content"]]
-                if file == HISTORY:
-                    run.history[part["offset"] :] = rows
+                if file == "wandb-history.jsonl":
+                    run.history[part["offset"] :] = [json.loads(line) for line in part["content"]]
                 elif file == "wandb-summary.json":
-                    run.summary = rows[-1]
+                    run.summary = json.loads(part["content"][-1])
                 else:
                     fake.foreign.append(file)
             if told.get("complete"):
