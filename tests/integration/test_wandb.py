@@ -172,6 +172,7 @@ def test_the_public_service_is_where_the_library_says():
         ("is away", "connection refused"),
         ("is slow", "deadline exceeded"),
         ("refuses the key", "invalid API key"),
+        ("is given no key", "40+ characters"),
         ("takes no figures", "Fatal error while uploading"),
         ("stops in the middle", "Timed out finishing run"),
         ("loses the library's process", "Connection "),
@@ -196,6 +197,8 @@ def test_a_server_that_fails_costs_a_warning_in_time_and_nothing_else(
             server.gate.clear()
         case "refuses the key":
             server.key = "another"
+        case "is given no key":
+            (mounts.secrets / "wandb-keys" / "WANDB_API_KEY").write_text("short")
         case "takes no figures":
             server.refused_stream = 403
         case "stops in the middle":

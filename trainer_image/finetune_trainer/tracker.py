@@ -4,6 +4,7 @@ Each has a thread of its own that training never waits for without a limit: a tr
 what it would have shown, and a warning.
 """
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -104,8 +105,9 @@ class Tracking(TrainerCallback):
         """Wait a while until the tracker has everything; return what went wrong, for people."""
         if self._thread.ident is None:
             return None  # training has not begun
-        self._is_over, self._is_closing = is_over, True
+        self._is_over = is_over
         self._told.put(None)
+        self._is_closing = True
         self._thread.join(_PATIENCE_SECONDS)
         field = self._tracker.field
         if self._thread.is_alive():
@@ -355,9 +357,12 @@ def _wandb(wanted: WandbSpec, job: FineTuneJob, workspace: Workspace, mounts: Mo
             program="",
             x_disable_machine_info=True,
         )
-        wandb.setup(settings)
-        wandb.termsetup(settings, complaints)
-        try:
+        with contextlib.ExitStack() as at_failure:
+            # Each try has a folder of its own, and the process of one that failed would hold the id.
+            at_failure.callback(shutil.rmtree, files, ignore_errors=True)
+            at_failure.callback(wandb.teardown)
+            wandb.setup(settings)
+            wandb.termsetup(settings, complaints)
             wandb.init(
                 project=wanted.project,
                 entity=wanted.entity,
@@ -366,11 +371,7 @@ def _wandb(wanted: WandbSpec, job: FineTuneJob, workspace: Workspace, mounts: Mo
                 name=job.metadata.name,
                 config=describe_settings(job.spec),
             )
-        except wandb.Error:
-            # Its process would hold the id until the next try, and each try has a folder of its own.
-            wandb.teardown()
-            shutil.rmtree(files, ignore_errors=True)
-            raise
+            at_failure.pop_all()
         return _PlainWandbCallback()  # type: ignore[no-untyped-call]
 
     def disconnect(callback: TrainerCallback, is_over: bool) -> None:

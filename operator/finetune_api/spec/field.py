@@ -85,10 +85,8 @@ Variable = Annotated[str, Field(min_length=1, max_length=64, pattern=VARIABLE)]
 
 ModelUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=MODEL_URI)]
 DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=DATA_URI)]
-Endpoint = Annotated[str, Field(min_length=1, max_length=512, pattern=ENDPOINT)]
-"""The address of a server."""
-
 OutputUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=OUTPUT_URI)]
+Endpoint = Annotated[str, Field(min_length=1, max_length=512, pattern=ENDPOINT)]
 Sha256 = Annotated[str, Field(min_length=64, max_length=64, pattern=SHA256)]
 Quantity = Annotated[str, Field(min_length=1, max_length=32, pattern=QUANTITY)]
 ResourceName = Annotated[str, Field(min_length=1, max_length=253, pattern=RESOURCE)]
