@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from finetune_api.problem import Path
-from finetune_api.spec import FineTuneJobSpec, MlflowSpec
+from finetune_api.spec import FineTuneJobSpec, SecretRef
 
 Place = tuple[Path, str]
 """A field's path below the manifest, and what stands there."""
@@ -54,7 +54,7 @@ def secrets(spec: FineTuneJobSpec) -> tuple[str, ...]:
         *(task.secret_ref for task in spec.data.tasks),
         spec.data.replay.secret_ref if spec.data.replay else None,
         spec.output.secret_ref,
-        *(tracker.secret_ref for tracker in _servers(spec)),
+        *(secret for _, secret in _trackers(spec)),
     ]
     return tuple(dict.fromkeys(ref.name for ref in refs if ref is not None))
 
@@ -63,13 +63,19 @@ def endpoints(spec: FineTuneJobSpec) -> Iterator[Place]:
     """Yield every address that the job names."""
     if spec.output.endpoint is not None:
         yield ("spec", "output", "endpoint"), spec.output.endpoint
-    for tracker in _servers(spec):
-        yield ("spec", "training", "reportTo", "mlflow", "trackingUri"), tracker.tracking_uri
+    yield from (place for place, _ in _trackers(spec))
 
 
-def _servers(spec: FineTuneJobSpec) -> tuple[MlflowSpec, ...]:
+def _trackers(spec: FineTuneJobSpec) -> Iterator[tuple[Place, SecretRef | None]]:
+    """Yield the address of every tracker that is a server, and what opens it."""
     wanted = spec.training.report_to
-    return () if wanted is None or wanted.mlflow is None else (wanted.mlflow,)
+    if wanted is None:
+        return
+    block = ("spec", "training", "reportTo")
+    if (mlflow := wanted.mlflow) is not None:
+        yield ((*block, "mlflow", "trackingUri"), mlflow.tracking_uri), mlflow.secret_ref
+    if (wandb := wanted.wandb) is not None:
+        yield ((*block, "wandb", "baseUrl"), wandb.base_url), wandb.secret_ref
 
 
 def authority(uri: str, scheme: str) -> str:

@@ -55,7 +55,7 @@ def _endpoint(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal
                 path,
                 endpoint,
                 "is a server that the administrator does not allow.",
-                f"Leave it out, or begin it with {_listed(allowed)}.",
+                f"Begin it with {_listed(allowed)}, or do without it.",
             )
 
 

@@ -76,11 +76,16 @@ def test_a_tracker_that_fails_costs_a_warning_and_nothing_else(tiny_model_dir: P
     assert "spec.training.reportTo.tensorboard" in report.warnings[0]
 
 
-def test_a_check_ends_where_a_package_is_missing(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "mlflow", None)
-    job = tiny_job(tiny_model_dir, tmp_path, training__reportTo={"mlflow": {"trackingUri": "http://mlflow:5000"}})
+@pytest.mark.parametrize(
+    ("name", "given"), [("mlflow", {"trackingUri": "http://mlflow:5000"}), ("wandb", {"project": "reviews"})]
+)
+def test_a_check_ends_where_a_package_is_missing(
+    name: str, given: dict[str, str], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(sys.modules, name, None)
+    job = tiny_job(tiny_model_dir, tmp_path, training__reportTo={name: given})
     workspace = Workspace(tmp_path / "workspace")
     workspace.root.mkdir()
-    with pytest.raises(SpecError, match="needs the package mlflow"):
+    with pytest.raises(SpecError, match=f"needs the package {name}"):
         check_stage(Run(job, workspace, Silence(), StopFlag()))
     assert not (tmp_path / "output").exists(), "nothing was touched before"

@@ -78,7 +78,10 @@ FOREIGN = {
     "spec.evaluation.benchmarks": [{"suite": "s3://other/task.yaml"}],
     "spec.output.uri": "s3://other/out",
     "spec.output.endpoint": "https://other.example",
-    "spec.training.reportTo": {"mlflow": {"trackingUri": "https://mlflow.other.example"}},
+    "spec.training.reportTo": {
+        "mlflow": {"trackingUri": "https://mlflow.other.example"},
+        "wandb": {"project": "a", "baseUrl": "https://wandb.other.example"},
+    },
     "spec.compute.image": "other.example/a",
     "spec.compute.pod": {
         "serviceAccountName": "other",
@@ -90,7 +93,7 @@ FOREIGN = {
 FOREIGN_WORDS = (
     *(f"s3://other/{name}" for name in ("base", "rows.jsonl", "validation.jsonl", "test.jsonl", "general.jsonl")),
     *("s3://other/replay.jsonl", "s3://other/task.yaml", "s3://other/out", "https://other.example", "other.example/a"),
-    "https://mlflow.other.example",
+    *("https://mlflow.other.example", "https://wandb.other.example"),
     *("serviceAccountName", "AWS_ENDPOINT_URL"),
 )
 """What a refusal of `FOREIGN` names."""

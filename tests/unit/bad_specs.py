@@ -1255,6 +1255,13 @@ BAD_SPECS = [
         ("http",),
     ),
     BadSpec(
+        "a project of W&B is no path",
+        {"spec.training.reportTo": {"wandb": {"project": "team-a/reviews"}}},
+        "spec.training.reportTo.wandb.project",
+        "team-a/reviews",
+        ("a name without /",),
+    ),
+    BadSpec(
         "trackers have something to hear",
         {
             "spec.training": {"epochs": 0, "reportTo": {"tensorboard": True}},

@@ -16,6 +16,7 @@ NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 """If a module has no name of its own, what it is for is not understood yet."""
 
 KNOWN_HOSTS = {
+    "api.forge.coreweave.com",
     "arxiv.org",
     "docs.vllm.ai",
     "huggingface.co",

@@ -114,6 +114,12 @@ EVERYTHING = {
             "experiment": "reviews",
             "secretRef": {"name": "mlflow-keys"},
         },
+        "wandb": {
+            "baseUrl": "https://wandb.example",
+            "project": "reviews",
+            "entity": "team-a",
+            "secretRef": {"name": "wandb-keys"},
+        },
     },
     "spec.compute": {
         "profile": "a100-80g",

@@ -36,7 +36,13 @@ SUPPORTED = {
     },
     "selective": {"spec.method": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}}},
     "full with a pull back": {"spec.method": {"type": "full", "regularization": {"type": "kl", "strength": 0.1}}},
-    "trackers": {"spec.training.reportTo": {"tensorboard": True, "mlflow": {"trackingUri": "http://mlflow:5000"}}},
+    "trackers": {
+        "spec.training.reportTo": {
+            "tensorboard": True,
+            "mlflow": {"trackingUri": "http://mlflow:5000"},
+            "wandb": {"project": "reviews"},
+        }
+    },
     "early stopping": {"spec.training.earlyStopping": {"metric": "validation_loss", "patience": 2}},
     "lora": {
         "spec.method.lora": {

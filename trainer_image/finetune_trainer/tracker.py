@@ -4,7 +4,9 @@ Each has a thread of its own that training never waits for without a limit: a tr
 what it would have shown, and a warning.
 """
 
+import contextlib
 import copy
+import hashlib
 import importlib.util
 import logging
 import os
@@ -17,21 +19,25 @@ from pathlib import Path
 from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import MLflowCallback, TensorBoardCallback
+from transformers.integrations.integration_utils import MLflowCallback, TensorBoardCallback, WandbCallback
 
 from finetune_api.job import FineTuneJob
-from finetune_api.spec import FineTuneJobSpec, MlflowSpec, SecretRef
+from finetune_api.spec import FineTuneJobSpec, MlflowSpec, SecretRef, WandbSpec
 from finetune_trainer.durable import disk_errors
 from finetune_trainer.errors import SpecError
 from finetune_trainer.location import Mounts
 from finetune_trainer.run import output_prefix
 from finetune_trainer.s3_client import read_key
-from finetune_trainer.workspace import EVENT_FILES, Workspace
+from finetune_trainer.workspace import EVENT_FILES, WANDB_FILES, Workspace
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 10.0
 """For what a tracker has not taken yet when training ends."""
+
+
+_PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
+"""What holds the modules that trackers need, by the name of module and field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,7 @@ class Tracking(TrainerCallback):
         self._tracker = tracker
         self._told: queue.SimpleQueue[Callable[[TrainerCallback], None] | None] = queue.SimpleQueue()
         self._is_over = False
+        self._is_closing = False
         self._has_told_all = False
         self._lost = 0
         self._reason = ""
@@ -100,6 +107,7 @@ class Tracking(TrainerCallback):
             return None  # training has not begun
         self._is_over = is_over
         self._told.put(None)
+        self._is_closing = True
         self._thread.join(_PATIENCE_SECONDS)
         field = self._tracker.field
         if self._thread.is_alive():
@@ -118,6 +126,10 @@ class Tracking(TrainerCallback):
                 report(callback)
             except self._tracker.errors as error:
                 self._miss(error)
+                if callback is None and self._is_closing:
+                    # Each further try would take as long; what else was told ends in None.
+                    self._lost += self._told.qsize() - 1
+                    break
         if callback is not None:
             try:
                 self._tracker.disconnect(callback, self._is_over)
@@ -127,7 +139,7 @@ class Tracking(TrainerCallback):
 
     def _miss(self, error: Exception) -> None:
         self._lost += 1
-        self._reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        self._reason = (" ".join(str(error).split()) or type(error).__name__)[:240]
 
 
 @dataclass(slots=True)
@@ -179,6 +191,8 @@ def open_trackers(job: FineTuneJob, workspace: Workspace, mounts: Mounts) -> Tra
         trackers.append(_event_files(workspace.root / EVENT_FILES))
     if wanted.mlflow is not None:
         trackers.append(_mlflow(wanted.mlflow, job, mounts))
+    if wanted.wandb is not None:
+        trackers.append(_wandb(wanted.wandb, job, workspace, mounts))
     return Trackers([Tracking(tracker) for tracker in trackers])
 
 
@@ -189,11 +203,12 @@ def require_trackers(spec: FineTuneJobSpec) -> None:
         SpecError: one is not installed.
     """
     wanted = spec.training.report_to
-    if wanted is not None and wanted.mlflow is not None and importlib.util.find_spec("mlflow") is None:
-        raise SpecError(
-            "spec.training.reportTo.mlflow needs the package mlflow, which is not installed here. Install "
-            "mlflow-skinny as docs/trackers.md says, or leave it out."
-        )
+    for name, package in _PACKAGES.items():
+        if wanted is not None and getattr(wanted, name) is not None and importlib.util.find_spec(name) is None:
+            raise SpecError(
+                f"spec.training.reportTo.{name} needs the package {name}, which is not installed here. Install "
+                f"{package} as docs/trackers.md says, or leave it out."
+            )
 
 
 def _keys(secret_ref: SecretRef | None, mounts: Mounts, names: Sequence[str]) -> dict[str, str]:
@@ -282,6 +297,96 @@ def _mlflow(wanted: MlflowSpec, job: FineTuneJob, mounts: Mounts) -> Tracker:
         mlflow.end_run("FINISHED" if is_over else "KILLED")
 
     return Tracker("spec.training.reportTo.mlflow", connect, (MlflowException,), disconnect)
+
+
+# --- Weights & Biases
+
+_WANDB_SECONDS = 4.0
+"""For the beginning of a run, and for its end; less than half of `_PATIENCE_SECONDS`."""
+
+
+class _PlainWandbCallback(WandbCallback):
+    """Tells figures alone, where transformers' own would begin with the settings of trainer and model."""
+
+    def setup(self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        self._initialized = True
+        self._wandb.define_metric("train/global_step")
+        self._wandb.define_metric("*", step_metric="train/global_step", step_sync=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Complaints:
+    """Stands where W&B would print: what it cannot upload is told nowhere else."""
+
+    heard: list[str] = field(default_factory=list)
+
+    def info(self, message: str) -> None:
+        """Retries, which are no loss."""
+
+    def warning(self, message: str) -> None:
+        self.heard.append(message)
+
+    def error(self, message: str) -> None:
+        self.heard.append(message)
+
+
+def _wandb(wanted: WandbSpec, job: FineTuneJob, workspace: Workspace, mounts: Mounts) -> Tracker:
+    # Imported here: few jobs need it, and it is not in every image.
+    import wandb
+
+    files = workspace.root / WANDB_FILES
+    complaints = _Complaints()
+
+    def connect() -> TrainerCallback:
+        # No reports on the library itself, and no logs in the home folder.
+        os.environ.update({"WANDB_ERROR_REPORTING": "false", "WANDB_CACHE_DIR": str(files)})
+        settings = wandb.Settings(
+            base_url=wanted.base_url,
+            api_key=_keys(wanted.secret_ref, mounts, ["WANDB_API_KEY"]).get("WANDB_API_KEY"),
+            root_dir=str(workspace.root),
+            use_dot_wandb=False,
+            silent=True,
+            init_timeout=_WANDB_SECONDS,
+            finish_timeout=_WANDB_SECONDS,
+            # By default a click on the server's page interrupts this program.
+            stop_fn=lambda: None,
+            # Figures and settings are no files: nothing of this machine, no code and no output is uploaded.
+            ignore_globs=("*",),
+            console="off",
+            save_code=False,
+            program="",
+            x_disable_machine_info=True,
+        )
+        with contextlib.ExitStack() as at_failure:
+            # Each try has a folder of its own, and the process of one that failed would hold the id.
+            at_failure.callback(shutil.rmtree, files, ignore_errors=True)
+            at_failure.callback(wandb.teardown)
+            wandb.setup(settings)
+            wandb.termsetup(settings, complaints)
+            wandb.init(
+                project=wanted.project,
+                entity=wanted.entity,
+                id=hashlib.sha256(output_prefix(job).encode()).hexdigest()[:16],
+                resume="allow",
+                name=job.metadata.name,
+                config=describe_settings(job.spec),
+            )
+            at_failure.pop_all()
+        return _PlainWandbCallback()  # type: ignore[no-untyped-call]
+
+    def disconnect(callback: TrainerCallback, is_over: bool) -> None:
+        try:
+            wandb.finish(exit_code=0 if is_over else 1)
+        finally:
+            wandb.teardown()
+        if complaints.heard:
+            raise wandb.Error(complaints.heard[0])
+
+    # ValueError: settings that this version of the library does not take.
+    return Tracker("spec.training.reportTo.wandb", connect, (wandb.Error, OSError, ValueError), disconnect)
+
+
+# --- what runs are compared by
 
 
 def describe_settings(spec: FineTuneJobSpec) -> dict[str, str]:

@@ -23,6 +23,9 @@ SHARED_FOLDER = ".finetune"
 EVENT_FILES = "tensorboard"
 """A folder of this name holds TensorBoard's files: in the workspace, beside the tuned weights, in the report."""
 
+WANDB_FILES = "wandb"
+"""What Weights & Biases' library keeps of a run lies in a folder of this name, which is the library's choice."""
+
 RESULTS = ("inputs", "plan", "data", "training", "evaluation")
 """What stages remember, in the order in which it comes about."""
 

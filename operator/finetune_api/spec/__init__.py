@@ -76,6 +76,7 @@ from finetune_api.spec.training import (
     ReportToSpec,
     Schedule,
     TrainingSpec,
+    WandbSpec,
     evaluates_only,
 )
 
@@ -145,6 +146,7 @@ __all__ = [
     "TrainingSpec",
     "VolumeMountSpec",
     "VolumeSpec",
+    "WandbSpec",
     "evaluates_only",
     "holistic_figures",
 ]

@@ -41,6 +41,7 @@ IMAGE = r"^[a-z0-9][^\s]*$"
 PATH = r"^/[^\s:]*$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 COLUMN = r"^[^\x00-\x1f]+$"
+WANDB_NAME = r"^[^/\\#?%:\x00-\x1f]+$"
 TASK_NAME = r"^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?$"
 GATE_METRIC = r"^[A-Za-z0-9]([-_A-Za-z0-9]*[A-Za-z0-9])?\.[A-Za-z0-9_]+$"
 
@@ -51,6 +52,7 @@ PATTERN_MEANINGS = {
     DATA_URI: "file:///absolute, file://./relative, s3://bucket/path, pvc://claim/path, configMap://name/key or hf://datasets/organisation/name",
     OUTPUT_URI: "s3://bucket/path, pvc://claim/path, file:///absolute or file://./relative",
     ENDPOINT: "http://host:port or https://host, without user, password or query",
+    WANDB_NAME: "a name without / \\ # ? % : and control characters",
     TASK_NAME: "letters, digits, '-' and '_': sentiment",
     DNS_LABEL: "lower-case letters, digits and '-', beginning with a letter: reviews-lora",
     DNS_NAME: "lower-case letters, digits, '-' and '.': team-a",
@@ -84,6 +86,7 @@ Variable = Annotated[str, Field(min_length=1, max_length=64, pattern=VARIABLE)]
 ModelUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=MODEL_URI)]
 DataUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=DATA_URI)]
 OutputUri = Annotated[str, Field(min_length=1, max_length=1024, pattern=OUTPUT_URI)]
+Endpoint = Annotated[str, Field(min_length=1, max_length=512, pattern=ENDPOINT)]
 Sha256 = Annotated[str, Field(min_length=64, max_length=64, pattern=SHA256)]
 Quantity = Annotated[str, Field(min_length=1, max_length=32, pattern=QUANTITY)]
 ResourceName = Annotated[str, Field(min_length=1, max_length=253, pattern=RESOURCE)]

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.block import Block, Problem
-from finetune_api.spec.field import ENDPOINT, Flag, Int, Name, OutputUri, Seconds, SecretRef
+from finetune_api.spec.field import Endpoint, Flag, Int, Name, OutputUri, Seconds, SecretRef
 
 
 class PublishOn(StrEnum):
@@ -48,7 +48,7 @@ class OutputSpec(Block):
 
     uri: OutputUri
     """s3://bucket/path, pvc://claim/path or file:///folder (file://./folder is relative to the manifest)."""
-    endpoint: Annotated[str, Field(min_length=1, max_length=512, pattern=ENDPOINT)] | None = None
+    endpoint: Endpoint | None = None
     """Address of an S3-compatible store: http://minio:9000. Absent: AWS_ENDPOINT_URL of the Secret, else AWS. An s3://
     source without a secretRef of its own is read from here, too, with this Secret."""
     secret_ref: SecretRef | None = None

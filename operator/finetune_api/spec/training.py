@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.block import Block, Problem
-from finetune_api.spec.field import COLUMN, ENDPOINT, Flag, Int, Number, SecretRef, Seed
+from finetune_api.spec.field import COLUMN, WANDB_NAME, Endpoint, Flag, Int, Number, SecretRef, Seed
 
 
 class Schedule(StrEnum):
@@ -40,7 +40,7 @@ class MlflowSpec(Block):
     The run is found again by its tag finetune.job, so that attempts of one job go on in one run.
     """
 
-    tracking_uri: Annotated[str, Field(min_length=1, max_length=512, pattern=ENDPOINT)]
+    tracking_uri: Endpoint
     """Address of the server: https://mlflow.example."""
     experiment: Annotated[str, Field(min_length=1, max_length=250, pattern=COLUMN)] = "Default"
     """Made where it is not there."""
@@ -48,8 +48,24 @@ class MlflowSpec(Block):
     """Secret with MLFLOW_TRACKING_TOKEN, or with MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
 
 
-def _some_tracker_is_named(tensorboard: bool, mlflow: MlflowSpec | None) -> Iterator[Problem]:
-    if not tensorboard and mlflow is None:
+class WandbSpec(Block):
+    """Weights & Biases. Needs the package wandb in the trainer's image, see docs/trackers.md.
+
+    The run's id is made of the job's name and uid, so that attempts of one job go on in one run.
+    """
+
+    base_url: Endpoint = "https://api.forge.coreweave.com"
+    """Address of the API of a server of your own: https://wandb.example. Absent: the public service."""
+    project: Annotated[str, Field(min_length=1, max_length=128, pattern=WANDB_NAME)]
+    """Made where it is not there."""
+    entity: Annotated[str, Field(min_length=1, max_length=128, pattern=WANDB_NAME)] | None = None
+    """The team or user that the project is of. Absent: the default of the key's owner."""
+    secret_ref: SecretRef | None = None
+    """Secret with WANDB_API_KEY."""
+
+
+def _some_tracker_is_named(tensorboard: bool, mlflow: MlflowSpec | None, wandb: WandbSpec | None) -> Iterator[Problem]:
+    if not tensorboard and mlflow is None and wandb is None:
         yield Problem((), None, "names no tracker", "Set tensorboard: true, or leave reportTo out.")
 
 
@@ -66,6 +82,8 @@ class ReportToSpec(Block):
     ``report/tensorboard/``. A resumed run writes the steps before its checkpoint again."""
     mlflow: MlflowSpec | None = None
     """An MLflow server."""
+    wandb: WandbSpec | None = None
+    """Weights & Biases."""
 
 
 class EarlyStoppingSpec(Block):

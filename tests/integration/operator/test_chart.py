@@ -102,6 +102,10 @@ JOBS: dict[str, dict[str, Any]] = {
     "a foreign store": {"spec.output.endpoint": "https://minio.example.other/"},
     "a foreign tracker": {"spec.training.reportTo.mlflow.trackingUri": "https://mlflow.example/"},
     "a tracker that is allowed": {"spec.training.reportTo.mlflow.trackingUri": "https://minio.example/mlflow"},
+    "the public tracker by default": {"spec.training.reportTo.wandb.project": "reviews"},
+    "another tracker that is allowed": {
+        "spec.training.reportTo.wandb": {"project": "reviews", "baseUrl": "https://minio.example/wandb"}
+    },
     "a variable that leads to a foreign store": {
         "spec.compute.pod.env": [{"name": "AWS_ENDPOINT_URL", "value": "https://other.example"}]
     },

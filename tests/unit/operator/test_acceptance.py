@@ -131,6 +131,14 @@ REFUSALS = (
         {"storageEndpoints": ["https://mlflow.example/"]},
     ),
     Refusal(
+        "the public tracker, which is meant where none is named",
+        {"spec.training.reportTo": {"wandb": {"project": "reviews"}}},
+        NAMED,
+        ("spec.training.reportTo.wandb.baseUrl", "https://api.forge.coreweave.com", "https://mlflow.example/"),
+        False,
+        {"storageEndpoints": ["https://mlflow.example/"]},
+    ),
+    Refusal(
         "a variable that leads to another store",
         {"spec.compute.pod": {"env": [{"name": "AWS_ENDPOINT_URL_S3", "value": "https://other.example"}]}},
         NAMED,

@@ -74,7 +74,8 @@ EVERYTHING = {
     "spec.evaluation.benchmarks": [{"suite": "mmlu"}, {"suite": "configMap://tasks/pick.yaml"}],
     "spec.output": {"uri": "s3://models/tuned", "endpoint": "http://minio.example:9000", "secretRef": {"name": "s3-w"}},
     "spec.training.reportTo": {
-        "mlflow": {"trackingUri": "https://mlflow.example", "secretRef": {"name": "mlflow-keys"}}
+        "mlflow": {"trackingUri": "https://mlflow.example", "secretRef": {"name": "mlflow-keys"}},
+        "wandb": {"project": "reviews", "secretRef": {"name": "wandb-keys"}},
     },
     "spec.runPolicy": {"checkQueueName": "cpu"},
 }

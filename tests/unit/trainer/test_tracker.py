@@ -4,12 +4,13 @@ import importlib.machinery
 import os
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune_api.job import FineTuneJob
 from finetune_api.resolve import resolve
@@ -122,16 +123,20 @@ def job_with(given: dict[str, Any]) -> FineTuneJob:
 def attempt(job: FineTuneJob, folder: Path, mounts: Mounts, steps: range, is_over: bool) -> list[str]:
     """Let a run of ``steps`` be heard, and return the warnings."""
     trackers = open_trackers(job, Workspace(folder), mounts)
+    for callback in trackers.callbacks:
+        hear(callback, folder, steps)
+    return list(trackers.close(is_over))
+
+
+def hear(callback: TrainerCallback, folder: Path, steps: range) -> None:
     arguments = TrainingArguments(output_dir=str(folder), report_to="none", use_cpu=True)
     state, control = TrainerState(is_world_process_zero=True), TrainerControl()
-    for callback in trackers.callbacks:
-        callback.on_train_begin(arguments, state, control)
-        for step in steps:
-            state.global_step = step
-            state.log_history.append({"step": step, "validation_loss": 2.0, "validation_losses": {"sentiment": 2.0}})
-            callback.on_step_end(arguments, state, control)
-            callback.on_log(arguments, state, control, logs={"loss": 1.0 / step})
-    return list(trackers.close(is_over))
+    callback.on_train_begin(arguments, state, control)
+    for step in steps:
+        state.global_step = step
+        state.log_history.append({"step": step, "validation_loss": 2.0, "validation_losses": {"sentiment": 2.0}})
+        callback.on_step_end(arguments, state, control)
+        callback.on_log(arguments, state, control, logs={"loss": 1.0 / step})
 
 
 def test_without_a_word_nothing_is_told(tmp_path: Path):
@@ -160,7 +165,26 @@ def test_attempts_of_a_job_go_on_in_one_run(mlflow: MlflowDouble, mounts: Mounts
 def test_a_server_that_is_away_is_tried_again_and_told_of_once(mlflow: MlflowDouble, mounts: Mounts, tmp_path: Path):
     mlflow.is_away = True
     (warning,) = attempt(job_with(MLFLOW), tmp_path, mounts, range(1, 4), is_over=True)
-    assert warning == "spec.training.reportTo.mlflow: the tracker missed 6 reports: no route"
+    assert warning == "spec.training.reportTo.mlflow: the tracker missed 6 reports: no route to the host"
+
+
+def test_a_server_that_is_away_when_training_ends_is_not_tried_for_each_report(
+    mlflow: MlflowDouble, mounts: Mounts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trackers = open_trackers(job_with(MLFLOW), Workspace(tmp_path), mounts)
+    (tracking,) = trackers.callbacks
+    tries = []
+
+    def fail_at_the_end(name: str) -> None:
+        tries.append(name)
+        while not tracking._is_closing:
+            time.sleep(0.001)
+        raise AwayError("no route")
+
+    monkeypatch.setattr(mlflow, "set_experiment", fail_at_the_end)
+    hear(tracking, tmp_path, range(1, 4))
+    assert trackers.close(is_over=True) == ["spec.training.reportTo.mlflow: the tracker missed 6 reports: no route"]
+    assert tries == ["reviews"]
 
 
 def test_a_tracker_that_never_answers_is_left_behind(
@@ -189,13 +213,21 @@ def test_what_runs_are_compared_by_has_the_names_of_the_yaml():
     assert not [name for name in told if "reportTo" in name]
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "package"),
+    [
+        ("mlflow", MLFLOW["spec.training.reportTo"]["mlflow"], "mlflow-skinny"),
+        ("wandb", {"project": "reviews"}, "wandb"),
+    ],
+)
 def test_a_package_that_is_not_here_is_named_also_where_the_check_is_skipped(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, given: dict[str, Any], package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setitem(sys.modules, "mlflow", None)
-    message = r"reportTo\.mlflow needs the package mlflow.*docs/trackers\.md"
+    monkeypatch.setitem(sys.modules, name, None)
+    job = job_with({"spec.training.reportTo": {name: given}})
+    message = rf"reportTo\.{name} needs the package {name}.*Install {package} as docs/trackers\.md"
     with pytest.raises(SpecError, match=message):
-        require_trackers(job_with(MLFLOW).spec)
+        require_trackers(job.spec)
     with pytest.raises(SpecError, match=message):
-        open_trackers(job_with(MLFLOW), Workspace(tmp_path), Mounts())
+        open_trackers(job, Workspace(tmp_path), Mounts())
     require_trackers(job_with({"spec.training.reportTo": {"tensorboard": True}}).spec)
