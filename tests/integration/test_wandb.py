@@ -20,8 +20,8 @@ from finetune_trainer.stages import train_stage
 from finetune_trainer.tracker import describe_settings
 from finetune_trainer.workspace import Workspace
 
-from .jobs import tiny_job
-from .test_train import Silence, losses, train, train_until
+from .jobs import Silence, tiny_job
+from .test_train import losses, train, train_until
 from .wandb_server import FakeWandb, serve_wandb
 
 KEY = "not-shown-0123456789abcdef0123456789abcdef01234567"
