@@ -1,85 +1,93 @@
 """What a Ray cluster of one's own costs: the same job on Ray workers and as a single pod, one after the other.
 
-    python benchmarks/cluster_overhead.py --kubeconfig .cluster/kubeconfig --namespace team job.yaml
+    python -m benchmarks.cluster_overhead
 
-The job must be one that runs in that namespace, with `compute.workers` 2 or more; operator, KubeRay and the trainer's
-image must be there. It is applied twice: as it is, and with one worker. From the status: when the attempt at training
-was recorded, when its program ran, when it told its first step, when it ended. The last line is JSON.
+Example 05 with a tiny model, on two workers without GPUs and then on one, in the cluster that `make cluster` left
+running, else in one made for it: with the images of this checkout, the real KubeRay and a real S3 server. From the
+status: when the attempt at training was recorded, when its program ran, when it told its first step, when it ended. The
+last line is JSON.
 """
 
-import argparse
-import copy
+import contextlib
 import json
-import uuid
-from datetime import datetime
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import yaml
-from kubernetes import client, config, watch
+from tests.cluster.cluster import find_cluster, start_cluster, stop_cluster
+from tests.cluster.kuberay import install_kuberay
+from tests.cluster.object_store import ObjectStore, start_object_store
+from tests.cluster.project_image import OPERATOR, TRAINER, provide
+from tests.e2e.object import Document, Job, Jobs
+from tests.e2e.release import OperatorRelease
+from tests.e2e.sample import CPUS, add_secret, example, fill_bucket
 
-from finetune_api.crd import GROUP, PLURAL, VERSION
 from finetune_api.report import Stage
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import Attempt
 
+NAMESPACE = "overhead"
 SECONDS = 900
+ENGINES: dict[str, Document] = {"ray": CPUS, "job": CPUS | {"workers": 1}}
 
 
 def main() -> None:
     """Run both and print what each took."""
-    options = _parse()
-    objects = client.CustomObjectsApi(config.new_client_from_config(str(options.kubeconfig)))
-    job = yaml.safe_load(options.job.read_text(encoding="utf-8"))
-    single = copy.deepcopy(job)
-    single["spec"]["compute"] |= {"workers": 1, "engine": "job"}
-    single["spec"]["compute"].pop("deepspeed", None)
-    results = {name: _measure(objects, options.namespace, one) for name, one in {"ray": job, "job": single}.items()}
+    with _place() as (jobs, s3):
+        results = {engine: _measure(jobs, s3, engine) for engine in ENGINES}
     print("engine  program runs  first step     end  (seconds after the attempt was recorded)")
-    for name, found in results.items():
-        print(f"{name:6}  {found['running']:12.1f}  {found['first_step']:10.1f}  {found['end']:6.1f}")
+    for engine, found in results.items():
+        print(f"{engine:6}  {found['running']:12.1f}  {found['first_step']:10.1f}  {found['end']:6.1f}")
     later = results["ray"]["first_step"] - results["job"]["first_step"]
     print(json.dumps({"results": results, "first_step_later_by": round(later, 1)}))
 
 
-def _measure(objects: client.CustomObjectsApi, namespace: str, job: dict[str, Any]) -> dict[str, float]:
-    name = f"overhead-{uuid.uuid4().hex[:6]}"
-    body = job | {"metadata": {"name": name}}
-    objects.create_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, body)
+@contextlib.contextmanager
+def _place() -> Iterator[tuple[Jobs, ObjectStore]]:
+    """Yield a namespace with all that a job needs; a cluster that was made for it goes at the end."""
+    running = find_cluster()
     try:
-        return _follow(objects, namespace, name)
+        cluster = running or start_cluster()
+        OperatorRelease(cluster, provide(OPERATOR, cluster), provide(TRAINER, cluster)).install()
+        install_kuberay(cluster)
+        s3 = start_object_store(cluster)
+        with tempfile.TemporaryDirectory() as folder:
+            fill_bucket(s3, Path(folder))
+        cluster.kubectl("create", "namespace", NAMESPACE)
+        jobs = Jobs(cluster.kubeconfig, NAMESPACE)
+        add_secret(jobs, s3)
+        yield jobs, s3
+        cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
     finally:
-        objects.delete_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, name)
+        if running is None:
+            stop_cluster()
 
 
-def _follow(objects: client.CustomObjectsApi, namespace: str, name: str) -> dict[str, float]:
-    first_step: datetime | None = None
-    selector, stream = f"metadata.name={name}", watch.Watch()
-    for event in stream.stream(
-        *(objects.list_namespaced_custom_object, GROUP, VERSION, namespace, PLURAL),
-        field_selector=selector,
-        timeout_seconds=SECONDS,
-    ):
-        status = FineTuneJobStatus.model_validate(event["object"].get("status") or {}, by_alias=True)
-        trained = [one for one in status.attempts if one.stage is Stage.TRAIN]
-        progress = status.progress
-        if first_step is None and trained and progress and progress.stage is Stage.TRAIN and progress.step:
-            first_step = progress.last_update_time
-        if trained and trained[0].end_time and trained[0].record_time and trained[0].start_time and first_step:
-            stream.stop()
-            began, ran, ended = trained[0].record_time, trained[0].start_time, trained[0].end_time
-            moments = {"running": ran, "first_step": first_step, "end": ended}
-            return {name: round((moment - began).total_seconds(), 1) for name, moment in moments.items()}
-        if status.phase is not None and status.phase.is_terminal:
-            break
-    raise SystemExit(f"{name} has not trained: {event['object'].get('status', {}).get('summary')}")
+def _measure(jobs: Jobs, s3: ObjectStore, engine: str) -> dict[str, float]:
+    jobs.apply(example(s3, engine, of="05-multi-gpu-lora", compute=ENGINES[engine], runPolicy={"preflight": "skip"}))
+    first = jobs.wait(engine, "its first step", _has_learnt, SECONDS)
+    ended = _training(
+        jobs.wait(engine, "the end of training", lambda job: _training(job).end_time is not None, SECONDS)
+    )
+    assert first.status.progress and ended.record_time and ended.start_time and ended.end_time
+    moments = {
+        "running": ended.start_time,
+        "first_step": first.status.progress.last_update_time,
+        "end": ended.end_time,
+    }
+    return {name: round((moment - ended.record_time).total_seconds(), 1) for name, moment in moments.items()}
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", type=Path, help="a FineTuneJob with several workers")
-    parser.add_argument("--kubeconfig", type=Path, required=True, help="of a cluster with operator and KubeRay in it")
-    parser.add_argument("--namespace", default="default", help="where the job can run")
-    return parser.parse_args()
+def _training(job: Job) -> Attempt:
+    return next(one for one in job.status.attempts if one.stage is Stage.TRAIN)
+
+
+def _has_trained(job: Job) -> bool:
+    return _training(job).end_time is not None
+
+
+def _has_learnt(job: Job) -> bool:
+    progress = job.status.progress
+    return progress is not None and progress.stage is Stage.TRAIN and bool(progress.step)
 
 
 if __name__ == "__main__":

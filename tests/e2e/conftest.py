@@ -17,11 +17,9 @@ from ..cluster.cluster import Cluster, find_cluster, start_cluster, stop_cluster
 from ..cluster.command import ClusterUnavailableError
 from ..cluster.object_store import ObjectStore, start_object_store
 from ..cluster.project_image import OPERATOR, TRAINER, provide
-from ..integration.conftest import CHATML, save_tiny_model
-from ..integration.jobs import write_reviews
 from .object import Jobs
 from .release import DEFINITION, OperatorRelease
-from .sample import BUCKET, add_secret
+from .sample import BUCKET, add_secret, fill_bucket
 
 TEST_SECONDS = 300
 
@@ -102,13 +100,7 @@ def operator(cluster: Cluster, operator_image: str) -> Iterator[OperatorRelease]
 @pytest.fixture(scope="session")
 def demo_bucket(s3: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The bucket that example 06 names, with a model and rows in it."""
-    store = s3.client()
-    s3.bucket(BUCKET)
-    for name, template in {"base": None, "chat": CHATML}.items():
-        for file in sorted(save_tiny_model(tmp_path_factory.mktemp(name), template).iterdir()):
-            store.upload_file(str(file), BUCKET, f"models/{name}/{file.name}")
-    rows = write_reviews(tmp_path_factory.mktemp("rows") / "reviews.jsonl", rows=240)
-    store.upload_file(str(rows), BUCKET, "reviews.jsonl")
+    fill_bucket(s3, tmp_path_factory.mktemp("bucket"))
     return BUCKET
 
 

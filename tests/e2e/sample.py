@@ -11,6 +11,8 @@ from finetune_api.report import Stage
 from finetune_api.status import Phase
 
 from ..cluster.object_store import ObjectStore
+from ..integration.conftest import CHATML, save_tiny_model
+from ..integration.jobs import write_reviews
 from .object import Document, Job, Jobs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -18,6 +20,27 @@ BUCKET = "finetune-demo"
 SECRET = "s3-credentials"
 LONG = {"training": {"maxSteps": 4000, "evalEverySteps": 2000}, "checkpoint": {"everySteps": 20}}
 """A run that lasts long enough to be disturbed."""
+
+CPUS: Document = {
+    "workers": 2,
+    "gpusPerWorker": 0,
+    "resources": {"memory": "3Gi"},
+    "sharedMemory": "1Gi",
+    "pod": {"env": [{"name": "OMP_NUM_THREADS", "value": "1"}]},
+}
+"""Two workers without GPUs, in place of those that an example asks for. Two cores leave 400m to each, with which Ray
+alone takes a minute to start, so they go without a share of their own."""
+
+
+def fill_bucket(s3: ObjectStore, folder: Path) -> None:
+    """Put a tiny model and rows into the bucket that example 06 names; ``folder`` holds them on the way."""
+    store = s3.client()
+    s3.bucket(BUCKET)
+    for name, template in {"base": None, "chat": CHATML}.items():
+        (model := folder / name).mkdir()
+        for file in sorted(save_tiny_model(model, template).iterdir()):
+            store.upload_file(str(file), BUCKET, f"models/{name}/{file.name}")
+    store.upload_file(str(write_reviews(folder / "reviews.jsonl", rows=240)), BUCKET, "reviews.jsonl")
 
 
 def add_secret(jobs: Jobs, s3: ObjectStore) -> None:

@@ -17,19 +17,10 @@ from ..cluster.kuberay import KubeRay, install_kuberay
 from ..cluster.object_store import ObjectStore
 from .object import Document, Job, Jobs
 from .release import OperatorRelease
-from .sample import LONG, example, is_training, uploaded_steps
+from .sample import CPUS, LONG, example, is_training, uploaded_steps
 
 UNCHECKED: Document = {"preflight": "skip"}
 """For what begins with training: the first test has the check as well."""
-CPUS: Document = {
-    "workers": 2,
-    "gpusPerWorker": 0,
-    "resources": {"memory": "3Gi"},
-    "sharedMemory": "1Gi",
-    "pod": {"env": [{"name": "OMP_NUM_THREADS", "value": "1"}]},
-}
-"""Two workers without GPUs, in place of those that an example asks for. Two cores leave 400m to each, with which Ray
-alone takes a minute to start, so they go without a share of their own."""
 
 
 @pytest.fixture(scope="module")
