@@ -63,7 +63,10 @@ def _place() -> Iterator[tuple[Jobs, ObjectStore]]:
 
 
 def _measure(jobs: Jobs, s3: ObjectStore, engine: str) -> dict[str, float]:
-    jobs.apply(example(s3, engine, of="05-multi-gpu-lora", compute=ENGINES[engine], runPolicy={"preflight": "skip"}))
+    # Long enough to be told of: the status hears every five seconds.
+    training = {"maxSteps": 300, "evalEverySteps": 300}
+    changes = {"training": training, "compute": ENGINES[engine], "runPolicy": {"preflight": "skip"}}
+    jobs.apply(example(s3, engine, of="05-multi-gpu-lora", **changes))
     first = jobs.wait(engine, "its first step", _has_learnt, SECONDS)
     ended = _training(
         jobs.wait(engine, "the end of training", lambda job: _training(job).end_time is not None, SECONDS)
