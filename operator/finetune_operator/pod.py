@@ -258,8 +258,8 @@ def _endpoint(run: Run) -> dict[str, str]:
 def _patience(run: Run, role: Role) -> dict[str, str]:
     if role not in _OF_RAY:
         return {}
-    # Otherwise a head takes 30 s to go, in which the next stage waits for its GPUs: what works in a pod has saved before
-    # Ray hears of its end, see `_lifecycle`.
+    # Otherwise a head takes 30 s to go, for which the next stage waits. What works in a pod has saved before Ray hears
+    # of its end, see `_lifecycle`.
     at_once = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     # Otherwise Ray kills a program 3 s after it was asked to stop.
     return at_once | ({"RAY_JOB_STOP_WAIT_TIME_S": str(_grace_seconds(run))} if role is Role.HEAD else {})
