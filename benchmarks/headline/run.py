@@ -144,8 +144,11 @@ def read(report: dict[str, Any], method: str, metric: str) -> Line:
 
 
 def table(lines: list[Line]) -> str:
-    """Return the lines as a table in Markdown; the gain of full fine-tuning is what the others are held against."""
-    full = next((line.delta for line in lines if line.method == "full"), None)
+    """Return the lines as a table in Markdown; the gain of full fine-tuning is what the others are held against.
+
+    All from the base that full fine-tuning began with: in bfloat16 it is another one, and answers other things.
+    """
+    full = next((line for line in lines if line.method == "full"), None)
     head = [
         "method",
         "base",
@@ -164,7 +167,7 @@ def table(lines: list[Line]) -> str:
             f"{line.base:.3f}",
             f"{line.tuned:.3f}",
             f"{line.delta:+.3f} ({line.low:+.3f} to {line.high:+.3f})",
-            f"{line.delta / full:.0%}" if full else "",
+            f"{(line.tuned - full.base) / full.delta:.0%}" if full else "",
             f"{line.trainable:.2%}",
             f"{line.seconds:.0f}",
             f"{line.memory / 1e9:.1f}",
