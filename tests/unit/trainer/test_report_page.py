@@ -17,6 +17,7 @@ from finetune_api.report import (
     EvaluationReport,
     FewShotComparison,
     ForgettingReport,
+    GateResult,
     HolisticReport,
     LossPoint,
     MetricComparison,
@@ -308,6 +309,24 @@ def test_what_is_asked_beside_accuracy_has_a_section_of_its_own():
     assert "insult" not in verdict and "subgroup" not in verdict
     without = render_page(make_report(evaluation=EvaluationReport(metrics=(make_accuracy(),))))
     assert "Beside accuracy" not in without
+
+
+def test_figures_beside_accuracy_decide_nothing_but_what_gates_name():
+    gates = [
+        GateResult(metric=name, passed=False, why="")
+        for name in ("sentiment.accuracy", "sentiment.accuracy_typos", "other.subgroup_gap", "other.subgroup_gap")
+    ]
+    pages = {
+        count: render_page(
+            make_report(evaluation=EvaluationReport(holistic=make_holistic(), gates=tuple(gates[:count])))
+        )
+        for count in (0, 1, 4)
+    }
+    for count in (0, 1):
+        assert "nothing here decides" in pages[count] and "gates judge" not in pages[count]
+    assert "nothing here decides" not in pages[4]
+    # The second one was not measured, and does not pass for that.
+    assert "of these figures gates judge sentiment.accuracy_typos, other.subgroup_gap." in pages[4]
 
 
 def test_the_page_says_what_was_found():
