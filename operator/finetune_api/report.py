@@ -519,7 +519,8 @@ class ForgettingReport(ApiModel):
     """The worst of ``results``."""
     results: tuple[RetentionResult, ...]
     tasks: tuple[MetricComparison, ...]
-    """Accuracy on each general task, and bits per byte of general prose."""
+    """Accuracy on each general task, and bits per byte of general prose. p-values are corrected for the number of
+    these figures."""
     format: FormatReport | None = None
     """Absent in reports of versions that did not ask."""
     trade_off: TradeOff | None = None

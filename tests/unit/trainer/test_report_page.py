@@ -110,6 +110,15 @@ def test_a_lost_form_of_answers_is_told_at_the_top_and_shown_with_the_answers():
     assert "What is house rules?" in below and "Tuned: nothing" in below
 
 
+def test_p_of_the_forgetting_table_is_said_to_be_corrected():
+    task = make_accuracy(task="grammar", p_value=0.02, adjusted_p_value=0.04)
+    forgetting = make_forgetting().model_copy(update={"tasks": (task,)})
+    page = render_page(make_report(evaluation=EvaluationReport(forgetting=forgetting)))
+    section = page[page.index('aria-labelledby="forgetting"') :]
+    assert "p 0.020 · corrected 0.040" in section
+    assert "p corrected for the number of figures in this section by Holm" in section
+
+
 def test_the_trade_off_is_drawn_with_its_choice():
     page = render_page(make_report(evaluation=EvaluationReport(forgetting=make_forgetting())))
     assert "published at 0.25 times the strength" in page and "scale 0.25 has the best gain" in page
