@@ -352,6 +352,13 @@ def test_the_page_says_what_was_found():
     assert "\N{MINUS SIGN}17.31" in page
 
 
+def test_the_image_is_part_of_where_a_model_comes_from():
+    image = f"registry.example/trainer@sha256:{'e' * 64}"
+    page = render_page(make_report(image=image))
+    assert image in page[page.index('id="provenance"') :]
+    assert "<dt>Image</dt>" not in render_page(make_report()), "nobody knows it on a laptop"
+
+
 def test_planned_memory_stands_beside_the_measured():
     assert "planned" not in render_page(make_report())
     assert "1.9 GB <small>planned 1.2 GB of tensors</small>" in render_page(make_report(planned_memory_bytes=1.2e9))
@@ -441,6 +448,7 @@ def hostile_report() -> Report:
         base_model=HOSTILE,
         base_revision=HOSTILE,
         versions={HOSTILE: HOSTILE, "finetune": HOSTILE},
+        image=HOSTILE,
         resolved={"data": {"tasks": [{"name": HOSTILE, "templates": [{"prompt": HOSTILE}]}]}, HOSTILE: HOSTILE},
         evaluation=EvaluationReport(
             metrics=(make_accuracy(task=HOSTILE, note=HOSTILE, metric="accuracy"), make_accuracy(metric=HOSTILE)),
