@@ -16,6 +16,9 @@ CONTRACT_VERSION = 1
 CONTRACT_VARIABLE = "FINETUNE_CONTRACT_VERSION"
 """Environment variable in which the operator tells a stage which version it speaks."""
 
+IMAGE_VARIABLE = "FINETUNE_IMAGE"
+"""Environment variable in which it names the image that the stage's pod runs, as pinned."""
+
 
 class ExitCode(IntEnum):
     """How a stage ended. Never 1 (Python's own crash) and never 128 or more (signals); values follow sysexits.h."""
@@ -519,7 +522,8 @@ class ForgettingReport(ApiModel):
     """The worst of ``results``."""
     results: tuple[RetentionResult, ...]
     tasks: tuple[MetricComparison, ...]
-    """Accuracy on each general task, and bits per byte of general prose."""
+    """Accuracy on each general task, and bits per byte of general prose. p-values are corrected for the number of
+    these figures."""
     format: FormatReport | None = None
     """Absent in reports of versions that did not ask."""
     trade_off: TradeOff | None = None
@@ -691,5 +695,8 @@ class Report(ApiModel):
     seed: int
     versions: dict[str, str] = Field(default_factory=dict)
     """Package versions that the numbers depend on."""
+    image: str | None = None
+    """The trainer's image, as the operator pinned it: only a digest in it says which bytes ran. Absent where no
+    operator started the stages."""
     resolved: dict[str, object] = Field(default_factory=dict)
     """The spec with every default filled in, as JSON."""

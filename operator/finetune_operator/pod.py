@@ -12,7 +12,7 @@ from typing import Any
 
 from finetune_api.job import FineTuneJob
 from finetune_api.model import ApiModel
-from finetune_api.report import CONTRACT_VARIABLE, CONTRACT_VERSION, Stage
+from finetune_api.report import CONTRACT_VARIABLE, CONTRACT_VERSION, IMAGE_VARIABLE, Stage
 from finetune_api.spec import ComputeSpec, PodSpec, ResourcesSpec, VolumeSpec
 from finetune_api.spec.compute import EmptyDirMedium, gpus
 from finetune_api.spec.field import amount
@@ -217,7 +217,7 @@ def _env(run: Run, role: Role, resources: Mapping[str, str]) -> list[Manifest]:
     return _merged(
         _variables({"HOME": "/tmp"} | _threads(resources) | _certificates(run.settings) | run.settings.pod.env),
         map(_plain, run.extra.env),
-        _variables(_contract() | _endpoint(run) | _cache(run.compute) | _patience(run, role)),
+        _variables(_contract() | _origin(run) | _endpoint(run) | _cache(run.compute) | _patience(run, role)),
     )
 
 
@@ -243,6 +243,11 @@ def _certificates(settings: Settings) -> dict[str, str]:
 def _contract() -> dict[str, str]:
     # An image of another version says so, instead of taking what it is told for something else.
     return {CONTRACT_VARIABLE: str(CONTRACT_VERSION)}
+
+
+def _origin(run: Run) -> dict[str, str]:
+    # A container cannot find out by itself; the report names it.
+    return {IMAGE_VARIABLE: run.image}
 
 
 def _endpoint(run: Run) -> dict[str, str]:

@@ -8,7 +8,9 @@ import pytest
 import sacrebleu
 import torch
 from rouge_score.rouge_scorer import RougeScorer
-from sklearn.metrics import accuracy_score, f1_score
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 from finetune_trainer.metric_module import (
     Accuracy,
@@ -16,6 +18,7 @@ from finetune_trainer.metric_module import (
     Bleu,
     CalibrationError,
     Chrf,
+    ConfusionMatrix,
     ExactMatch,
     MacroF1,
     Perplexity,
@@ -42,6 +45,7 @@ def texts(draw: random.Random, rows: int, least: int) -> Texts:
 
 def test_labels_are_counted_as_scikit_learn_counts_them() -> None:
     accuracy, macro_f1 = Accuracy(keep_in_memory=True), MacroF1(keep_in_memory=True)
+    matrix = ConfusionMatrix(keep_in_memory=True)
 
     def check(draw: random.Random) -> None:
         said, wanted = (draw.choices(LABELS, k=12) for _ in range(2))
@@ -49,6 +53,8 @@ def test_labels_are_counted_as_scikit_learn_counts_them() -> None:
         found = macro_f1.compute(predictions=said, references=wanted, labels=LABELS)
         expected = f1_score(wanted, said, labels=LABELS, average="macro", zero_division=0)
         assert found == {"macro_f1": pytest.approx(expected)}
+        counted = matrix.compute(predictions=said, references=wanted, labels=LABELS)
+        assert counted == {"confusion_matrix": confusion_matrix(wanted, said, labels=LABELS).tolist()}
 
     each_case(check)
 
@@ -61,8 +67,8 @@ def test_texts_are_measured_as_sacrebleu_and_rouge_score_measure_them() -> None:
         rows = draw.randint(1, 4)
         said, wanted = texts(draw, rows, 0), texts(draw, rows, 1)
         corpus = [sacrebleu.corpus_bleu(said, [wanted]).score, sacrebleu.corpus_chrf(said, [wanted]).score]
-        assert bleu.compute(predictions=said, references=wanted) == {"bleu": pytest.approx(corpus[0] / 100)}
-        assert chrf.compute(predictions=said, references=wanted) == {"chrf": pytest.approx(corpus[1] / 100)}
+        assert bleu.compute(predictions=said, references=wanted)["bleu"] == pytest.approx(corpus[0] / 100)
+        assert chrf.compute(predictions=said, references=wanted)["chrf"] == pytest.approx(corpus[1] / 100)
         found = rouge.compute(predictions=said, references=wanted)
         for name in ("rouge1", "rouge2", "rougeL"):
             scores = [scorer.score(target, text)[name] for target, text in zip(wanted, said, strict=True)]
@@ -71,6 +77,15 @@ def test_texts_are_measured_as_sacrebleu_and_rouge_score_measure_them() -> None:
             assert found[f"{name}_recall"] == pytest.approx(np.mean([score.recall for score in scores]))
 
     each_case(check)
+
+
+def test_bleu_and_chrf_say_how_they_were_computed() -> None:
+    for module, name, theirs in ((Bleu, "bleu", BLEU()), (Chrf, "chrf", CHRF())):
+        theirs.corpus_score([REFERENCE], [[REFERENCE]])
+        assert module(keep_in_memory=True).compute(predictions=[REFERENCE], references=[REFERENCE]) == {
+            name: pytest.approx(1.0),
+            f"{name}_signature": str(theirs.get_signature()),
+        }
 
 
 def test_answers_are_compared_as_texts_and_as_bags_of_words() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_api.job import FineTuneJob, load_job, spec_hash
-from finetune_api.report import ExitCode, Progress, Stage
+from finetune_api.report import IMAGE_VARIABLE, ExitCode, Progress, Stage
 from finetune_api.resolve import resolve
 from finetune_api.stage_result import StageResult
 from finetune_trainer import check_stage, stages
@@ -257,13 +257,23 @@ def test_spec_of_another_hash_is_refused(tiny_model_dir: Path, tmp_path: Path):
     assert not (tmp_path / "workspace").exists()
 
 
-def test_published_trees_of_pods_are_whole(tiny_model_dir: Path, tmp_path: Path):
+def test_published_trees_of_pods_are_whole_and_name_the_image(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     document = tiny_document(tiny_model_dir, tmp_path)
     document["metadata"]["uid"] = UID
     job = job_of(document)
-    for stage in (Stage.CHECK, Stage.TRAIN, Stage.EVALUATE):
+    for stage in (Stage.CHECK, Stage.TRAIN):
         assert pod(job, stage, tmp_path / stage.value).exit_code is ExitCode.OK
+    image = f"registry.example/trainer@sha256:{'a' * 64}"
+    monkeypatch.setenv(IMAGE_VARIABLE, image)
+    (tmp_path / "job.json").write_text(json.dumps(document))
+    arguments = ["--spec", str(tmp_path / "job.json"), "--workspace", str(tmp_path / "evaluate"), "--attempt", "1"]
+    assert main(["evaluate", *arguments]) is ExitCode.OK
     results = tmp_path / "output" / "default" / f"tiny-{UID[:8]}"
     for name in ("model", "report", "state/tuned"):
         verify_manifest(results / name)
     assert not (results / "checkpoints").exists()
+    assert json.loads((results / "report" / "report.json").read_text())["image"] == image
+    assert image in (results / "report" / "report.html").read_text()
+    assert f"| image of the trainer | {image} |" in (results / "model" / "README.md").read_text()

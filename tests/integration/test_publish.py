@@ -379,6 +379,7 @@ def test_card_of_an_unevaluated_model_says_so(tiny_chat_model_dir: Path, tmp_pat
     text = (tmp_path / "model" / "README.md").read_text()
     assert "It was not evaluated." in text
     assert "no licence was found" in text
+    assert "image of the trainer" not in text, "no operator said which"
 
 
 def test_card_states_the_type_of_a_bfloat16_base(tiny_chat_model_dir: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def write_run(
     *,
     first_row: int = 0,
     base_model: str = "hf://acme/tiny",
+    base_revision: str | None = None,
     predictions: bool = True,
 ) -> Path:
     """Write a report of a model that answers the rows in ``right`` correctly; return its folder."""
@@ -44,6 +45,7 @@ def write_run(
         namespace="default",
         spec_hash="ab" * 32,
         base_model=base_model,
+        base_revision=base_revision,
         data=DataReport(rows={"train": 1, "validation": 1, "test": ROWS}, hash="", format="raw"),
         training=TrainingReport(
             method="lora", parameters=1000, trainable_parameters=10, steps=3, epochs=1.0, seconds=83
@@ -140,6 +142,23 @@ def test_what_cannot_be_paired_has_no_difference_and_says_why(tmp_path, capsys, 
     assert figure["againstFirst"] is None and why in figure["whyNot"]
     run_command(["compare", str(first), str(other)])
     assert f"run 2 against run 1, where there is no difference: {figure['whyNot']}." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        pytest.param(("file:///a", "c" * 64), ("file:///b", "c" * 64), True, id="one revision under two paths"),
+        pytest.param(("file:///a", "c" * 64), ("file:///a", "d" * 64), False, id="two revisions under one path"),
+        pytest.param(("file:///a", None), ("file:///a", "d" * 64), True, id="a revision that is not known"),
+    ],
+)
+def test_the_revision_tells_whether_two_bases_are_the_same(tmp_path, capsys, one, two, same):
+    runs = [
+        write_run(tmp_path / name, name, range(30), base_model=base, base_revision=revision)
+        for name, (base, revision) in (("first", one), ("other", two))
+    ]
+    (figure,) = (f for f in compared(capsys, *runs) if (f["metric"], f["run"]) == ("perplexity", 1))
+    assert (figure["againstFirst"] is not None, figure["whyNot"] == "") == (same, same)
 
 
 def test_the_folder_of_a_job_holds_its_report(tmp_path, capsys):

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api.job import FineTuneJob, InvalidJobError, load_job, spec_hash
-from finetune_api.report import CONTRACT_VARIABLE, CONTRACT_VERSION, ExitCode, Progress, Stage
+from finetune_api.report import CONTRACT_VARIABLE, CONTRACT_VERSION, IMAGE_VARIABLE, ExitCode, Progress, Stage
 from finetune_api.resolve import resolve
 from finetune_api.stage_result import StageResult, bounded
 from finetune_trainer.adjustment import Adjustment
@@ -85,7 +85,9 @@ def _run(options: argparse.Namespace, sink: Sink) -> StageResult:
             # Imported here: a bad spec is answered before torch is loaded.
             from finetune_trainer import stages
 
-            pod = None if options.attempt is None else stages.PodOptions(_adjustment(options))
+            pod = None
+            if options.attempt is not None:
+                pod = stages.PodOptions(_adjustment(options), os.environ.get(IMAGE_VARIABLE))
             return stages.run_one(stage, job, options.workspace, sink, pod)
     except InvalidJobError as error:
         return failure(stage, ExitCode.BAD_SPEC, str(error))

@@ -73,7 +73,7 @@ def evaluate_stage(run: Run) -> Report:
         run.remember("evaluation", evaluation)
     if evaluation.probe is not None:
         require_effect(evaluation.probe)
-    report = assemble_report(job, files, workspace, evaluation)
+    report = assemble_report(run, files, evaluation)
     report = report.model_copy(update={"soft_prompt": virtual_tokens(job, pair, tokenizer)})
     why_not = why_kept_back(job.spec.output.publish_on, evaluation.gates)
     if why_not:

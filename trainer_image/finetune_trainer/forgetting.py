@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from finetune_api.report import ForgettingReport, GateResult, MetricComparison, Retention, RetentionResult
 from finetune_api.spec import ForgettingSpec
-from finetune_trainer.comparison import describe, measure
+from finetune_trainer.comparison import adjust_for_many, describe, measure
 from finetune_trainer.figure import bits_per_byte_figure, mean_figure
 from finetune_trainer.gate import Measurement
 from finetune_trainer.general_suite import GeneralRow, GeneralSuite, text_parts
@@ -63,7 +63,9 @@ def compare_abilities(
     return ForgettingReport(
         verdict=_worst([result.verdict for result in results]),
         results=results,
-        tasks=(*_compare_tasks(suite.rows, base, tuned, seed), _compare_prose(suite, base, tuned, seed)),
+        tasks=adjust_for_many(
+            (*_compare_tasks(suite.rows, base, tuned, seed), _compare_prose(suite, base, tuned, seed))
+        ),
     )
 
 

@@ -21,10 +21,12 @@ from finetune_trainer.figure import (
     bleu_figure,
     calibration_figure,
     chrf_figure,
+    confusion_matrix,
     macro_f1_figure,
     mean_figure,
     mean_of,
     perplexity_figure,
+    signatures,
     token_f1,
 )
 from finetune_trainer.metrics import ROUGE_NAMES, exact_match, rouge
@@ -44,10 +46,18 @@ class FigureModule(evaluate.Metric):  # type: ignore[misc]
     def _info(self) -> MetricInfo:
         return MetricInfo(description=self.meaning, citation="", features=self.columns)
 
-    def _compute(self, **given: Any) -> dict[str, float]:
+    def _compute(self, **given: Any) -> dict[str, float | str]:
         columns = [given.pop(name) for name in self.columns]
         figure = type(self).measure(*columns, **given)
         return {figure.name: figure.value}
+
+
+class SignedModule(FigureModule):
+    """A module whose figure is sacrebleu's, beside it its signature: without it no two such figures can be compared."""
+
+    def _compute(self, **given: Any) -> dict[str, float | str]:
+        found = super()._compute(**given)
+        return found | {f"{name}_signature": signatures()[name] for name in found}
 
 
 class Accuracy(FigureModule):
@@ -64,6 +74,19 @@ class MacroF1(FigureModule):
     measure = staticmethod(macro_f1_figure)
 
 
+class ConfusionMatrix(evaluate.Metric):  # type: ignore[misc]
+    """``predictions`` and ``references`` are labels; ``labels`` are all there are."""
+
+    def _info(self) -> MetricInfo:
+        meaning = "Rows by expected and predicted label: a list for each expected one, both in the order of labels."
+        return MetricInfo(description=meaning, citation="", features=_TEXTS)
+
+    def _compute(
+        self, predictions: Sequence[str], references: Sequence[str], labels: Sequence[str]
+    ) -> dict[str, list[list[int]]]:
+        return {"confusion_matrix": confusion_matrix(predictions, references, labels).tolist()}
+
+
 class ExactMatch(FigureModule):
     """``predictions`` and ``references`` are texts."""
 
@@ -78,14 +101,14 @@ class TokenF1(FigureModule):
     measure = partial(mean_of, token_f1, "token_f1")
 
 
-class Bleu(FigureModule):
+class Bleu(SignedModule):
     """``predictions`` and ``references`` are texts."""
 
     meaning = "Corpus BLEU from 0 to 1, as sacrebleu computes it (aclanthology.org/W18-6319)."
     measure = staticmethod(bleu_figure)
 
 
-class Chrf(FigureModule):
+class Chrf(SignedModule):
     """``predictions`` and ``references`` are texts."""
 
     meaning = "chrF2 from 0 to 1, as sacrebleu computes it (aclanthology.org/W15-3049)."

@@ -38,13 +38,13 @@ from finetune_trainer.report_page import render_page
 from finetune_trainer.run import Run, output_prefix
 from finetune_trainer.soft_prompt import describe_soft_prompt
 from finetune_trainer.tracker import put_event_files
-from finetune_trainer.workspace import Workspace
 
 _NUMBERS_DEPEND_ON = ("torch", "transformers", "peft", "ray", "tokenizers", "rouge-score", "sacrebleu", "lm-eval")
 
 
-def assemble_report(job: FineTuneJob, files: ModelFiles, workspace: Workspace, evaluation: EvaluationReport) -> Report:
+def assemble_report(run: Run, files: ModelFiles, evaluation: EvaluationReport) -> Report:
     """Put together what the stages have left in the workspace."""
+    job, workspace = run.job, run.workspace
     data, training = workspace.recall("data", DataReport), workspace.recall("training", TrainingReport)
     if data is None or training is None:
         raise SpecError(
@@ -65,6 +65,7 @@ def assemble_report(job: FineTuneJob, files: ModelFiles, workspace: Workspace, e
         evaluation=evaluation,
         seed=job.spec.training.seed,
         versions={name: importlib.metadata.version(name) for name in libraries} | {"finetune": __version__},
+        image=run.image,
         resolved=job.spec.model_dump(mode="json", by_alias=True, exclude_none=True),
     )
 

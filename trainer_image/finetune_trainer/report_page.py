@@ -26,6 +26,7 @@ from finetune_api.report import (
     SideBySide,
     TrainingReport,
 )
+from finetune_api.spec.evaluation import SUBGROUP_GAP
 from finetune_trainer.loss_chart import lay_out_loss
 from finetune_trainer.task_chart import lay_out_tasks
 from finetune_trainer.trade_off_chart import TradeOffChart, lay_out_trade_off
@@ -175,6 +176,7 @@ def render_page(report: Report) -> str:
         benchmarks=[(one.name, one.suite, _metric_rows(one.metrics)) for one in evaluation.benchmarks],
         holistic=evaluation.holistic,
         holistic_metrics=_metric_rows(evaluation.holistic.metrics if evaluation.holistic else ()),
+        holistic_gates=_holistic_gates(evaluation),
         general_tasks=_metric_rows(evaluation.forgetting.tasks if evaluation.forgetting else ()),
         several_tasks=len({comparison.task for comparison in evaluation.metrics}) > 1,
         chart=lay_out_loss(report.training.curve),
@@ -185,6 +187,14 @@ def render_page(report: Report) -> str:
         manifest=_manifest(report),
         file_name=f"{re.sub(r'[^a-z0-9-]', '-', report.name)[:60]}.yaml",
     )
+
+
+def _holistic_gates(evaluation: EvaluationReport) -> list[str]:
+    """Return the figures beside accuracy that gates name, a gap that too few rows leave unmeasured among them."""
+    metrics = evaluation.holistic.metrics if evaluation.holistic else ()
+    measured = {f"{one.task}.{one.metric}" for one in metrics}
+    named = dict.fromkeys(gate.metric for gate in evaluation.gates)
+    return [name for name in named if name in measured or name.endswith(f".{SUBGROUP_GAP}")]
 
 
 def _trade_off(forgetting: ForgettingReport | None) -> TradeOffChart | None:

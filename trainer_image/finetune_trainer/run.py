@@ -32,6 +32,8 @@ class Run:
     """What training does otherwise than the spec says."""
     dataset: Dataset | None = None
     """The rows, where they are not to be read from the job's sources: a rehearsal has some of its own."""
+    image: str | None = None
+    """What the operator says that the pod runs; absent on a laptop."""
 
     @property
     def storage(self) -> Storage:

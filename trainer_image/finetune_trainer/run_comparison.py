@@ -154,12 +154,8 @@ def _difference(task: str, metric: str, first: FinishedRun, other: FinishedRun) 
     one, two = (_rows_by_key(run, task) for run in (first, other))
     if not one or one.keys() != two.keys():
         return None, "not the same test rows"
-    same_base = (first.report.base_model, first.report.base_revision) == (
-        other.report.base_model,
-        other.report.base_revision,
-    )
-    if metric == "perplexity" and not same_base:
-        return None, "perplexities of different base models count different tokens"
+    if metric == "perplexity" and not _same_base(first.report, other.report):
+        return None, "not known to be the same base model, and perplexities of different ones count different tokens"
     labels = sorted({*_labels(first, task), *_labels(other, task)})
     before, after = (tuned_figure(metric, [rows[key] for key in one], labels) for rows in (one, two))
     groups = [str(row["group"]) for row in one.values()] if all("group" in row for row in one.values()) else None
@@ -175,6 +171,13 @@ def _difference(task: str, metric: str, first: FinishedRun, other: FinishedRun) 
         ),
         "",
     )
+
+
+def _same_base(first: Report, other: Report) -> bool:
+    """Return whether both are known to stand on the same files: one path may hold two revisions, two paths one."""
+    if first.base_revision and other.base_revision:
+        return first.base_revision == other.base_revision
+    return first.base_model == other.base_model
 
 
 def _with_adjusted(figure: RunFigure, value: float | None) -> RunFigure:

@@ -37,6 +37,8 @@ class PodOptions:
 
     adjustment: Adjustment = field(default_factory=Adjustment)
     """See `Run`."""
+    image: str | None = None
+    """See `Run`; absent where the operator is of a version that did not say."""
 
 
 def run(job: FineTuneJob, folder: Path, sink: Sink) -> Report:
@@ -72,7 +74,8 @@ def run_one(stage: Stage, job: FineTuneJob, folder: Path, sink: Sink, pod: PodOp
         with workspace.claim(spec_hash(job.spec)), StopFlag() as stop:
             if pod is not None:
                 shared = SharedState(Storage(job.spec.output, mounts).open_output(), output_prefix(job), workspace)
-            one = Run(job, workspace, sink, stop, mounts, shared, pod.adjustment if pod else Adjustment())
+            told = pod or PodOptions()
+            one = Run(job, workspace, sink, stop, mounts, shared, told.adjustment, image=told.image)
             match stage:
                 case Stage.CHECK:
                     if shared is not None and (published := find_publication(shared.store, job)) is not None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from finetune_api.job import load_job, spec_hash
-from finetune_api.report import ExitCode, Stage
+from finetune_api.report import IMAGE_VARIABLE, ExitCode, Stage
 from finetune_api.status import Attempt
 from finetune_operator import naming
 from finetune_operator.manifest import (
@@ -261,6 +261,14 @@ def test_no_job_can_say_that_its_progress_goes_elsewhere():
     given = {"spec.compute.pod": {"env": [{"name": "KUBEFLOW_TRAINER_SERVER_URL", "value": "https://other.example"}]}}
     run = Run(make_resolved(given), Attempt(stage=Stage.TRAIN, number=1, child="c"), IMAGE, HASH, make_settings())
     assert env_of(stage_child(run))["KUBEFLOW_TRAINER_SERVER_URL"].startswith("https://finetune-operator.")
+
+
+@all_stages
+def test_a_stage_is_told_the_image_that_it_runs_whatever_the_job_says(stage: Stage):
+    pinned = f"registry.example/finetune-trainer@sha256:{'a' * 64}"
+    job = make_resolved({"spec.compute.pod": {"env": [{"name": IMAGE_VARIABLE, "value": "registry.example/other:1"}]}})
+    manifest = stage_child(Run(job, Attempt(stage=stage, number=1, child="c"), pinned, HASH, make_settings()))
+    assert env_of(manifest)[IMAGE_VARIABLE] == container_of(manifest)["image"] == pinned
 
 
 def test_a_private_authority_does_not_replace_the_public_ones():

@@ -12,7 +12,7 @@ from finetune_trainer.errors import DataError
 from finetune_trainer.forgetting import GeneralAnswers, compare_abilities, forgetting_gate, judge_retention
 from finetune_trainer.general_source import name_sources, read_general_rows
 from finetune_trainer.general_suite import GeneralRow, GeneralSuite
-from finetune_trainer.statistics import Difference
+from finetune_trainer.statistics import Difference, adjusted_p_values
 
 TEXTS = ("One two three.", "Four five six.")
 
@@ -88,6 +88,15 @@ def test_prose_is_measured_in_bits_per_byte():
     assert prose.base == pytest.approx(nats / np.log(2) / read)
     assert prose.tuned == pytest.approx(2 * prose.base)
     assert not prose.higher_is_better
+
+
+def test_p_values_are_corrected_for_the_number_of_figures():
+    suite = make_suite()
+    tasks = compare_abilities(suite, answers(suite, 20, 20), answers(suite, 24, 40), ForgettingSpec(), seed=3).tasks
+    p_values = [one.p_value for one in tasks]
+    assert len({*p_values}) == 3, "two general tasks and prose, not alike"
+    assert [one.adjusted_p_value for one in tasks] == pytest.approx(adjusted_p_values(p_values))
+    assert tasks[1].adjusted_p_value == pytest.approx(3 * tasks[1].p_value), "the least of three"
 
 
 def test_few_rows_decide_nothing():

@@ -17,6 +17,7 @@ from finetune_api.report import (
     EvaluationReport,
     FewShotComparison,
     ForgettingReport,
+    GateResult,
     HolisticReport,
     LossPoint,
     MetricComparison,
@@ -107,6 +108,15 @@ def test_a_lost_form_of_answers_is_told_at_the_top_and_shown_with_the_answers():
     top, _, below = page.partition("<main>")
     assert "1 of 2 are labels of a task (the base: 0)" in top
     assert "What is house rules?" in below and "Tuned: nothing" in below
+
+
+def test_p_of_the_forgetting_table_is_said_to_be_corrected():
+    task = make_accuracy(task="grammar", p_value=0.02, adjusted_p_value=0.04)
+    forgetting = make_forgetting().model_copy(update={"tasks": (task,)})
+    page = render_page(make_report(evaluation=EvaluationReport(forgetting=forgetting)))
+    section = page[page.index('aria-labelledby="forgetting"') :]
+    assert "p 0.020 · corrected 0.040" in section
+    assert "p corrected for the number of figures in this section by Holm" in section
 
 
 def test_the_trade_off_is_drawn_with_its_choice():
@@ -310,6 +320,24 @@ def test_what_is_asked_beside_accuracy_has_a_section_of_its_own():
     assert "Beside accuracy" not in without
 
 
+def test_figures_beside_accuracy_decide_nothing_but_what_gates_name():
+    gates = [
+        GateResult(metric=name, passed=False, why="")
+        for name in ("sentiment.accuracy", "sentiment.accuracy_typos", "other.subgroup_gap", "other.subgroup_gap")
+    ]
+    pages = {
+        count: render_page(
+            make_report(evaluation=EvaluationReport(holistic=make_holistic(), gates=tuple(gates[:count])))
+        )
+        for count in (0, 1, 4)
+    }
+    for count in (0, 1):
+        assert "nothing here decides" in pages[count] and "gates judge" not in pages[count]
+    assert "nothing here decides" not in pages[4]
+    # The second one was not measured, and does not pass for that.
+    assert "of these figures gates judge sentiment.accuracy_typos, other.subgroup_gap." in pages[4]
+
+
 def test_the_page_says_what_was_found():
     page = render_page(make_report())
     assert "The tuned model is better: accuracy on sentiment went from 0.875 to 0.950" in page
@@ -322,6 +350,13 @@ def test_the_page_says_what_was_found():
     assert "<mark>0.880</mark>" in page
     assert "d" * 64 in page
     assert "\N{MINUS SIGN}17.31" in page
+
+
+def test_the_image_is_part_of_where_a_model_comes_from():
+    image = f"registry.example/trainer@sha256:{'e' * 64}"
+    page = render_page(make_report(image=image))
+    assert image in page[page.index('id="provenance"') :]
+    assert "<dt>Image</dt>" not in render_page(make_report()), "nobody knows it on a laptop"
 
 
 def test_planned_memory_stands_beside_the_measured():
@@ -413,6 +448,7 @@ def hostile_report() -> Report:
         base_model=HOSTILE,
         base_revision=HOSTILE,
         versions={HOSTILE: HOSTILE, "finetune": HOSTILE},
+        image=HOSTILE,
         resolved={"data": {"tasks": [{"name": HOSTILE, "templates": [{"prompt": HOSTILE}]}]}, HOSTILE: HOSTILE},
         evaluation=EvaluationReport(
             metrics=(make_accuracy(task=HOSTILE, note=HOSTILE, metric="accuracy"), make_accuracy(metric=HOSTILE)),
