@@ -121,6 +121,7 @@ _COLUMNS = (
     ("Progress", "string", ".status.summary.progress", 0),
     ("Metric", "string", ".status.summary.metric", 0),
     ("Delta", "string", ".status.summary.delta", 0),
+    ("Published", "string", '.status.conditions[?(@.type=="Published")].reason', 0),
     ("Age", "date", ".metadata.creationTimestamp", 0),
     ("Model", "string", ".spec.model.source", 1),
     ("GPUs", "integer", ".status.plan.gpus", 1),

@@ -121,6 +121,7 @@ class Reason(StrEnum):
     GATES_PASSED = "GatesPassed"
     GATES_NOT_PASSED = "GatesNotPassed"
     NO_GATES = "NoGates"
+    WORSE_THAN_BASE = "WorseThanBase"
     PUBLISHED = "Published"
     PUBLISH_NEVER = "PublishNever"
     ALREADY_PUBLISHED = "AlreadyPublished"

@@ -47,7 +47,7 @@ def result_lines(status: FineTuneJobStatus) -> list[str]:
 
 def job_table(jobs: Sequence[ClusterJob], now: datetime) -> list[str]:
     """Return one line a job, as ``kubectl get`` shows them."""
-    rows: list[tuple[str, ...]] = [("NAME", "PHASE", "METHOD", "PROGRESS", "METRIC", "DELTA", "AGE")]
+    rows: list[tuple[str, ...]] = [("NAME", "PHASE", "METHOD", "PROGRESS", "METRIC", "DELTA", "PUBLISHED", "AGE")]
     for job in sorted(jobs, key=lambda one: one.name.name):
         summary = job.status.summary
         texts = (summary.progress, summary.metric, summary.delta) if summary else ("", "", "")
@@ -57,10 +57,15 @@ def job_table(jobs: Sequence[ClusterJob], now: datetime) -> list[str]:
                 str(job.status.phase or ""),
                 one_line(str((job.spec.get("method") or {}).get("type", ""))),
                 *(one_line(text) for text in texts),
+                _publication(job.status),
                 _age(job.created, now),
             )
         )
     return aligned(rows, texts=len(rows[0]))
+
+
+def _publication(status: FineTuneJobStatus) -> str:
+    return next((one.reason.value for one in status.conditions if one.type is ConditionType.PUBLISHED), "")
 
 
 def as_progress(progress: ProgressStatus, metrics: dict[str, str]) -> Progress:

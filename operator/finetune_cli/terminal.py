@@ -19,7 +19,7 @@ from finetune_cli.outcome import describe_outcome
 from finetune_cli.wording import comparison_table, duration, numbers, subject
 from finetune_trainer.verdict import Outcome, outcome_of
 
-_STYLES = {Outcome.BETTER: "green", Outcome.NOT_BETTER: "red", Outcome.CANNOT_TELL: ""}
+_STYLES = {Outcome.BETTER: "green", Outcome.NOT_BETTER: "red", Outcome.WORSE: "red", Outcome.CANNOT_TELL: ""}
 _WIDE = 90
 """Columns from which there is room for a long bar."""
 

@@ -250,23 +250,26 @@ def _verdict(result: StageResult, job: FineTuneJob) -> list[Statement]:
     gates = result.evaluation.gates if result.evaluation else ()
     failed = [f"{gate.metric}: {gate.why}" for gate in gates if not gate.passed]
     # A result that had to be shortened may not name the gate any more.
+    asked = job.spec.evaluation.gates or (job.spec.evaluation.forgetting and not gates)
     is_kept_back = result.published is False and job.spec.output.publish_on is PublishOn.GATES
-    if failed or (is_kept_back and job.spec.evaluation.gates):
+    if failed or (is_kept_back and asked):
         message = "; ".join(failed) or result.why_not_published
         passed = Statement(ConditionType.GATES_PASSED, ConditionStatus.FALSE, Reason.GATES_NOT_PASSED, message)
     else:
         reason = Reason.GATES_PASSED if job.spec.evaluation.gates else Reason.NO_GATES
         passed = Statement(ConditionType.GATES_PASSED, ConditionStatus.TRUE, reason)
-    return [passed, _publication(result, job)]
+    return [passed, _publication(result, job, passed)]
 
 
-def _publication(result: StageResult, job: FineTuneJob) -> Statement:
+def _publication(result: StageResult, job: FineTuneJob, gates: Statement) -> Statement:
     kind = ConditionType.PUBLISHED
     if result.published:
         places = ", ".join(artifact.uri for artifact in result.artifacts)
         return Statement(kind, ConditionStatus.TRUE, Reason.PUBLISHED, places)
     if job.spec.output.publish_on is PublishOn.NEVER:
         reason, message = Reason.PUBLISH_NEVER, "spec.output.publishOn is never; the report has the numbers"
+    elif gates.reason is Reason.NO_GATES:
+        reason, message = Reason.WORSE_THAN_BASE, "the tuned model is worse than its base; the report has the numbers"
     else:
         reason, message = Reason.GATES_NOT_PASSED, "a gate keeps the model back; the report has the numbers"
     return Statement(kind, ConditionStatus.FALSE, reason, result.why_not_published or message)

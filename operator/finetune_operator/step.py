@@ -100,8 +100,12 @@ def _complete(moment: Moment) -> Step:
     published = find(moment.status, ConditionType.PUBLISHED)
     evaluated = find(moment.status, ConditionType.EVALUATED)
     reason = published.reason if published else Reason.STAGE_SUCCEEDED
-    told = [condition.message for condition in (evaluated, published) if condition is not None and condition.message]
-    message = ". ".join(text.rstrip(".") for text in told)
+    verdict, publication = (condition.message if condition else "" for condition in (evaluated, published))
+    told = [verdict, publication]
+    if published is not None and published.status is ConditionStatus.FALSE:
+        # What surprises comes first: the headline has no room for all of it.
+        told = [f"not published: {publication}", verdict]
+    message = ". ".join(text.rstrip(".") for text in told if text)
     return Step((Statement(ConditionType.COMPLETE, ConditionStatus.TRUE, reason, message),), wake_at=moment.now)
 
 

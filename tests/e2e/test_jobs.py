@@ -353,4 +353,5 @@ def test_columns_and_explanations_need_no_documentation(cluster: Cluster, jobs: 
     assert "memory" in explained.lower()
     header = cluster.kubectl("get", "ftj", "-A").splitlines()
     if header:
-        assert header[0].split() == ["NAMESPACE", "NAME", "PHASE", "METHOD", "PROGRESS", "METRIC", "DELTA", "AGE"]
+        narrow = ["NAMESPACE", "NAME", "PHASE", "METHOD", "PROGRESS", "METRIC", "DELTA", "PUBLISHED", "AGE"]
+        assert header[0].split() == narrow

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from finetune_api.job import load_job, spec_hash
-from finetune_api.report import ExitCode, Stage
+from finetune_api.report import ArtifactKind, ExitCode, Stage
 from finetune_api.resolve import resolve
 from finetune_trainer import stages
 from finetune_trainer.errors import FineTuneError, SpecError, StorageError
@@ -127,6 +127,35 @@ def test_gates_decide_about_publication(
         assert verdict.why in report.why_not_published
     result = stages.run_one(Stage.EVALUATE, job, tmp_path / "workspace", Silence())
     assert (result.published, result.why_not_published) == (is_published, report.why_not_published)
+
+
+def test_a_job_without_gates_that_makes_the_model_worse_keeps_it_back(tiny_model_dir: Path, tmp_path: Path):
+    test = write_reviews(tmp_path / "test.jsonl", 60, seed=2)
+    rows = [json.loads(line) for line in write_reviews(tmp_path / "reviews.jsonl").read_text().splitlines()]
+    swapped = {"positive": "negative", "negative": "positive"}
+    lines = [json.dumps(row | {"label": swapped[row["label"]]}) for row in rows]
+    (tmp_path / "reviews.jsonl").write_text("\n".join(lines))
+    document = tiny_document(
+        tiny_model_dir,
+        tmp_path,
+        method={"type": "full"},
+        training__maxSteps=24,
+        evaluation__metrics=["accuracy"],
+        runPolicy={"preflight": "skip"},
+    )
+    document["spec"]["data"]["tasks"][0]["testSource"] = test.as_uri()
+    job = resolve(load_job(json.dumps(document), str(tmp_path / "job.yaml")))
+    report = stages.run(job, tmp_path / "workspace", Silence())
+    published = tmp_path / "output" / output_prefix(job)
+    assert [folder.name for folder in published.iterdir()] == ["report"]
+    assert not report.published
+    assert report.why_not_published.startswith("sentiment accuracy fell from 0.500 to 0.")
+    assert report.why_not_published in (published / "report" / "report.html").read_text()
+    result = stages.run_one(Stage.EVALUATE, job, tmp_path / "workspace", Silence())
+    assert (result.published, result.why_not_published) == (False, report.why_not_published)
+    assert result.summary is not None
+    assert result.summary.message.startswith("The tuned model is worse: accuracy on sentiment went from 0.500")
+    assert [artifact.kind for artifact in result.artifacts] == [ArtifactKind.REPORT]
 
 
 def test_two_runs_cannot_share_a_workspace(tiny_model_dir: Path, tmp_path: Path):

@@ -175,6 +175,12 @@ def test_the_age_has_one_unit(created, age):
     assert job_table([cluster_job(job)], NOW)[1].split()[-1] == age
 
 
+def test_the_table_tells_what_became_of_the_model():
+    kept_back = make_object({"conditions": [condition("Published", "False", "WorseThanBase", "accuracy fell")]})
+    header, line = job_table([cluster_job(kept_back)], NOW)
+    assert line[header.index("PUBLISHED") :].split()[0] == "WorseThanBase"
+
+
 def test_news_are_conditions_that_changed():
     before = parse_status({"conditions": [condition("Accepted"), condition("Checked", "Unknown", "Waiting")]})
     now = parse_status(

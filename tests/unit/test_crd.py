@@ -12,6 +12,7 @@ from pydantic import Field
 from finetune_api.crd import CHANGEABLE, RULES, NotStructuralError, crd, crd_yaml, structural_schema
 from finetune_api.model import ApiModel
 from finetune_api.spec import BLOCK_OF, FineTuneJobSpec
+from finetune_api.status import ConditionType
 
 Schema = dict[str, Any]
 VERSION: Schema = crd()["spec"]["versions"][0]
@@ -138,12 +139,15 @@ def test_status_is_a_subresource_and_conditions_are_kept_by_type() -> None:
 def test_columns_say_what_matters_first() -> None:
     columns = VERSION["additionalPrinterColumns"]
     narrow = [column["name"] for column in columns if not column.get("priority")]
-    assert narrow == ["Phase", "Method", "Progress", "Metric", "Delta", "Age"]
+    assert narrow == ["Phase", "Method", "Progress", "Metric", "Delta", "Published", "Age"]
     assert [column["name"] for column in columns if column.get("priority")] == ["Model", "GPUs", "ETA", "Message"]
 
 
 def test_columns_show_fields_that_exist() -> None:
-    paths = [column["jsonPath"].removeprefix(".") for column in VERSION["additionalPrinterColumns"]]
+    of_condition = re.compile(r'conditions\[\?\(@\.type=="(\w+)"\)\]')
+    written = [column["jsonPath"].removeprefix(".") for column in VERSION["additionalPrinterColumns"]]
+    assert {kind for path in written for kind in of_condition.findall(path)} == {ConditionType.PUBLISHED}
+    paths = [of_condition.sub("conditions[]", path) for path in written]
     assert [path for path in paths if path not in BY_PATH] == ["metadata.creationTimestamp"]
 
 

@@ -75,7 +75,7 @@ def evaluate_stage(run: Run) -> Report:
         require_effect(evaluation.probe)
     report = assemble_report(run, files, evaluation)
     report = report.model_copy(update={"soft_prompt": virtual_tokens(job, pair, tokenizer)})
-    why_not = why_kept_back(job.spec.output.publish_on, evaluation.gates)
+    why_not = why_kept_back(job.spec.output.publish_on, job.spec.evaluation.gates, evaluation)
     if why_not:
         Reporter(run.sink, Stage.PUBLISH).say(f"the model is not published: {why_not}")
         return publish_run(run, report.model_copy(update={"why_not_published": why_not}), ())

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from finetune_api.report import GateResult
+from finetune_api.report import EvaluationReport, GateResult
 from finetune_api.spec import GateSpec, PublishOn
 from finetune_trainer.statistics import FEW_ROWS, Difference, rows_needed
+from finetune_trainer.verdict import why_worse
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +36,37 @@ def judge_gates(gates: Sequence[GateSpec], measured: Mapping[str, Measurement | 
     return tuple(_judge(gate, measured[gate.metric]) for gate in gates)
 
 
-def why_kept_back(publish_on: PublishOn, gates: Sequence[GateResult]) -> str:
-    """Return in a sentence why the model is not published; nothing when it is."""
-    failed = [gate for gate in gates if not gate.passed]
+def why_kept_back(publish_on: PublishOn, asked: Sequence[GateSpec], evaluation: EvaluationReport) -> str:
+    """Return in a sentence why the model is not published; nothing when it is.
+
+    Args:
+        publish_on: what the job says.
+        asked: the job's gates; where there are none, the verdict decides, and general ability where it is looked after.
+        evaluation: all that was measured, with a result for each gate.
+    """
     match publish_on:
         case PublishOn.ALWAYS:
             return ""
         case PublishOn.NEVER:
             return "spec.output.publishOn is never"
-        case PublishOn.GATES if len(failed) == 1:
-            return f"the gate on {failed[0].metric} did not pass: {failed[0].why}"
-        case PublishOn.GATES if failed:
-            return f"{len(failed)} of {len(gates)} gates did not pass: {', '.join(gate.metric for gate in failed)}"
         case PublishOn.GATES:
-            return ""
+            return _gates_missed(evaluation.gates) or ("" if asked else _worse(evaluation))
         case _:
             assert_never(publish_on)
+
+
+def _gates_missed(gates: Sequence[GateResult]) -> str:
+    failed = [gate for gate in gates if not gate.passed]
+    if len(failed) == 1:
+        return f"the gate on {failed[0].metric} did not pass: {failed[0].why}"
+    if failed:
+        return f"{len(failed)} of {len(gates)} gates did not pass: {', '.join(gate.metric for gate in failed)}"
+    return ""
+
+
+def _worse(evaluation: EvaluationReport) -> str:
+    why = why_worse(evaluation)
+    return f"{why}; spec.output.publishOn: always publishes it anyway" if why else ""
 
 
 def _judge(gate: GateSpec, found: Measurement | Unmeasured) -> GateResult:

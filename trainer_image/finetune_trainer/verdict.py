@@ -16,6 +16,7 @@ class Outcome(StrEnum):
 
     BETTER = "better"
     NOT_BETTER = "not better"
+    WORSE = "worse"
     CANNOT_TELL = "cannot tell"
 
 
@@ -34,6 +35,21 @@ def judge(evaluation: EvaluationReport) -> Verdict:
     """
     verdict = _judge_tasks(evaluation)
     return Verdict(verdict.outcome, f"{verdict.sentence} {_lost_form(evaluation)}".strip())
+
+
+def why_worse(evaluation: EvaluationReport) -> str:
+    """Return in which figure the verdict is worse; nothing where that is not the verdict.
+
+    Of several tasks the first is told with its numbers: a line has no room for more.
+    """
+    worse = [one for one in leading_comparisons(evaluation.metrics) if outcome_of(one) is Outcome.WORSE]
+    if not worse:
+        return ""
+    first = worse[0]
+    base, tuned = (format_value(first, value or 0.0) for value in (first.base, first.tuned))
+    changed = "fell" if (first.delta or 0.0) < 0 else "rose"
+    others = f"; {len(worse)} tasks are worse" if len(worse) > 1 else ""
+    return f"{first.task} {first.metric} {changed} from {base} to {tuned} ({_certainty(first)}){others}"
 
 
 def _lost_form(evaluation: EvaluationReport) -> str:
@@ -84,7 +100,7 @@ def judge_in_context(evaluation: EvaluationReport) -> Verdict | None:
         return None
     outcomes = [outcome_of(comparison) for comparison in against]
     # Enough only where it is enough on every task: a single one that tuning serves better needs tuning.
-    overall = next(one for one in (Outcome.BETTER, Outcome.CANNOT_TELL, Outcome.NOT_BETTER) if one in outcomes)
+    overall = next(one for one in _IN_CONTEXT if one in outcomes)
     reasons = "; ".join(_few_shot_reason(comparison) for comparison in against)
     start = _IN_CONTEXT[overall]
     return Verdict(overall, f"{start}: with {evaluation.few_shot} examples in its prompt the base reaches {reasons}.")
@@ -92,10 +108,11 @@ def judge_in_context(evaluation: EvaluationReport) -> Verdict | None:
 
 _IN_CONTEXT = {
     Outcome.BETTER: "In-context learning is not enough",
-    Outcome.NOT_BETTER: "In-context learning is enough",
     Outcome.CANNOT_TELL: "Whether in-context learning is enough cannot be told",
+    Outcome.NOT_BETTER: "In-context learning is enough",
+    Outcome.WORSE: "In-context learning is enough",
 }
-"""By what the tuned model is, against the base with examples."""
+"""By what the tuned model is, against the base with examples; of several tasks the first decides."""
 
 
 def _against_few_shot(comparison: MetricComparison) -> MetricComparison | None:
@@ -111,8 +128,12 @@ def _few_shot_reason(comparison: MetricComparison) -> str:
     base, tuned = (format_value(comparison, value or 0.0) for value in (comparison.base, comparison.tuned))
     return (
         f"{comparison.metric} {base} on {comparison.task}, the tuned model without any {tuned} "
-        f"({comparison.delta:+.3f}, 95 % interval {comparison.low:+.3f} to {comparison.high:+.3f})"
+        f"({_certainty(comparison)})"
     )
+
+
+def _certainty(comparison: MetricComparison) -> str:
+    return f"{comparison.delta:+.3f}, 95 % interval {comparison.low:+.3f} to {comparison.high:+.3f}"
 
 
 def leading_comparisons(metrics: Iterable[MetricComparison]) -> list[MetricComparison]:
@@ -134,7 +155,9 @@ def outcome_of(comparison: MetricComparison) -> Outcome:
     )
     if worst > 0:
         return Outcome.BETTER
-    return Outcome.NOT_BETTER if best <= 0 else Outcome.CANNOT_TELL
+    if best < 0:
+        return Outcome.WORSE
+    return Outcome.NOT_BETTER if best == 0 else Outcome.CANNOT_TELL
 
 
 def format_value(comparison: MetricComparison, value: float) -> str:
@@ -155,7 +178,8 @@ def _rank(comparison: MetricComparison) -> int:
 def _overall(outcomes: list[Outcome]) -> Outcome:
     if all(outcome is Outcome.BETTER for outcome in outcomes):
         return Outcome.BETTER
-    return Outcome.NOT_BETTER if Outcome.NOT_BETTER in outcomes else Outcome.CANNOT_TELL
+    decisive = (Outcome.WORSE, Outcome.NOT_BETTER, Outcome.CANNOT_TELL)
+    return next(one for one in decisive if one in outcomes)
 
 
 def _sentence(outcome: Outcome, comparison: MetricComparison) -> str:
@@ -165,15 +189,14 @@ def _sentence(outcome: Outcome, comparison: MetricComparison) -> str:
         return f"Whether the tuned model is better cannot be told: its {what} is {tuned}, the base was not measured."
     base = format_value(comparison, comparison.base)
     change = f"stayed at {tuned}" if comparison.delta == 0 else f"went from {base} to {tuned}"
-    reason = (
-        f"{what} {change} ({comparison.delta:+.3f}, 95 % interval {comparison.low:+.3f} to {comparison.high:+.3f}, "
-        f"{comparison.rows:,} test rows)."
-    )
+    reason = f"{what} {change} ({_certainty(comparison)}, {comparison.rows:,} test rows)."
     match outcome:
         case Outcome.BETTER:
             return f"The tuned model is better: {reason}"
         case Outcome.NOT_BETTER:
             return f"The tuned model is not better: {reason}"
+        case Outcome.WORSE:
+            return f"The tuned model is worse: {reason}"
         case Outcome.CANNOT_TELL:
             what = "rows" if comparison.groups is None else "groups of rows"
             few = f" Fewer than {FEW_ROWS} {what} decide nothing." if _are_few(comparison) else ""

@@ -57,7 +57,8 @@ class OutputSpec(Block):
     merge: Flag = False
     """Also publish full weights with the adapter merged in: as large as the base model, usable without PEFT."""
     publish_on: PublishOn = PublishOn.GATES
-    """gates: when all of spec.evaluation.gates pass, so always when there are none. The report is published anyway."""
+    """gates: when all of spec.evaluation.gates pass; where there are none, unless the verdict is that the tuned model
+    is worse than its base. always: whatever was measured. never: the report alone, which is published anyway."""
 
 
 class CheckpointSpec(Block):

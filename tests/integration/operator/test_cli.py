@@ -255,7 +255,7 @@ def test_without_a_name_all_jobs_are_listed(finetune, namespace, api_server, cap
     capsys.readouterr()
     assert finetune("status") == ExitCode.OK
     header, line = capsys.readouterr().out.splitlines()
-    assert header.split() == ["NAME", "PHASE", "METHOD", "PROGRESS", "METRIC", "DELTA", "AGE"]
+    assert header.split() == ["NAME", "PHASE", "METHOD", "PROGRESS", "METRIC", "DELTA", "PUBLISHED", "AGE"]
     assert line.split()[:5] == [NAME, "Training", "lora", "42", "%"]
 
 

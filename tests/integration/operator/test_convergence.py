@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from finetune_api.report import ExitCode, Stage
-from finetune_api.status import ConditionStatus, ConditionType, Phase, Reason
+from finetune_api.report import ExitCode, GateResult, Stage
+from finetune_api.status import ConditionStatus, ConditionType, EvaluationStatus, Phase, Reason, Summary
 from finetune_operator.action import Plan
 from finetune_operator.condition import holds
 from finetune_operator.observed import JobView, Observed, PodPhase
@@ -303,6 +303,21 @@ SCENARIOS = (
         {(EVALUATE, 1): Life(result=make_result(EVALUATE, published=False, artifacts=()))},
     ),
     Scenario(
+        "a model that is worse is kept back without gates",
+        Phase.SUCCEEDED,
+        Reason.WORSE_THAN_BASE,
+        3,
+        lives={(EVALUATE, 1): Life(result=make_result(EVALUATE, published=False, why_not_published="it fell"))},
+    ),
+    Scenario(
+        "too much is forgotten and the result has no room for it",
+        Phase.SUCCEEDED,
+        Reason.GATES_NOT_PASSED,
+        3,
+        {"spec.evaluation.forgetting": {}},
+        {(EVALUATE, 1): Life(result=make_result(EVALUATE, published=False, artifacts=()))},
+    ),
+    Scenario(
         "nothing is to be published",
         Phase.SUCCEEDED,
         Reason.PUBLISH_NEVER,
@@ -414,6 +429,44 @@ def test_a_gate_that_keeps_the_model_back_is_told_beside_a_complete_job(sentence
     kept_back = (ConditionStatus.FALSE, Reason.GATES_NOT_PASSED)
     assert (said[ConditionType.GATES_PASSED], said[ConditionType.PUBLISHED]) == (kept_back, kept_back)
     assert said[ConditionType.COMPLETE] == (ConditionStatus.TRUE, Reason.GATES_NOT_PASSED)
+
+
+def told(sentence: str) -> tuple[str, str]:
+    """Return the headline of that scenario's job, and the verdict that its evaluation came to."""
+    cluster = lived(next(one for one in SCENARIOS if one.sentence == sentence))
+    evaluated = next(one for one in cluster.job.status.conditions if one.type is ConditionType.EVALUATED)
+    assert cluster.job.status.summary is not None
+    return cluster.job.status.summary.message, evaluated.message
+
+
+def test_the_headline_of_a_job_begins_with_why_its_model_is_not_published():
+    line, verdict = told("a model that is worse is kept back without gates")
+    assert line == f"not published: it fell. {verdict}"
+    line, _ = told("nothing is to be published")
+    assert line.startswith("not published: spec.output.publishOn is never")
+    line, verdict = told("all goes well")
+    assert line.startswith(verdict)
+
+
+def test_a_long_verdict_does_not_take_the_reason_out_of_the_headline():
+    tasks = "; ".join(f"better on task-with-a-long-name-{number}" for number in range(20))
+    verdict = f"The tuned model is better on 20 of 22 tasks: {tasks}"[:256]
+    gates = tuple(GateResult(metric=f"task-{n}.accuracy", passed=False, why="x" * 512) for n in range(3))
+    why = f"the gate on task-0.accuracy did not pass: {'x' * 512}"[:256]
+    result = make_result(
+        EVALUATE,
+        evaluation=EvaluationStatus(gates=gates),
+        summary=Summary(message=verdict),
+        published=False,
+        why_not_published=why,
+    )
+    kept_back = Scenario("", Phase.SUCCEEDED, Reason.GATES_NOT_PASSED, 3, lives={(EVALUATE, 1): Life(result=result)})
+    status = lived(kept_back).job.status
+    assert status.summary is not None
+    assert status.summary.message.startswith("not published: the gate on task-0.accuracy did not pass: x")
+    assert len(status.summary.message) == 256
+    complete = next(one for one in status.conditions if one.type is ConditionType.COMPLETE)
+    assert verdict in complete.message
 
 
 def test_half_the_micro_batch_is_told_and_handed_on():

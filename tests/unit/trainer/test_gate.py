@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from finetune_api.report import GateResult
+from finetune_api.report import EvaluationReport, GateResult, MetricComparison
 from finetune_api.spec import GateSpec, PublishOn
 from finetune_trainer.figure import mean_figure, perplexity_figure
 from finetune_trainer.gate import Measurement, judge_gates, why_kept_back
@@ -82,7 +82,7 @@ def test_lower_perplexity_is_a_gain() -> None:
 PASSED = GateResult(metric="mood.accuracy", passed=True, why="mood.accuracy is 0.8")
 FAILED = GateResult(metric="mood.macro_f1", passed=False, why="mood.macro_f1 is 0.4, below the least allowed 0.5")
 KEPT_BACK = [
-    ("no gates keep nothing back", PublishOn.GATES, (), ""),
+    ("nothing measured keeps nothing back", PublishOn.GATES, (), ""),
     ("gates that pass keep nothing back", PublishOn.GATES, (PASSED,), ""),
     ("a gate that fails says why", PublishOn.GATES, (PASSED, FAILED), "mood.macro_f1 did not pass: .* is 0.4, below"),
     ("several are named", PublishOn.GATES, (FAILED, PASSED, FAILED), "2 of 3 gates did not pass: mood.macro_f1, mood"),
@@ -93,5 +93,68 @@ KEPT_BACK = [
 
 @pytest.mark.parametrize(("sentence", "publish_on", "gates", "says"), KEPT_BACK, ids=[case[0] for case in KEPT_BACK])
 def test_why_kept_back(sentence: str, publish_on: PublishOn, gates: tuple[GateResult, ...], says: str) -> None:
-    why = why_kept_back(publish_on, gates)
+    why = why_kept_back(publish_on, [gate()] if gates else [], EvaluationReport(gates=gates))
     assert re.search(says, why) if says else why == ""
+
+
+def change(low: float, high: float, **changes: object) -> MetricComparison:
+    fields: dict[str, object] = {"task": "mood", "metric": "accuracy", "base": 0.91, "tuned": 0.72, "rows": 300}
+    return MetricComparison.model_validate(fields | {"delta": (low + high) / 2, "low": low, "high": high} | changes)
+
+
+UNCOMPARED = MetricComparison(task="mood", metric="accuracy", tuned=0.72, rows=300)
+
+
+WORSE = change(-0.25, -0.13)
+SURELY = r"^mood accuracy fell from 0\.910 to 0\.720 \(-0\.190, 95 % interval -0\.250 to -0\.130\)"
+ANYWAY = r"; spec\.output\.publishOn: always publishes it anyway$"
+BY_VERDICT = [
+    ("surely worse is kept back", PublishOn.GATES, (), (WORSE,), SURELY + ANYWAY),
+    ("perhaps worse is not", PublishOn.GATES, (), (change(-0.25, 0.01),), ""),
+    ("no worse than nothing gained is not", PublishOn.GATES, (), (change(-0.25, 0.0),), ""),
+    ("worse on few rows is not", PublishOn.GATES, (), (change(-0.25, -0.13, rows=29),), ""),
+    ("better is not", PublishOn.GATES, (), (change(0.1, 0.2),), ""),
+    (
+        "perplexity that rose is worse",
+        PublishOn.GATES,
+        (),
+        (change(1, 3, metric="perplexity", base=4.0, tuned=6.0, higher_is_better=False),),
+        r"^mood perplexity rose from 4\.00 to 6\.00 \(\+2\.000",
+    ),
+    ("a figure that leads no task decides nothing", PublishOn.GATES, (), (change(-0.2, -0.1, metric="ece"),), ""),
+    ("a base that was not asked", PublishOn.GATES, (), (UNCOMPARED,), ""),
+    ("one task of two", PublishOn.GATES, (), (change(0.1, 0.2, task="topic"), WORSE), SURELY + ANYWAY),
+    (
+        "two tasks",
+        PublishOn.GATES,
+        (),
+        (WORSE, change(-0.2, -0.1, task="topic")),
+        SURELY + "; 2 tasks are worse" + ANYWAY,
+    ),
+    ("gates that pass decide alone", PublishOn.GATES, (PASSED,), (WORSE,), ""),
+    ("always publishes what is worse", PublishOn.ALWAYS, (), (WORSE,), ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "publish_on", "gates", "metrics", "says"), BY_VERDICT, ids=[case[0] for case in BY_VERDICT]
+)
+def test_without_gates_the_verdict_decides(
+    sentence: str,
+    publish_on: PublishOn,
+    gates: tuple[GateResult, ...],
+    metrics: tuple[MetricComparison, ...],
+    says: str,
+) -> None:
+    found = EvaluationReport(metrics=metrics, gates=gates)
+    why = why_kept_back(publish_on, [gate()] if gates else [], found)
+    assert re.search(says, why) if says else why == ""
+    assert len(why) < 200, "the status has 256 characters for it"
+
+
+def test_general_ability_that_was_kept_does_not_excuse_a_task_that_is_worse() -> None:
+    kept = GateResult(metric="forgetting", passed=True, why="The model kept its general ability")
+    found = EvaluationReport(metrics=(WORSE,), gates=(kept,))
+    assert re.search(SURELY, why_kept_back(PublishOn.GATES, [], found))
+    lost = found.model_copy(update={"gates": (kept.model_copy(update={"passed": False}),)})
+    assert "the gate on forgetting did not pass" in why_kept_back(PublishOn.GATES, [], lost)

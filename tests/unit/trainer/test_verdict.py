@@ -1,4 +1,4 @@
-"""The headline: better, not better, cannot tell, and the reason in one sentence."""
+"""The headline: better, not better, worse, cannot tell, and the reason in one sentence."""
 
 import pytest
 
@@ -44,7 +44,8 @@ def test_a_verdict_that_cannot_be_given_says_how_many_rows_could(changes: dict[s
     [
         pytest.param({}, Outcome.BETTER, id="an interval above zero is better"),
         pytest.param({"low": -0.01}, Outcome.CANNOT_TELL, id="an interval around zero tells nothing"),
-        pytest.param({"low": -0.2, "high": -0.1}, Outcome.NOT_BETTER, id="an interval below zero is not better"),
+        pytest.param({"low": -0.2, "high": -0.1}, Outcome.WORSE, id="an interval below zero is worse"),
+        pytest.param({"low": -0.2, "high": 0.0}, Outcome.NOT_BETTER, id="an interval up to zero is not surely worse"),
         pytest.param({"low": 0.0, "high": 0.0, "delta": 0.0}, Outcome.NOT_BETTER, id="no difference is not better"),
         pytest.param({"rows": 29}, Outcome.CANNOT_TELL, id="few rows tell nothing"),
         pytest.param({"rows": 300, "groups": 29}, Outcome.CANNOT_TELL, id="few groups tell nothing"),
@@ -56,8 +57,8 @@ def test_a_verdict_that_cannot_be_given_says_how_many_rows_could(changes: dict[s
         ),
         pytest.param(
             {"metric": "perplexity", "higher_is_better": False, "low": 1.0, "high": 3.0},
-            Outcome.NOT_BETTER,
-            id="more perplexity is not better",
+            Outcome.WORSE,
+            id="more perplexity is worse",
         ),
     ],
 )
@@ -82,9 +83,12 @@ def test_several_tasks_are_better_only_together():
     worse = make_comparison(task="qa", low=-0.2, high=-0.1)
     assert judged(make_comparison(), make_comparison(task="nli"))[0] is Outcome.BETTER
     assert judged(make_comparison(), worse) == (
-        Outcome.NOT_BETTER,
-        "The tuned model is better on 1 of 2 tasks: better on sentiment; not better on qa.",
+        Outcome.WORSE,
+        "The tuned model is better on 1 of 2 tasks: better on sentiment; worse on qa.",
     )
+    same = make_comparison(task="nli", low=0.0, high=0.0)
+    assert judged(make_comparison(), same)[0] is Outcome.NOT_BETTER
+    assert judged(same, worse)[0] is Outcome.WORSE
 
 
 def test_nothing_measured_says_so():
