@@ -11,7 +11,12 @@ from pydantic.fields import FieldInfo
 
 from finetune_api.crd import CHANGEABLE, structural_schema
 from finetune_api.model import ApiModel
-from finetune_api.resolve import BIAS_LEARNING_RATE, LEARNING_RATES
+from finetune_api.resolve import (
+    BIAS_LEARNING_RATE,
+    BIAS_LEARNING_RATE_SOURCE,
+    LEARNING_RATE_SOURCES,
+    LEARNING_RATES,
+)
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.support import ONLY, SCHEMES
 
@@ -165,10 +170,15 @@ def _row(*cells: str) -> str:
 
 
 def _learning_rates() -> str:
-    lines = ["## Learning rates", "", "Peak learning rate where `training.learningRate` is absent.", ""]
-    lines += ["| method | learning rate |", "|---|---|"]
-    lines += [f"| `{method.value}` | {rate:g} |" for method, rate in LEARNING_RATES.items()]
-    lines += [f"| `selective` with `train: bias` | {BIAS_LEARNING_RATE:g} |", ""]
+    lines = ["## Learning rates", ""]
+    lines += [
+        "Peak learning rate where `training.learningRate` is absent, from literature and experience; not measured here."
+    ]
+    lines += ["", "| method | learning rate | source |", "|---|---|---|"]
+    lines += [
+        _row(f"`{method.value}`", f"{rate:g}", LEARNING_RATE_SOURCES[method]) for method, rate in LEARNING_RATES.items()
+    ]
+    lines += [_row("`selective` with `train: bias`", f"{BIAS_LEARNING_RATE:g}", BIAS_LEARNING_RATE_SOURCE), ""]
     return "\n".join(lines)
 
 

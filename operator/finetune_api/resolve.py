@@ -34,13 +34,24 @@ LEARNING_RATES = {
     MethodType.ADAPTER: 5e-4,
     MethodType.SELECTIVE: 2e-5,
 }
-"""Peak learning rates: full arXiv:2203.02155 and most instruction tuning since; LoRA and QLoRA arXiv:2305.14314 (small
-models take up to 1e-3); prompt tuning after arXiv:2104.08691, which uses 0.3 with Adafactor; prefix tuning
-arXiv:2101.00190, scaled for AdamW; IA3 arXiv:2205.05638; adapters arXiv:1902.00751. Taken from literature and
-experience, not measured here."""
+"""Peak learning rates: taken from literature and experience, not measured here."""
+
+LEARNING_RATE_SOURCES = {
+    MethodType.FULL: "arXiv:2203.02155, and most instruction tuning since",
+    MethodType.LORA: "arXiv:2305.14314; small models take up to 0.001",
+    MethodType.QLORA: "arXiv:2305.14314",
+    MethodType.PROMPT_TUNING: "after arXiv:2104.08691, which uses 0.3 with Adafactor",
+    MethodType.PREFIX_TUNING: "arXiv:2101.00190, scaled for AdamW",
+    MethodType.IA3: "arXiv:2205.05638",
+    MethodType.ADAPTER: "arXiv:1902.00751",
+    MethodType.SELECTIVE: "as for full",
+}
+"""Where each comes from, as the reference says it."""
 
 BIAS_LEARNING_RATE = 1e-3
-"""Bias terms alone bear and need larger steps (arXiv:2106.10199)."""
+"""Bias terms alone bear and need larger steps."""
+
+BIAS_LEARNING_RATE_SOURCE = "arXiv:2106.10199"
 
 LAST_LAYERS = 2
 MIXING_TEMPERATURE = 2.0

@@ -75,6 +75,7 @@ METHODS = [
     pytest.param({"method": {"type": "promptTuning"}}, id="promptTuning"),
     pytest.param({"method": {"type": "prefixTuning"}}, id="prefixTuning"),
     pytest.param({"method": {"type": "ia3"}}, id="ia3"),
+    pytest.param({"method": {"type": "adapter"}}, id="adapter"),
     pytest.param(
         {"method": {"type": "selective", "selective": {"train": "patterns", "patterns": ["layers\\.7\\.mlp"]}}},
         id="selective, a layer that a smaller model would lack",

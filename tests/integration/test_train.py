@@ -21,6 +21,7 @@ from finetune_trainer.progress import Sink
 from finetune_trainer.run import Run
 from finetune_trainer.sample_answers import MOST_QUESTIONS
 from finetune_trainer.settings_map import plan_steps
+from finetune_trainer.stage_summary import train_result
 from finetune_trainer.train import divergence
 from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
@@ -226,6 +227,38 @@ def test_activations_are_computed_twice_where_they_would_not_fit(
         train(tiny_model_dir, tmp_path, str(available), said[available])
     twice = "activations are computed twice, which needs less memory"
     assert [twice in heard.messages for heard in said.values()] == [False, True]
+
+
+def test_a_learning_rate_that_drives_the_loss_up_is_warned_of(tiny_model_dir: Path, tmp_path: Path):
+    said: list[str] = []
+
+    class Listener(Silence):
+        def report(self, progress: Progress) -> None:
+            said.append(progress.message)
+
+    full = {"method": {"type": "full"}, "training__maxSteps": 24, "training__evalEverySteps": 24}
+    usual = train(tiny_model_dir, tmp_path, "usual", Listener(), **full)
+    assert usual.warnings == () and not [message for message in said if message.startswith("note:")]
+    absurd = full | {"training__learningRate": 1, "training__warmupRatio": 0}
+    report = train(tiny_model_dir, tmp_path, "absurd", Listener(), **absurd)
+    (warning,) = report.warnings
+    assert "at a learning rate of" in warning and "spec.training.learningRate" in warning
+    assert said.count(f"note: {warning}") == 1
+    assert "learning rate" in train_result(report).message
+
+
+def test_first_steps_and_those_behind_the_warm_up_are_logged_one_by_one(tiny_model_dir: Path, tmp_path: Path):
+    report = train(
+        tiny_model_dir,
+        tmp_path,
+        training__maxSteps=400,
+        training__globalBatchSize=1,
+        training__warmupRatio=0.2,
+        training__evalEverySteps=400,
+        checkpoint__everySteps=400,
+    )
+    steps = [point.step for point in report.curve if point.loss is not None]
+    assert steps == [*range(1, 21), *range(22, 81, 2), *range(81, 101), *range(102, 401, 2)]
 
 
 def test_a_stage_that_is_done_is_not_run_again(tiny_model_dir: Path, tmp_path: Path):

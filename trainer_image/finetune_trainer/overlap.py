@@ -15,7 +15,8 @@ SHORTEST_QUESTION = 8
 def find_overlaps(examples: Iterable[Example], questions: Mapping[str, Sequence[str]]) -> Iterator[Overlap]:
     """Yield for every source of questions how many of them share `OVERLAP_WORDS` words in a row with a training row.
 
-    A question with fewer words counts when a row holds all of it, and it has at least `SHORTEST_QUESTION`.
+    Of a chat all turns are searched. A question with fewer words counts when a row holds all of it, and it has at least
+    `SHORTEST_QUESTION`.
 
     Args:
         examples: the training rows.
@@ -26,7 +27,7 @@ def find_overlaps(examples: Iterable[Example], questions: Mapping[str, Sequence[
     lengths = {len(piece) for piece in wanted}
     seen: set[tuple[str, ...]] = set()
     for example in examples if wanted else ():
-        words = _words(f"{example.prompt} {example.completion}")
+        words = _words(" ".join([*(turn for _, turn in example.earlier), example.prompt, example.completion]))
         for length in lengths:
             seen.update(piece for piece in _windows(words, length) if piece in wanted)
     for source, one in pieces.items():

@@ -110,6 +110,12 @@ def checkpoints_activations(
             return activation_bytes > _USABLE * available_bytes - 12 * trainable_parameters
 
 
+def warm_up_steps(training: TrainingSpec, steps: Steps) -> int:
+    """Return the steps in which the rate rises; transformers 5 has no ``warmup_ratio``."""
+    # The first step of a warm-up learns nothing: a single one needs none.
+    return min(math.ceil(training.warmup_ratio * steps.total), steps.total - 1)
+
+
 def training_arguments(
     training: TrainingSpec,
     steps: Steps,
@@ -140,8 +146,7 @@ def training_arguments(
         "gradient_accumulation_steps": steps.accumulation,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": _SCHEDULES[training.schedule],
-        # transformers 5 has no warmup_ratio. The first step of a warm-up learns nothing: a single one needs none.
-        "warmup_steps": min(math.ceil(training.warmup_ratio * steps.total), steps.total - 1),
+        "warmup_steps": warm_up_steps(training, steps),
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "optim": "adamw_torch_fused",

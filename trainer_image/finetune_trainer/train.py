@@ -46,6 +46,7 @@ from finetune_trainer.errors import (
     TrainingDivergedError,
 )
 from finetune_trainer.example import Encoded
+from finetune_trainer.first_losses import find_high_rate, is_looked_at, last_step
 from finetune_trainer.layout import Layout, LayoutChoice, build_batch, forward, load_for_rows, token_losses
 from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import write_manifest
@@ -67,6 +68,7 @@ from finetune_trainer.settings_map import (
     plan_steps,
     spreads_weights,
     training_arguments,
+    warm_up_steps,
 )
 from finetune_trainer.start import first_weights, take_over
 from finetune_trainer.tracker import Trackers, open_trackers, put_event_files
@@ -212,7 +214,10 @@ def train_here(given: TrainingInput) -> TrainingReport:
     _save_tuned(trainer, model, given)
     report = _summarise(given, parameters, trainer, recorder, steps, layout, precision, resume)
     return report.model_copy(
-        update={"best_step": best.step if best is not None else None, "warnings": tuple(trackers.warnings)}
+        update={
+            "best_step": best.step if best is not None else None,
+            "warnings": (*recorder.warnings(trainer.state), *trackers.warnings),
+        }
     )
 
 
@@ -310,7 +315,7 @@ def _build_trainer(
     # Weights that are spread are gathered by all workers for every token: too slow to look at.
     asks = given.group.is_first and not spreads_weights(spec)
     sampled = SampleAnswers(model, load_tokenizer(given.files), given.validation) if asks else None
-    recorder = _Recorder(given, epoch_rows, Scorer(model, layout.layout), sampled, every, steps.rows)
+    recorder = _Recorder(given, epoch_rows, Scorer(model, layout.layout), sampled, every, steps)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**arguments),
@@ -436,7 +441,7 @@ class _Recorder(TrainerCallback):
         scorer: Scorer,
         sampled: SampleAnswers | None,
         every: int,
-        rows_per_step: int,
+        steps: Steps,
     ) -> None:
         self._reporter = Reporter(given.sink, Stage.TRAIN)
         self._scorer = scorer
@@ -445,7 +450,8 @@ class _Recorder(TrainerCallback):
             task: rows for task, items in given.validation.items() if (rows := _spread(items, len(given.validation)))
         }
         self._every = every
-        self._rows_per_step = rows_per_step
+        self._rows_per_step = steps.rows
+        self._warm_up = warm_up_steps(given.job.spec.training, steps)
         self._tokens_per_row = sum(len(epoch[index].ids) for index in range(len(epoch))) / len(epoch)
         self._curve: dict[int, LossPoint] = {}
         self._loss: float | None = None
@@ -490,10 +496,21 @@ class _Recorder(TrainerCallback):
             _history(state).append({"step": 0, "samples": questions})
         self._started, self._first_step = time.monotonic(), state.global_step
 
+    def warnings(self, state: TrainerState) -> tuple[str, ...]:
+        """Return what the losses give reason to warn of."""
+        warning = find_high_rate(self.curve(state), self._warm_up)
+        return () if warning is None else (warning,)
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._loss = kwargs["logs"].get("loss", self._loss)
+        # Behind the last step there is a log without a loss as well.
+        if "loss" in kwargs["logs"] and state.global_step == min(last_step(self._warm_up), state.max_steps):
+            for warning in self.warnings(state):
+                self._reporter.say(f"note: {warning}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if is_looked_at(state.global_step, self._warm_up):
+            control.should_log = True
         seconds = self.seconds - self._aside
         done = state.global_step - self._first_step
         self.rows_per_second = done * self._rows_per_step / seconds
@@ -574,18 +591,18 @@ def _summarise(
     resume: Path | None,
 ) -> TrainingReport:
     curve = recorder.curve(trainer.state)
-    losses = [point.loss for point in curve if point.loss is not None]
-    last = losses[-max(1, len(losses) // 10) :]
+    done = trainer.state.global_step
+    last = [point.loss for point in curve if point.loss is not None and point.step > done - max(1, done // 10)]
     return TrainingReport(
         method=given.job.spec.method.type.value,
         parameters=parameters[0],
         trainable_parameters=parameters[1],
-        steps=trainer.state.global_step,
+        steps=done,
         epochs=float(trainer.state.epoch or 0),
         final_loss=sum(last) / len(last) if last else None,
         curve=curve,
         samples=recorder.samples(trainer.state),
-        mixture=_describe_mixture(given.mixture, trainer.state.global_step, steps),
+        mixture=_describe_mixture(given.mixture, done, steps),
         seconds=recorder.seconds,
         rows_per_second=recorder.rows_per_second,
         tokens_per_second=recorder.tokens_per_second,

@@ -1,8 +1,14 @@
 """Questions that training rows give away: found by their words, whatever stands around them."""
 
+import json
+from pathlib import Path
+
 from finetune_api.report import Overlap
+from finetune_api.spec import DataSpec
+from finetune_trainer.dataset import load_dataset
 from finetune_trainer.example import Example
 from finetune_trainer.overlap import OVERLAP_WORDS, SHORTEST_QUESTION, find_overlaps
+from finetune_trainer.split import Split
 
 LONG = "which of these rivers flows through the city of Paris before it comes to the sea the Seine or the Loire"
 SHORT = "the capital of the far land is Oslo"
@@ -39,6 +45,24 @@ def test_a_short_question_must_stand_there_as_a_whole():
 
 def test_question_and_answer_may_be_split_over_prompt_and_completion():
     assert overlapping("the capital of the far land is", SHORT, completion="Oslo") == 1
+
+
+def test_every_turn_of_a_chat_is_searched(tmp_path: Path):
+    roles = ("user", "assistant") * 2
+    chats = []
+    for row in range(60):
+        # Chats that are alike would stay together in one split.
+        own = " ".join(f"word{row}of{place}" for place in range(60))
+        texts = (f"{LONG}? {own}", "The Seine.", "And which of them is longer?", "The Loire.")
+        chats.append({"turns": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]})
+    (tmp_path / "chats.jsonl").write_text("".join(f"{json.dumps(chat)}\n" for chat in chats))
+    task = {"name": "talk", "source": (tmp_path / "chats.jsonl").as_uri(), "messages": "turns"}
+    rows = load_dataset(
+        DataSpec.model_validate({"tasks": [task], "splits": {"validation": 0.3, "test": 0.3}})
+    ).examples(Split.TRAIN)
+    assert all(LONG not in row.prompt for row in rows)
+    (found,) = find_overlaps(rows, {"general": [LONG, SHORT]})
+    assert (found.overlapping, found.first) == (1, " ".join(LONG.lower().split()[:OVERLAP_WORDS]))
 
 
 def test_every_source_is_counted_for_itself():
