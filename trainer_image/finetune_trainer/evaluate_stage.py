@@ -1,4 +1,4 @@
-"""The evaluate stage: base and tuned model on the same test rows, then the report and, if gates pass, the model."""
+"""The evaluate stage: both models on the same test rows, then the report and, unless it is kept back, the model."""
 
 import gc
 from collections.abc import Mapping, Sequence

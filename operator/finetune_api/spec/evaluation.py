@@ -200,7 +200,7 @@ class EvaluationSpec(Block):
     holistic: HolisticSpec | None = None
     """Robustness, fairness, bias, toxicity and speed; ``{}`` measures the last three. Absent: not measured."""
     gates: Annotated[tuple[GateSpec, ...], Field(max_length=32)] = ()
-    """All must pass for the model to be published under ``publishOn: gates``."""
+    """All must pass for the model to be published under ``publishOn: gates``. None: the verdict decides."""
 
     @property
     def goes_back(self) -> bool:

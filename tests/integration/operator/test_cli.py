@@ -21,6 +21,7 @@ from finetune_cli.connection import connect
 from finetune_cli.job_api import Target
 from finetune_cli.refusal import ClusterError
 
+from ...cluster.folder import BIN
 from .api_server import ApiServer
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "06-kubernetes" / "finetunejob.yaml"
@@ -257,6 +258,25 @@ def test_without_a_name_all_jobs_are_listed(finetune, namespace, api_server, cap
     header, line = capsys.readouterr().out.splitlines()
     assert header.split() == ["NAME", "PHASE", "METHOD", "PROGRESS", "METRIC", "DELTA", "PUBLISHED", "AGE"]
     assert line.split()[:5] == [NAME, "Training", "lora", "42", "%"]
+
+
+def test_kubectl_and_the_table_tell_alike_why_a_model_is_kept_back(finetune, namespace, api_server, capsys):
+    finetune("submit", str(EXAMPLE))
+    why = "not published: sentiment accuracy fell from 0.910 to 0.720"
+    kept_back = condition("Published", "False", "WorseThanBase", why)
+    set_status(api_server, namespace, phase="Succeeded", conditions=[kept_back], summary={"message": why})
+    capsys.readouterr()
+    finetune("status")
+    kubectl = [BIN / "kubectl", f"--kubeconfig={api_server.kubeconfig}", f"--namespace={namespace}", "get", "ftj"]
+    narrow, wide = (
+        subprocess.run([*kubectl, *options], capture_output=True, text=True, timeout=60, check=True).stdout
+        for options in ([], ["--output=wide"])
+    )
+    header, line = narrow.splitlines()
+    table = capsys.readouterr().out.splitlines()
+    assert (table[0].split(), table[1].split()[:-1]) == (header.split(), line.split()[:-1]), "the age may differ"
+    assert line.split()[-2] == "WorseThanBase"
+    assert why in wide
 
 
 def test_watching_ends_well_with_the_numbers(finetune, namespace, api_server, capsys):
