@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from finetune_api.report import ArtifactKind, ExitCode
-from finetune_api.spec import LoraSpec, MethodType
+from finetune_api.spec import LoraSpec
 from finetune_api.status import ConditionType, PublishedArtifact
 from finetune_cli.cluster_job import ClusterJob, JobName
 from finetune_cli.job_api import JobApi, JsonObject
@@ -24,13 +24,12 @@ from finetune_operator.condition import holds
 from finetune_operator.location import authority
 from finetune_operator.pod import GPU_RESOURCE, container_security, pod_security
 from finetune_trainer.errors import SpecError
+from finetune_trainer.vllm_command import MOST_RANKS, max_lora_rank, refused_kind, serve_command, served_name
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.11.0"
 PORT = 8000
 FETCHED_FOLDER = "/models"
 """Where the pod keeps what it has fetched from buckets."""
-MOST_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What ``--max-lora-rank`` may be."""
 
 _INTRODUCTION = """\
 # Serves {base} with {adapters} by vLLM's OpenAI server.
@@ -119,11 +118,6 @@ def serving_manifests(jobs: Sequence[ClusterJob], image: str) -> list[JsonObject
     ]
 
 
-def served_name(source: str) -> str:
-    """Return what clients call the base."""
-    return source.partition("://")[2].strip("/")
-
-
 # --- which jobs
 
 
@@ -133,8 +127,7 @@ def _served(job: ClusterJob) -> _Served:
         raise SpecError(f"{job.name} has published no adapter. `finetune status {job.name.name}` says why.")
     method = job.spec["method"]
     lora = method.get("lora") or {}
-    if method["type"] not in (MethodType.LORA.value, MethodType.QLORA.value) or lora.get("useDora"):
-        kind = "dora" if lora.get("useDora") else method["type"]
+    if kind := refused_kind(method["type"], bool(lora.get("useDora"))):
         raise SpecError(f"{job.name} has published a {kind} adapter, and vLLM serves lora alone. Leave it out.")
     if job.spec["model"].get("task", "causal-lm") != "causal-lm":
         raise SpecError(f"{job.name} is for {job.spec['model']['task']}, to which vLLM adds no adapters. Leave it out.")
@@ -190,7 +183,7 @@ def _pod(served: Sequence[_Served], first: ClusterJob, image: str) -> JsonObject
 def _server(
     served: Sequence[_Served], source: str, revision: str, image: str, mounts: Sequence[JsonObject]
 ) -> JsonObject:
-    rank = next((size for size in MOST_RANKS if size >= max(one.rank for one in served)), None)
+    rank = max_lora_rank(max(one.rank for one in served))
     if rank is None:
         raise SpecError(f"vLLM serves adapters up to rank {MOST_RANKS[-1]}. Leave those of a higher one out.")
     compute = served[0].spec.get("compute") or {}
@@ -199,17 +192,19 @@ def _server(
     environment = {"HOME": "/tmp", "USER": "vllm", "HF_HOME": f"{FETCHED_FOLDER}/hub"}
     if on_hub and (secret := _secret(served[0].spec["model"])):
         environment["HF_TOKEN_PATH"] = f"{naming.SECRETS_FOLDER}/{secret}/HF_TOKEN"
+    command = serve_command(
+        served_name(source) if on_hub else _folder(source, "base"),
+        served_name(source),
+        revision if on_hub else None,
+        {one.job: _folder(one.artifact.uri, one.job) for one in served},
+        rank,
+    )
     health = {"httpGet": {"path": "/health", "port": "http"}}
     return {
         "name": "vllm",
         "image": image,
-        "command": ["vllm", "serve", served_name(source) if on_hub else _folder(source, "base")],
-        "args": [
-            *(("--revision", revision) if on_hub else ()),
-            *("--served-model-name", served_name(source), "--port", str(PORT)),
-            *("--enable-lora", "--max-loras", str(len(served)), "--max-lora-rank", str(rank)),
-            *("--lora-modules", *(f"{one.job}={_folder(one.artifact.uri, one.job)}" for one in served)),
-        ],
+        "command": command[:3],
+        "args": ["--port", str(PORT), *command[3:]],
         "env": [{"name": name, "value": value} for name, value in environment.items()],
         "ports": [{"name": "http", "containerPort": PORT}],
         # Large weights take minutes to load.

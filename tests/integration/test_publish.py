@@ -34,6 +34,7 @@ from finetune_api.report import (
     SplitRows,
     TrainingReport,
 )
+from finetune_api.resolve import resolve
 from finetune_api.spec import ModelSpec
 from finetune_trainer.errors import DataError, SpecError, StorageError
 from finetune_trainer.file_store import FileStore
@@ -359,7 +360,7 @@ def test_loading_snippet_of_the_card_gives_the_tuned_models_answer(
 
 def test_card_shows_the_reports_numbers_and_is_valid_for_a_hub(tiny_chat_model_dir: Path, tmp_path: Path) -> None:
     tuned = tune(tiny_chat_model_dir, "lora")
-    job = make_job("hf://acme/tiny")
+    job = resolve(make_job("hf://acme/tiny"))
     folder = tmp_path / "model"
     export_model(tuned.model, tuned.tokenizer, Rendering(), job, make_report(), folder, licence="apache-2.0")
     text = (folder / "README.md").read_text()
@@ -367,6 +368,7 @@ def test_card_shows_the_reports_numbers_and_is_valid_for_a_hub(tiny_chat_model_d
     assert "| sentiment | perplexity (lower is better) | 9.5 | 1.25 | -8.25 | 200 |" in text
     assert "2,400 for training, 300 for validation, 300 for the test" in text
     assert "acme/tiny" in text and "f" * 40 in text and "float32" in text
+    assert "--max-lora-rank 16 --lora-modules reviews=." in text
     card = ModelCard(text).data
     assert (card.license, card.library_name) == ("apache-2.0", "peft")
     assert [(r.metric_type, r.metric_value) for r in card.eval_results] == [("accuracy", 0.95), ("perplexity", 1.25)]

@@ -1,6 +1,7 @@
 """README.md of a published model: what it is, how good it is, how to use it. Pure: same report, same page."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,9 +9,10 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from finetune_api.report import ArtifactKind, Report
-from finetune_api.spec import MethodType, ModelTask
+from finetune_api.spec import LoraSpec, MethodType, ModelTask
 from finetune_trainer.prompt_file import PromptFile, PromptTask
 from finetune_trainer.template import Template
+from finetune_trainer.vllm_command import max_lora_rank, refused_kind, serve_command, served_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,11 @@ class BaseReference:
     revision: str | None
     """Commit for the hub; None for a local folder, whose files have no revisions."""
     on_hub: bool
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it lies in a bucket or on a volume, from where it must be fetched."""
+        return "://" in self.name
 
     @property
     def link(self) -> str:
@@ -60,6 +67,8 @@ class CardFacts:
     merge: MergeCheck | None = None
     licence: str | None = None
     """As the base model's own card states it."""
+    lora: LoraSpec | None = None
+    """Of lora and qlora."""
 
 
 _PIPELINE = {ModelTask.CAUSAL_LM: "text-generation", ModelTask.SEQ2SEQ_LM: "text2text-generation"}
@@ -87,6 +96,7 @@ def render_card(report: Report, facts: CardFacts) -> str:
         licence=facts.licence,
         front_matter=_front_matter(report, facts),
         snippet=_snippet(report, facts),
+        vllm=_vllm(report, facts),
     )
 
 
@@ -150,6 +160,22 @@ def _snippet(report: Report, facts: CardFacts) -> str:
         "print(answer)",
     ]
     return "\n".join(lines)
+
+
+def _vllm(report: Report, facts: CardFacts) -> str | None:
+    """Return the command that serves what is published, run in its folder; None for what vLLM does not load."""
+    if facts.prompt.model_task is not ModelTask.CAUSAL_LM:
+        return None
+    if facts.kind is not ArtifactKind.ADAPTER:
+        return shlex.join(serve_command(".", report.name))
+    if facts.lora is None or refused_kind(report.training.method, facts.lora.use_dora):
+        return None
+    rank, base = max_lora_rank(facts.lora.rank), facts.base
+    if rank is None:
+        return None
+    # As for `finetune render --serve`: what lies in a bucket or on a volume has been brought to a folder.
+    model, name = ("base", served_name(base.name)) if base.is_elsewhere else (base.name, base.name)
+    return shlex.join(serve_command(model, name, base.revision, {report.name: "."}, rank))
 
 
 def _prompt(task: PromptTask) -> Sequence[str]:

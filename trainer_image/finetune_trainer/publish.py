@@ -84,7 +84,7 @@ def export_model(
             _write_tokenizer(tokenizer, partial)
             prompt = make_prompt_file(renderer, job, tokenizer)
             write_file(partial / PROMPT_FILE, _json(prompt.model_dump(mode="json", by_alias=True)))
-            facts = CardFacts(kind, base, _dtype_name(model), prompt, check, licence)
+            facts = CardFacts(kind, base, _dtype_name(model), prompt, check, licence, job.spec.method.lora)
             write_file(partial / CARD_FILE, render_card(report, facts).encode())
             if report.lineage:
                 lineage = Lineage(ancestors=report.lineage)
