@@ -68,9 +68,7 @@ def _measure(jobs: Jobs, s3: ObjectStore, engine: str) -> dict[str, float]:
     changes = {"training": training, "compute": ENGINES[engine], "runPolicy": {"preflight": "skip"}}
     jobs.apply(example(s3, engine, of="05-multi-gpu-lora", **changes))
     first = jobs.wait(engine, "its first step", _has_learnt, SECONDS)
-    ended = _training(
-        jobs.wait(engine, "the end of training", lambda job: _training(job).end_time is not None, SECONDS)
-    )
+    ended = _training(jobs.wait(engine, "the end of training", _has_trained, SECONDS))
     assert first.status.progress and ended.record_time and ended.start_time and ended.end_time
     moments = {
         "running": ended.start_time,

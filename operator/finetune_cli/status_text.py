@@ -20,6 +20,7 @@ from finetune_api.status import (
 )
 from finetune_cli.cluster_job import ClusterJob
 from finetune_cli.wording import aligned, comparison_table, duration, numbers, subject
+from finetune_operator.condition import find
 
 _BAR = 20
 _ABSENT = "-"
@@ -65,7 +66,8 @@ def job_table(jobs: Sequence[ClusterJob], now: datetime) -> list[str]:
 
 
 def _publication(status: FineTuneJobStatus) -> str:
-    return next((one.reason.value for one in status.conditions if one.type is ConditionType.PUBLISHED), "")
+    published = find(status, ConditionType.PUBLISHED)
+    return published.reason.value if published else ""
 
 
 def as_progress(progress: ProgressStatus, metrics: dict[str, str]) -> Progress:

@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -24,17 +23,8 @@ logger = logging.getLogger(__name__)
 MOST_REMEMBERED = 1024
 LONGEST_MESSAGE = 1024
 """Bytes that the API server takes."""
-
-
 MOST_WAITING = 10_000
 """Behind them others are lost: some 10 MB."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    name: str
-    job: tuple[str, str]
-    event: dict[str, Any]
 
 
 class EventRecorder:
@@ -44,17 +34,17 @@ class EventRecorder:
         self._cluster = cluster
         self._metrics = metrics
         self._counts: OrderedDict[str, int] = OrderedDict()
-        self._waiting: deque[_Told] = deque()
+        self._waiting: deque[dict[str, Any]] = deque()
         self._something_new = asyncio.Event()
         self._stopping = False
 
     def tell(self, emit: Emit, job: PackedJob, now: datetime) -> None:
         """Write ``emit`` about ``job`` when its turn comes."""
+        event = _event(emit, job, now)
         if len(self._waiting) >= MOST_WAITING:
-            self._lose(emit.reason, "too many others wait", job.key)
+            self._lose(event, "too many others wait")
             return
-        name = _name(emit, job)
-        self._waiting.append(_Told(name, job.key, _event(name, emit, job, now)))
+        self._waiting.append(event)
         self._something_new.set()
 
     async def run(self) -> None:
@@ -74,34 +64,38 @@ class EventRecorder:
         self._stopping = True
         self._something_new.set()
 
-    async def _write(self, told: _Told) -> None:
-        count = self._counts.pop(told.name, 0) + 1
+    async def _write(self, event: dict[str, Any]) -> None:
+        name = event["metadata"]["name"]
+        count = self._counts.pop(name, 0) + 1
         try:
             if count > 1:
-                await self._count_up(told, count)
+                await self._count_up(event, count)
             else:
-                await self._cluster.create(told.event)
+                await self._cluster.create(event)
         except AlreadyExistsError:
             # From before this operator was started: how often it was said is not known any more.
-            logger.debug("event is there already name=%s", told.name)
+            logger.debug("event is there already name=%s", name)
         except ClusterError as error:
-            self._lose(told.event["reason"], str(error), told.job)
+            self._lose(event, str(error))
             return
-        self._counts[told.name] = count
+        self._counts[name] = count
         while len(self._counts) > MOST_REMEMBERED:
             self._counts.popitem(last=False)
 
-    async def _count_up(self, told: _Told, count: int) -> None:
-        change = {"count": count, "lastTimestamp": told.event["lastTimestamp"]}
+    async def _count_up(self, event: dict[str, Any], count: int) -> None:
+        change = {"count": count, "lastTimestamp": event["lastTimestamp"]}
         try:
-            await self._cluster.patch("Event", told.job[0], told.name, change)
+            await self._cluster.patch("Event", event["metadata"]["namespace"], event["metadata"]["name"], change)
         except NotFoundError:
             # The API server keeps events for an hour.
-            await self._cluster.create({**told.event, "count": count})
+            await self._cluster.create({**event, "count": count})
 
-    def _lose(self, reason: str, why: str, job: tuple[str, str]) -> None:
+    def _lose(self, event: dict[str, Any], why: str) -> None:
         self._metrics.events_lost.inc()
-        logger.warning("event not written reason=%s error=%s job=%s/%s", reason, why, *job)
+        job = event["involvedObject"]
+        logger.warning(
+            "event not written reason=%s error=%s job=%s/%s", event["reason"], why, job["namespace"], job["name"]
+        )
 
 
 def _name(emit: Emit, job: PackedJob) -> str:
@@ -109,12 +103,12 @@ def _name(emit: Emit, job: PackedJob) -> str:
     return f"{job.name}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 
-def _event(name: str, emit: Emit, job: PackedJob, now: datetime) -> dict[str, Any]:
+def _event(emit: Emit, job: PackedJob, now: datetime) -> dict[str, Any]:
     time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": name, "namespace": job.namespace},
+        "metadata": {"name": _name(emit, job), "namespace": job.namespace},
         "involvedObject": {
             "apiVersion": API_VERSION,
             "kind": KIND,

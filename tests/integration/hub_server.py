@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from .http_server import serve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -43,17 +44,8 @@ class FakeHub:
 def serve_hub(repository: str, folder: Path, kind: str = "model") -> Iterator[FakeHub]:
     """Serve ``folder`` as ``repository`` on a free local port until the block ends."""
     hub = FakeHub(repository, folder, kind)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with serve(_handler(hub)) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:

@@ -6,8 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from .http_server import serve
 
 
 @dataclass
@@ -50,18 +52,11 @@ def serve_wandb(key: str) -> Iterator[FakeWandb]:
     """Serve on a free local port until the block ends."""
     fake = FakeWandb(key)
     fake.gate.set()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(fake))
-    server.daemon_threads = True
-    fake.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield fake
-    finally:
-        fake.gate.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serve(_handler(fake)) as fake.url:
+        try:
+            yield fake
+        finally:
+            fake.gate.set()
 
 
 def _handler(fake: FakeWandb) -> type[BaseHTTPRequestHandler]:
