@@ -53,10 +53,12 @@ def _place() -> Iterator[tuple[Jobs, ObjectStore]]:
         with tempfile.TemporaryDirectory() as folder:
             fill_bucket(s3, Path(folder))
         cluster.kubectl("create", "namespace", NAMESPACE)
-        jobs = Jobs(cluster.kubeconfig, NAMESPACE)
-        add_secret(jobs, s3)
-        yield jobs, s3
-        cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+        try:
+            jobs = Jobs(cluster.kubeconfig, NAMESPACE)
+            add_secret(jobs, s3)
+            yield jobs, s3
+        finally:
+            cluster.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
     finally:
         if running is None:
             stop_cluster()

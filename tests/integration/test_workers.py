@@ -46,8 +46,9 @@ from .jobs import Silence, tiny_job
 from .test_tracker import read_event_files
 
 # The same sums in another order, float32, eight steps of AdamW. Measured: 5e-7 in the loss, 2e-6 in nearly every
-# weight, which moves by up to 8e-2. AdamW's first steps divide by |gradient|: where that is next to nothing, as in the
-# first half of a new LoRA, roundings decide about a step. Measured there: up to 1.6e-4, in one weight of two hundred.
+# weight, which moves by up to 8e-2. AdamW's first steps divide by |gradient|: where that is next to nothing, as in a
+# new LoRA, whose product begins at zero, roundings decide about a step. Measured there: up to 1.6e-4, in one weight of
+# two hundred.
 SAME_LOSS = 2e-5
 SAME_WEIGHT = 1e-4
 UNSURE_WEIGHT = 1e-3
@@ -170,8 +171,8 @@ def located(changes: dict[str, Any], published: dict[str, Path]) -> dict[str, An
     return changes | {GOES_ON_FROM: {"source": published[changes[GOES_ON_FROM]].as_uri()}}
 
 
-def assert_same(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, atol=UNSURE_WEIGHT, rtol=0)
+def assert_same(key: str, actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=UNSURE_WEIGHT if "lora_" in key else SAME_WEIGHT, rtol=0)
     apart = (actual - expected).abs() > SAME_WEIGHT
     assert apart.float().mean() <= UNSURE_SHARE, f"{int(apart.sum())} of {apart.numel()} weights are another"
 
@@ -329,7 +330,7 @@ def test_two_workers_train_as_one_does(
     assert two.weights.keys() == one.weights.keys()
     for key, tensor in two.weights.items():
         assert tensor.dtype is torch.float32
-        assert_same(tensor, one.weights[key])
+        assert_same(key, tensor, one.weights[key])
 
 
 def test_deepspeed_trains_what_asks_for_it_and_nothing_else(on_two_workers: dict[str, Trained]):
@@ -398,7 +399,7 @@ def test_one_worker_goes_on_from_a_checkpoint_of_two(
     assert one.resumed_from == 6
     assert one.losses == pytest.approx(two.losses, abs=SAME_LOSS)
     for key, tensor in one.weights.items():
-        assert_same(tensor, two.weights[key])
+        assert_same(key, tensor, two.weights[key])
 
 
 def test_what_deepspeed_has_spread_over_two_workers_is_refused_by_another_number_of_them(
@@ -418,7 +419,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(on_two_workers: dict[str, Tr
     # first steps on: not the very same numbers.
     assert resumed.losses == pytest.approx(straight.losses, abs=SAME_LOSS)
     for key, tensor in straight.weights.items():
-        assert_same(resumed.weights[key], tensor)
+        assert_same(key, resumed.weights[key], tensor)
 
 
 # --- as in pods: every attempt begins with an empty disk, and the output store is all that they share. Ray tells nodes

@@ -20,6 +20,10 @@ NAMESPACE = "finetune-system"
 Manifest = dict[str, Any]
 
 
+_FAULTLESS = 10
+"""The highest of kube-score's grades; warnings have 5."""
+
+
 class HelmError(Exception):
     """What Helm says when it refuses."""
 
@@ -46,10 +50,6 @@ def faults(manifests: Sequence[Manifest], *flags: str) -> dict[str, list[str]]:
                 words = [f"{judged['object_name']}: {comment['summary']}" for comment in check["comments"]]
                 found.setdefault(check["check"]["id"], []).extend(words)
     return found
-
-
-_FAULTLESS = 10
-"""The highest of kube-score's grades; warnings have 5."""
 
 
 def _program(name: str) -> Path:
