@@ -1,5 +1,7 @@
 """The real KubeRay, inside the cluster: it finds the heads of its clusters by the cluster's own DNS."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +22,15 @@ class KubeRay:
 
     cluster: Cluster
 
-    def stop(self) -> None:
-        """Take its operator away; return when it has gone. What it made stays."""
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Take its operator away for as long; what it made stays."""
         self._scale(0)
-        await_condition(lambda: not self.cluster.list("pods", NAMESPACE), "the end of KubeRay", READY_SECONDS)
+        try:
+            await_condition(lambda: not self.cluster.list("pods", NAMESPACE), "the end of KubeRay", READY_SECONDS)
+            yield
+        finally:
+            self.start()
 
     def start(self) -> None:
         """Bring its operator back; return when it works."""

@@ -43,10 +43,10 @@ def fill_bucket(s3: ObjectStore, folder: Path) -> None:
     store.upload_file(str(write_reviews(folder / "reviews.jsonl", rows=240)), BUCKET, "reviews.jsonl")
 
 
-def add_secret(jobs: Jobs, s3: ObjectStore) -> None:
+def add_secret(jobs: Jobs, s3: ObjectStore, name: str = SECRET) -> None:
     content = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key, "AWS_REGION": "us-east-1"}
     jobs.core.create_namespaced_secret(
-        jobs.namespace, client.V1Secret(metadata=client.V1ObjectMeta(name=SECRET), string_data=content)
+        jobs.namespace, client.V1Secret(metadata=client.V1ObjectMeta(name=name), string_data=content)
     )
 
 

@@ -194,17 +194,6 @@ def test_suspended_job_keeps_its_checkpoint_and_goes_on(jobs: Jobs, s3: ObjectSt
     jobs.delete("reviews-lora")
 
 
-def test_deleted_job_leaves_nothing_behind(jobs: Jobs, s3: ObjectStore) -> None:
-    jobs.apply(example(s3, **LONG))
-    job = jobs.wait("reviews-lora", "training pod", is_training(1), seconds=200)
-    jobs.delete("reviews-lora")
-    await_until(
-        lambda: not jobs.children(job.uid) and not jobs.pods(job.uid) and not own_config_maps(jobs),
-        "children and ConfigMaps are gone",
-        seconds=150,
-    )
-
-
 def own_config_maps(jobs: Jobs) -> list[str]:
     found = jobs.core.list_namespaced_config_map(jobs.namespace).items
     return [one.metadata.name for one in found if one.metadata.owner_references]
@@ -272,15 +261,7 @@ def test_missing_image_is_said_within_15_seconds_and_ends_at_the_start_deadline(
     await_until(lambda: not [p for p in jobs.pods(job.uid) if p.status.phase == "Pending"], "pod is gone", 60)
 
 
-def test_missing_secret_is_said_and_the_job_goes_on_when_it_appears(jobs: Jobs, s3: ObjectStore) -> None:
-    jobs.core.delete_namespaced_secret(SECRET, jobs.namespace)
-    jobs.apply(example(s3, training={"maxSteps": 4}))
-
-    jobs.wait("reviews-lora", "word about the Secret", names_missing(SECRET), seconds=30)
-    add_secret(jobs, s3)
-    # The kubelet tries a failed mount again after at most two minutes.
-    jobs.wait("reviews-lora", "end of the check stage", lambda job: job.holds(ConditionType.CHECKED), seconds=240)
-    jobs.delete("reviews-lora")
+LATE_SECRET, LATE_ROWS, LATE_CLAIM = "late-credentials", "late-rows", "late-claim"
 
 
 def names_missing(name: str) -> Callable[[Job], bool]:
@@ -295,34 +276,32 @@ def has_started(job: Job) -> bool:
     return any(one.start_time is not None for one in job.status.attempts)
 
 
-def test_missing_config_map_is_said_and_the_job_goes_on_when_it_appears(
+def test_what_is_missing_is_said_and_the_job_goes_on_when_it_appears(
     jobs: Jobs, s3: ObjectStore, tmp_path: Path
 ) -> None:
-    document = example(s3, training={"maxSteps": 4})
-    document["spec"]["data"]["tasks"][0]["source"] = "configMap://late-rows/reviews.jsonl"
-    jobs.apply(document)
-    jobs.wait("reviews-lora", "word about the ConfigMap", names_missing("late-rows"), seconds=30)
+    # At once: the kubelet tries a failed mount again after at most two minutes.
+    by_missing = {name: example(s3, name, training={"maxSteps": 4}) for name in (LATE_SECRET, LATE_ROWS, LATE_CLAIM)}
+    by_missing[LATE_SECRET]["spec"]["output"]["secretRef"] = {"name": LATE_SECRET}
+    by_missing[LATE_ROWS]["spec"]["data"]["tasks"][0]["source"] = f"configMap://{LATE_ROWS}/reviews.jsonl"
+    by_missing[LATE_CLAIM]["spec"]["data"]["tasks"][0]["source"] = f"pvc://{LATE_CLAIM}/reviews.jsonl"
+    for document in by_missing.values():
+        jobs.apply(document)
+    for name in by_missing:
+        jobs.wait(name, f"word about {name}", names_missing(name), seconds=30)
+
+    add_secret(jobs, s3, LATE_SECRET)
     rows = {"reviews.jsonl": write_reviews(tmp_path / "reviews.jsonl").read_text()}
-    metadata = client.V1ObjectMeta(name="late-rows")
+    metadata = client.V1ObjectMeta(name=LATE_ROWS)
     jobs.core.create_namespaced_config_map(jobs.namespace, client.V1ConfigMap(metadata=metadata, data=rows))
-    # The kubelet tries a failed mount again after at most two minutes.
-    jobs.wait("reviews-lora", "end of the check stage", lambda job: job.holds(ConditionType.CHECKED), seconds=240)
-    jobs.delete("reviews-lora")
-
-
-def test_missing_claim_is_said_and_the_job_goes_on_when_it_appears(jobs: Jobs, s3: ObjectStore) -> None:
-    document = example(s3)
-    document["spec"]["data"]["tasks"][0]["source"] = "pvc://late-claim/reviews.jsonl"
-    jobs.apply(document)
-    jobs.wait("reviews-lora", "word about the claim", names_missing("late-claim"), seconds=30)
     resources = client.V1VolumeResourceRequirements(requests={"storage": "1Mi"})
     claim = client.V1PersistentVolumeClaimSpec(access_modes=["ReadWriteOnce"], resources=resources)
-    metadata = client.V1ObjectMeta(name="late-claim")
     jobs.core.create_namespaced_persistent_volume_claim(
-        jobs.namespace, client.V1PersistentVolumeClaim(metadata=metadata, spec=claim)
+        jobs.namespace, client.V1PersistentVolumeClaim(metadata=client.V1ObjectMeta(name=LATE_CLAIM), spec=claim)
     )
-    jobs.wait("reviews-lora", "start of the check stage", has_started, seconds=150)
-    jobs.delete("reviews-lora")
+    for name in (LATE_SECRET, LATE_ROWS):
+        jobs.wait(name, "end of the check stage", lambda job: job.holds(ConditionType.CHECKED), seconds=240)
+    # The claim holds no rows.
+    jobs.wait(LATE_CLAIM, "start of the check stage", has_started, seconds=150)
 
 
 def test_no_result_is_lost_while_the_store_is_away_for_a_minute(jobs: Jobs, s3: ObjectStore) -> None:
@@ -337,7 +316,9 @@ def test_no_result_is_lost_while_the_store_is_away_for_a_minute(jobs: Jobs, s3: 
     assert {one.kind.value for one in job.status.artifacts} == {"adapter", "report"}
 
 
-def test_progress_is_in_the_status_within_ten_seconds(jobs: Jobs, s3: ObjectStore) -> None:
+def test_progress_is_in_the_status_within_ten_seconds_and_a_deleted_job_leaves_nothing(
+    jobs: Jobs, s3: ObjectStore
+) -> None:
     jobs.apply(example(s3, **LONG))
     job = jobs.wait("reviews-lora", "progress", is_training(5), seconds=200)
     progress = job.status.progress
@@ -345,7 +326,13 @@ def test_progress_is_in_the_status_within_ten_seconds(jobs: Jobs, s3: ObjectStor
     assert (datetime.now(UTC) - progress.last_update_time).total_seconds() < 10
     later = jobs.wait("reviews-lora", "later progress", is_training((progress.step or 0) + 1), seconds=10)
     assert "loss" in {one.name for one in later.status.latest_metrics}
+
     jobs.delete("reviews-lora")
+    await_until(
+        lambda: not jobs.children(job.uid) and not jobs.pods(job.uid) and not own_config_maps(jobs),
+        "children and ConfigMaps are gone",
+        seconds=150,
+    )
 
 
 def test_columns_and_explanations_need_no_documentation(cluster: Cluster, jobs: Jobs) -> None:
