@@ -3,6 +3,7 @@
 Read by the command line, the trainer and the operator alike; written by the trainer alone.
 """
 
+from collections.abc import Iterator
 from enum import IntEnum, StrEnum
 from typing import Annotated
 
@@ -133,8 +134,10 @@ class Overlap(ApiModel):
     """``general`` for the suite that ships with the image, else the name of the job's own."""
     questions: int
     overlapping: int
+    given_away: int = 0
+    """Those of ``overlapping`` that stand in one training row as a whole."""
     first: str = ""
-    """Words that both have, for people."""
+    """Words of the first given away, or else those that the first overlapping one shares; for people."""
 
 
 class PersonalData(ApiModel):
@@ -191,6 +194,22 @@ class DataReport(ApiModel):
     """The first training prompt as the model sees it, special tokens included."""
     sample_completion: str = ""
     """The part of it that is learnt."""
+
+    def leaks(self) -> Iterator[str]:
+        """Yield in sentences what makes a test flatter the model: what ``preflight: enforce`` stops a job for."""
+        if self.leakage:
+            yield (
+                f"spec.data.tasks: {self.leakage} rows of validationSource or testSource are nearly equal to a "
+                f"training row, first {self.first_leak}: the numbers will flatter the model. Drop them from either "
+                f"side."
+            )
+        for overlap in self.overlaps:
+            if overlap.given_away:
+                yield (
+                    f"spec.evaluation: {overlap.given_away} of {overlap.questions} questions of the {overlap.source} "
+                    f"test stand in a training row as a whole, first {overlap.first!r}: what it measures is memory, "
+                    f"not ability. Drop those rows."
+                )
 
 
 class LossPoint(ApiModel):

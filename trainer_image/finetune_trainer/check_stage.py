@@ -53,26 +53,15 @@ def check_stage(run: Run) -> tuple[DataReport, Inputs]:
     A workspace that was checked before is held against the rows and the model as they are now.
 
     Raises:
-        DataError: test rows are trained on as well, and ``spec.runPolicy.preflight`` is enforce.
+        DataError: training rows give a test away, and ``spec.runPolicy.preflight`` is enforce.
     """
     report, inputs = inspect_job(run)
     reporter = interruptible(run, Stage.CHECK)
     for warning in report.warnings:
         reporter.say(f"note: {warning}")
-    if (refusal := why_stopped(report)) and run.job.spec.run_policy.preflight is Preflight.ENFORCE:
-        raise refusal
+    if (leaks := list(report.leaks())) and run.job.spec.run_policy.preflight is Preflight.ENFORCE:
+        raise DataError(f"{' '.join(leaks)} Or set spec.runPolicy.preflight: warn to go on all the same.")
     return report, inputs
-
-
-def why_stopped(report: DataReport) -> DataError | None:
-    """Return what stops a job before it is trained, unless ``spec.runPolicy.preflight`` lets it pass."""
-    if not report.leakage:
-        return None
-    return DataError(
-        f"spec.data.tasks: {report.leakage} rows of validationSource or testSource are nearly equal to a training row, "
-        f"first {report.first_leak}: what is measured on them is not what the model can do. Drop them from either "
-        f"side, or set spec.runPolicy.preflight: warn to go on all the same."
-    )
 
 
 def inspect_job(run: Run) -> tuple[DataReport, Inputs]:
