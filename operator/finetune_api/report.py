@@ -181,6 +181,9 @@ class DataReport(ApiModel):
     personal_data: PersonalData = PersonalData()
     overlaps: tuple[Overlap, ...] = ()
     """Of the tests that the job is measured on besides its own rows."""
+    layout: str = ""
+    """``packed`` or ``padded``, and what the isolation probe found: whether a row's logits stay what they are when
+    others lie beside it. Of the model itself, or of the one of the rehearsal; empty without either."""
     rehearsal: Rehearsal | None = None
     """Absent where none was due: under ``preflight: skip``, or when the model itself is tiny."""
     tasks: tuple[TaskData, ...] = ()

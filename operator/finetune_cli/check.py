@@ -71,6 +71,7 @@ def describe(report: DataReport) -> Iterator[str]:
             f"{overlap.given_away:,} as a whole"
         )
     yield f"format      {report.format}"
+    yield f"layout      {one_line(report.layout) or 'not probed'}"
     yield f"rehearsed   {_rehearsed(report)}"
     for task in report.tasks:
         yield from _describe_task(task)

@@ -34,6 +34,7 @@ REPORT = DataReport(
     duplicates=49,
     exact_duplicates=12,
     personal_data=PersonalData(emails=2, phones=1),
+    layout="packed: packed examples stay apart",
     rehearsal=Rehearsal(steps=2, seconds=4.2),
     hash="a" * 64,
     format="chat",
@@ -74,6 +75,7 @@ def test_what_was_found_is_printed_for_people(tmp_path, capsys):
         "  label positive: 1,201 training rows",
         "  | Good [2J?",
         "  | Sentiment:>> positive<<",
+        "layout      packed: packed examples stay apart",
         "rehearsed   yes: train, resume, evaluate and publish in small, in 4 s",
         "note: 2 rows hold an e-mail address.",
     ):
