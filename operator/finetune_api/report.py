@@ -131,7 +131,8 @@ class Overlap(ApiModel):
     """Questions of a test whose words stand in a training row, one after the other, so that it may know the answer."""
 
     source: str
-    """``general`` for the suite that ships with the image, else the name of the job's own."""
+    """``general`` for the suite that ships with the image, the name of the job's own or of a benchmark, or
+    ``<task>.testSource``, ``<task>.validationSource``: of these up to 1,000 rows are looked at."""
     questions: int
     overlapping: int
     given_away: int = 0
@@ -180,7 +181,7 @@ class DataReport(ApiModel):
     """Where the first of them is, for people."""
     personal_data: PersonalData = PersonalData()
     overlaps: tuple[Overlap, ...] = ()
-    """Of the tests that the job is measured on besides its own rows."""
+    """Of the tests that the job is measured on besides its own rows, and of rows whose sources fix their split."""
     layout: str = ""
     """``packed`` or ``padded``, and what the isolation probe found: whether a row's logits stay what they are when
     others lie beside it. Of the model itself, or of the one of the rehearsal; empty without either."""
@@ -209,9 +210,9 @@ class DataReport(ApiModel):
         for overlap in self.overlaps:
             if overlap.given_away:
                 yield (
-                    f"spec.evaluation: {overlap.given_away} of {overlap.questions} questions of the {overlap.source} "
-                    f"test stand in a training row as a whole, first {overlap.first!r}: what it measures is memory, "
-                    f"not ability. Drop those rows."
+                    f"spec.evaluation: {overlap.given_away} of {overlap.questions} questions of {overlap.source} "
+                    f"stand in a training row as a whole, first {overlap.first!r}: what it measures is memory, not "
+                    f"ability. Drop those rows."
                 )
 
 

@@ -263,7 +263,8 @@ class OverlapStatus(ApiModel):
     """Questions of a test whose words stand in training rows."""
 
     source: Text
-    """``general`` for the suite that ships with the image, else the name of the benchmark or of the job's own suite."""
+    """``general`` for the suite that ships with the image, the name of a benchmark or of the job's own suite, or
+    ``<task>.testSource``, ``<task>.validationSource``."""
     questions: Count
     """That the test asks."""
     overlapping: Count
@@ -314,7 +315,7 @@ class DataStatus(ApiModel):
     leakage: Count | None = None
     """Validation and test rows of sources of their own that are also among the training rows."""
     overlaps: Annotated[tuple[OverlapStatus, ...], Field(max_length=16)] = ()
-    """Of tests besides the job's own rows, those that give most away first; only tests that something is found of."""
+    """Of tests that the job is measured on, those that rows give most away of first; only where something is found."""
     personal_data: PersonalDataStatus | None = None
     """Rows with something in them that looks like it."""
     tasks: Annotated[tuple[TaskDataStatus, ...], Field(max_length=16)] = ()

@@ -67,7 +67,7 @@ def describe(report: DataReport) -> Iterator[str]:
     yield f"personal    {personal.emails:,} e-mail, {personal.phones:,} telephone, {personal.keys:,} secret keys"
     for overlap in report.overlaps:
         yield (
-            f"overlap     {overlap.overlapping:,} of {overlap.questions:,} questions of the {overlap.source} test, "
+            f"overlap     {overlap.overlapping:,} of {overlap.questions:,} questions of {one_line(overlap.source)}, "
             f"{overlap.given_away:,} as a whole"
         )
     yield f"format      {report.format}"

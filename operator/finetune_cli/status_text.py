@@ -202,7 +202,7 @@ def _data(data: DataStatus | None) -> list[str]:
     known += [f"{data.leakage:,} test rows also in training"] if data.leakage else []
     lines = [", ".join(known), *map(_task_data, data.tasks)]
     lines += [
-        f"{one_line(overlap.source)} test: {overlap.overlapping:,} of {overlap.questions:,} questions share words in a "
+        f"{overlap.overlapping:,} of {overlap.questions:,} questions of {one_line(overlap.source)} share words in a "
         f"row with training rows, {overlap.given_away:,} as a whole"
         for overlap in data.overlaps
     ]

@@ -187,7 +187,7 @@ def test_training_rows_that_give_the_test_away_stop_the_job(tiny_model_dir: Path
     counts = {one.source: (one.overlapping, one.questions) for one in report.overlaps}
     assert counts["own"] == (1, 2)
     assert counts["general"] == (0, len(general_rows()) + len(general_texts()) + len(open_questions()))
-    leak = "1 of 2 questions of the own test stand in a training row as a whole, first "
+    leak = "1 of 2 questions of own stand in a training row as a whole, first "
     assert any(leak in warning for warning in report.warnings)
     with pytest.raises(DataError, match=f"spec.evaluation: {leak}.*Or set spec.runPolicy.preflight: warn"):
         stages.run(job, tmp_path / "workspace", Silence())

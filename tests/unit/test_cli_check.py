@@ -110,7 +110,7 @@ SHARED = Overlap(source="arc", questions=9, overlapping=3)
         ({"leakage": 3}, "leakage     3"),
         (
             {"overlaps": (SHARED.model_copy(update={"given_away": 2}),)},
-            "overlap     3 of 9 questions of the arc test, 2 as a whole",
+            "overlap     3 of 9 questions of arc, 2 as a whole",
         ),
     ],
 )

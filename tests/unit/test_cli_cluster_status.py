@@ -120,7 +120,7 @@ Plan
 Data
   2,400 training, 300 validation, 300 test rows, 81,234 tokens, 3 duplicates (2 exact)
   task sentiment: 2,400 training rows, language en, no where 1,201
-  arc test: 4 of 90 questions share words in a row with training rows, 1 as a whole
+  4 of 90 questions of arc share words in a row with training rows, 1 as a whole
   personal data: 2 e-mail, 0 telephone, 0 secret keys
   rows are packed: packed examples stay apart
 """

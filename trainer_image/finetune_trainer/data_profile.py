@@ -194,8 +194,8 @@ def find_warnings(report: DataReport) -> Iterator[str]:
     for overlap in report.overlaps:
         if overlap.overlapping > overlap.given_away:
             yield (
-                f"{overlap.overlapping} of {overlap.questions} questions of the {overlap.source} test share words in a "
-                f"row with training rows{_shown(overlap)}. Look whether those rows tell the answer."
+                f"{overlap.overlapping} of {overlap.questions} questions of {overlap.source} share words in a row "
+                f"with training rows{_shown(overlap)}. Look whether those rows tell the answer."
             )
     for task in report.tasks:
         yield from _label_warnings(task)
