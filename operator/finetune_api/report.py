@@ -3,6 +3,7 @@
 Read by the command line, the trainer and the operator alike; written by the trainer alone.
 """
 
+from collections.abc import Iterator
 from enum import IntEnum, StrEnum
 from typing import Annotated
 
@@ -130,11 +131,14 @@ class Overlap(ApiModel):
     """Questions of a test whose words stand in a training row, one after the other, so that it may know the answer."""
 
     source: str
-    """``general`` for the suite that ships with the image, else the name of the job's own."""
+    """``general`` for the suite that ships with the image, the name of the job's own or of a benchmark, or
+    ``<task>.testSource``, ``<task>.validationSource``: of these up to 1,000 rows are looked at."""
     questions: int
     overlapping: int
+    given_away: int = 0
+    """Those of ``overlapping`` that stand in one training row as a whole."""
     first: str = ""
-    """Words that both have, for people."""
+    """Words of the first given away, or else those that the first overlapping one shares; for people."""
 
 
 class PersonalData(ApiModel):
@@ -177,7 +181,10 @@ class DataReport(ApiModel):
     """Where the first of them is, for people."""
     personal_data: PersonalData = PersonalData()
     overlaps: tuple[Overlap, ...] = ()
-    """Of the tests that the job is measured on besides its own rows."""
+    """Of the tests that the job is measured on besides its own rows, and of rows whose sources fix their split."""
+    layout: str = ""
+    """``packed`` or ``padded``, and what the isolation probe found: whether a row's logits stay what they are when
+    others lie beside it. Of the model itself, or of the one of the rehearsal; empty without either."""
     rehearsal: Rehearsal | None = None
     """Absent where none was due: under ``preflight: skip``, or when the model itself is tiny."""
     tasks: tuple[TaskData, ...] = ()
@@ -191,6 +198,22 @@ class DataReport(ApiModel):
     """The first training prompt as the model sees it, special tokens included."""
     sample_completion: str = ""
     """The part of it that is learnt."""
+
+    def leaks(self) -> Iterator[str]:
+        """Yield in sentences what makes a test flatter the model: what ``preflight: enforce`` stops a job for."""
+        if self.leakage:
+            yield (
+                f"spec.data.tasks: {self.leakage} rows of validationSource or testSource are nearly equal to a "
+                f"training row, first {self.first_leak}: the numbers will flatter the model. Drop them from either "
+                f"side."
+            )
+        for overlap in self.overlaps:
+            if overlap.given_away:
+                yield (
+                    f"spec.evaluation: {overlap.given_away} of {overlap.questions} questions of {overlap.source} "
+                    f"stand in a training row as a whole, first {overlap.first!r}: what it measures is memory, not "
+                    f"ability. Drop those rows."
+                )
 
 
 class LossPoint(ApiModel):

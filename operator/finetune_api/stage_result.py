@@ -98,6 +98,17 @@ def _evaluation_list(name: str, keep: int = 0) -> _Shortening:
     return shorten
 
 
+def _fewer_data_tasks(result: StageResult) -> StageResult:
+    if result.data is None:
+        return result
+    tasks = result.data.tasks
+    return result.model_copy(update={"data": result.data.model_copy(update={"tasks": tasks[: len(tasks) // 2]})})
+
+
+def _without_overlaps(result: StageResult) -> StageResult:
+    return result.model_copy(update={"data": result.data and result.data.model_copy(update={"overlaps": ()})})
+
+
 def _without_reasons(result: StageResult) -> StageResult:
     if result.evaluation is None:
         return result
@@ -127,7 +138,9 @@ _SHORTENINGS: tuple[_Shortening, ...] = (
     _newest_checkpoint,
     _evaluation_list("benchmarks"),
     _evaluation_list("forgetting"),
+    _fewer_data_tasks,
     _without_warnings,
+    _without_overlaps,
     _cleared("latest_metrics"),
     _evaluation_list("tasks", keep=8),
     _without_reasons,

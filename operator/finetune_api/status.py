@@ -27,6 +27,7 @@ Text = Annotated[str, Field(max_length=256)]
 Uri = Annotated[str, Field(max_length=2048)]
 Sha256 = Annotated[str, Field(max_length=64, pattern=r"^[0-9a-f]{64}$")]
 MetricName = Annotated[str, Field(min_length=1, max_length=128)]
+LabelText = Annotated[str, Field(max_length=64)]
 TaskName = Annotated[str, Field(min_length=1, max_length=63)]
 ObjectName = Annotated[str, Field(min_length=1, max_length=253)]
 
@@ -247,19 +248,80 @@ class RowsStatus(ApiModel):
     """Measured on."""
 
 
+class PersonalDataStatus(ApiModel):
+    """Rows with something in them that looks like it."""
+
+    emails: Count = 0
+    """E-mail addresses."""
+    phones: Count = 0
+    """Telephone numbers."""
+    keys: Count = 0
+    """Access keys, tokens and private keys."""
+
+
+class OverlapStatus(ApiModel):
+    """Questions of a test whose words stand in training rows."""
+
+    source: Text
+    """``general`` for the suite that ships with the image, the name of a benchmark or of the job's own suite, or
+    ``<task>.testSource``, ``<task>.validationSource``."""
+    questions: Count
+    """That the test asks."""
+    overlapping: Count
+    """That share words in a row with a training row."""
+    given_away: Count
+    """Those of them that stand in one training row as a whole."""
+
+
+class LabelStatus(ApiModel):
+    """How often a label is learnt."""
+
+    label: LabelText
+    """As spec.data.tasks[].labels has it."""
+    rows: Count
+    """Training rows."""
+
+
+class TaskDataStatus(ApiModel):
+    """What the training rows of one task looked like."""
+
+    name: TaskName
+    """Of the task."""
+    rows: Count
+    """Training rows."""
+    language: Annotated[str, Field(max_length=8)] = ""
+    """The commonest one (ISO 639): a guess."""
+    labels: Annotated[tuple[LabelStatus, ...], Field(max_length=8)] = ()
+    """The commonest eight."""
+
+
 class DataStatus(ApiModel):
-    """What the rows looked like."""
+    """What the rows looked like; the report has more, and plan.warnings say what may not be what was meant."""
 
     rows: RowsStatus
     """Rows of each split."""
     tokens: Count | None = None
     """Tokens of the training split, prompts included."""
+    longest_tokens: Count | None = None
+    """Of the longest row, when it is shortened."""
+    max_length: Count | None = None
+    """Tokens that a row may have: spec.data.maxLength, or what the model has places for."""
     truncated_percent: Figure | None = None
     """Share of the rows that were shortened to maxLength."""
     duplicates: Count | None = None
     """Rows whose input equals or nearly equals another's."""
+    exact_duplicates: Count | None = None
+    """Those whose input equals another's."""
     leakage: Count | None = None
     """Validation and test rows of sources of their own that are also among the training rows."""
+    overlaps: Annotated[tuple[OverlapStatus, ...], Field(max_length=16)] = ()
+    """Of tests that the job is measured on, those that rows give most away of first; only where something is found."""
+    personal_data: PersonalDataStatus | None = None
+    """Rows with something in them that looks like it."""
+    tasks: Annotated[tuple[TaskDataStatus, ...], Field(max_length=16)] = ()
+    """In the order of the spec, the first sixteen."""
+    layout: Text = ""
+    """Packed or padded, and what the probe found: whether rows that lie beside each other stay apart."""
     hash: Sha256 | None = None
     """Over the rendered rows: equal data, equal hash."""
 

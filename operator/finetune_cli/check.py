@@ -49,7 +49,7 @@ def check(job: FineTuneJob, workspace: Path, output: str, run_check: CheckRunner
         for line in describe(report):
             sys.stdout.write(f"{printable(line)}\n")
     is_enforced = job.spec.run_policy.preflight is Preflight.ENFORCE
-    return ExitCode.BAD_DATA if report.leakage and is_enforced else ExitCode.OK
+    return ExitCode.BAD_DATA if is_enforced and any(report.leaks()) else ExitCode.OK
 
 
 def describe(report: DataReport) -> Iterator[str]:
@@ -66,8 +66,12 @@ def describe(report: DataReport) -> Iterator[str]:
     personal = report.personal_data
     yield f"personal    {personal.emails:,} e-mail, {personal.phones:,} telephone, {personal.keys:,} secret keys"
     for overlap in report.overlaps:
-        yield f"overlap     {overlap.overlapping:,} of {overlap.questions:,} questions of the {overlap.source} test"
+        yield (
+            f"overlap     {overlap.overlapping:,} of {overlap.questions:,} questions of {one_line(overlap.source)}, "
+            f"{overlap.given_away:,} as a whole"
+        )
     yield f"format      {report.format}"
+    yield f"layout      {one_line(report.layout) or 'not probed'}"
     yield f"rehearsed   {_rehearsed(report)}"
     for task in report.tasks:
         yield from _describe_task(task)

@@ -16,6 +16,7 @@ from finetune_api.status import (
     PlanStatus,
     ProgressStatus,
     Reason,
+    TaskDataStatus,
     TaskResult,
 )
 from finetune_cli.cluster_job import ClusterJob
@@ -196,9 +197,29 @@ def _data(data: DataStatus | None) -> list[str]:
     known = [f"{rows.train:,} training, {rows.validation:,} validation, {rows.test:,} test rows"]
     known += [f"{data.tokens:,} tokens"] if data.tokens is not None else []
     known += [f"{data.truncated_percent} % shortened"] if data.truncated_percent not in (None, "0") else []
-    known += [f"{data.duplicates:,} duplicates"] if data.duplicates else []
+    exact = f" ({data.exact_duplicates:,} exact)" if data.exact_duplicates else ""
+    known += [f"{data.duplicates:,} duplicates{exact}"] if data.duplicates else []
     known += [f"{data.leakage:,} test rows also in training"] if data.leakage else []
-    return [", ".join(known)]
+    lines = [", ".join(known), *map(_task_data, data.tasks)]
+    lines += [
+        f"{overlap.overlapping:,} of {overlap.questions:,} questions of {one_line(overlap.source)} share words in a "
+        f"row with training rows, {overlap.given_away:,} as a whole"
+        for overlap in data.overlaps
+    ]
+    if (personal := data.personal_data) is not None and (personal.emails or personal.phones or personal.keys):
+        lines.append(
+            f"personal data: {personal.emails:,} e-mail, {personal.phones:,} telephone, {personal.keys:,} secret keys"
+        )
+    if data.layout:
+        lines.append(f"rows are {one_line(data.layout)}")
+    return lines
+
+
+def _task_data(task: TaskDataStatus) -> str:
+    known = [f"{task.rows:,} training rows"]
+    known += [f"language {one_line(task.language)}"] if task.language else []
+    known += [f"{one_line(label.label)} {label.rows:,}" for label in task.labels]
+    return f"task {one_line(task.name)}: {', '.join(known)}"
 
 
 def _evaluation(evaluation: EvaluationStatus | None) -> list[str]:

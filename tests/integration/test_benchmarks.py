@@ -274,4 +274,4 @@ def test_training_rows_that_give_a_benchmark_away_are_told(tiny_model_dir: Path,
     job = tiny_job(tiny_model_dir, tmp_path, evaluation={"benchmarks": [{"suite": path.as_uri()}]})
     report = stages.check(job, tmp_path / "workspace", Silence())
     (found,) = report.overlaps
-    assert (found.source, found.questions, found.overlapping) == ("prose", 2, 1)
+    assert (found.source, found.questions, found.overlapping, found.given_away) == ("prose", 2, 1, 1)

@@ -175,17 +175,22 @@ def test_own_rows_that_cannot_be_used_are_found_in_check(tiny_model_dir, tmp_pat
     assert re.search(message, result.message)
 
 
-def test_training_rows_that_give_the_test_away_are_told(tiny_model_dir: Path, tmp_path: Path):
+def test_training_rows_that_give_the_test_away_stop_the_job(tiny_model_dir: Path, tmp_path: Path):
     job = tiny_job(tiny_model_dir, tmp_path, evaluation={"forgetting": {"sources": [f"file://{tmp_path}/own.jsonl"]}})
     rows = load_dataset(job.spec.data).examples(Split.TRAIN)
-    questions = [rows[0].prompt, "Something that stands in no training row at all, not one of them:"]
-    lines = [{"prompt": text, "completion": " yes", "labels": [" yes", " no"]} for text in questions]
+    lines = [
+        {"prompt": rows[0].prompt, "completion": rows[0].completion, "labels": [" positive", " negative"]},
+        {"prompt": "What stands in no training row, not one of them:", "completion": " yes", "labels": [" yes", " no"]},
+    ]
     (tmp_path / "own.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     report = stages.check(job, tmp_path / "workspace", Silence())
     counts = {one.source: (one.overlapping, one.questions) for one in report.overlaps}
     assert counts["own"] == (1, 2)
     assert counts["general"] == (0, len(general_rows()) + len(general_texts()) + len(open_questions()))
-    assert any("1 of 2 questions of the own test stand in training rows" in warning for warning in report.warnings)
+    leak = "1 of 2 questions of own stand in a training row as a whole, first "
+    assert any(leak in warning for warning in report.warnings)
+    with pytest.raises(DataError, match=f"spec.evaluation: {leak}.*Or set spec.runPolicy.preflight: warn"):
+        stages.run(job, tmp_path / "workspace", Silence())
 
 
 def run_remedy(remedy: str, model: Path, folder: Path, **changes: Any) -> tuple[Report, TradeOff]:

@@ -1,6 +1,7 @@
 """Packed, padded and one by one: the same numbers, for every model that the probe lets through."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from finetune_trainer import attention
+from finetune_trainer.errors import SpecError
 from finetune_trainer.example import Encoded
 from finetune_trainer.layout import Layout, build_batch, choose_layout, forward, load_for_rows, token_losses
 from finetune_trainer.model import ModelFiles
@@ -125,6 +127,25 @@ def test_the_probe_refuses_a_model_whose_attention_does_not_listen():
     model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), attn_implementation="sdpa").eval()
     choice = choose_layout(model, 64)
     assert choice.layout is Layout.PADDED
+
+
+class OfBatches(torch.nn.Module):
+    """A model whose answer to a row depends on what lies beside it, as with experts that take few tokens a batch."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Any) -> Any:
+        answer = self.model(**inputs)
+        answer.logits = answer.logits + inputs["input_ids"].numel()
+        return answer
+
+
+def test_a_model_that_mixes_the_rows_of_a_batch_is_refused_by_its_layouts():
+    model = OfBatches(random_model(PACKABLE["llama"]))
+    with pytest.raises(SpecError, match=r"influence each other, packed \(.*\) and padded as well \("):
+        choose_layout(model, 64)
 
 
 def save(config: PretrainedConfig, folder: Path) -> ModelFiles:

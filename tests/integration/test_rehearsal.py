@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from finetune_api.report import DataReport, ExitCode, Progress, Stage
+from finetune_api.spec import MethodType
 from finetune_trainer import publish_stage, small_model, stages
 from finetune_trainer.check_stage import REHEARSED_PARAMETERS
 from finetune_trainer.dataset import load_dataset
@@ -92,6 +93,8 @@ def test_every_method_is_rehearsed_and_leaves_nothing(model_dir: Path, tmp_path:
     report = stages.check(job, tmp_path / "workspace", listener)
     assert report.rehearsal is not None
     assert (report.rehearsal.steps, report.rehearsal.why_not) == (STEPS, "")
+    apart = "padded: a prefix is a cache" if job.spec.method.type is MethodType.PREFIX_TUNING else "packed: packed exam"
+    assert report.layout.startswith(apart)
     said = "\n".join(listener.messages)
     assert "rehearsing: resuming at step 1" in said
     assert "rehearsing: holding model, loaded afresh, against the evaluated model" in said
@@ -119,6 +122,7 @@ def test_who_skips_the_preflight_skips_the_rehearsal(model_dir: Path, tmp_path: 
 def test_a_tiny_model_is_its_own_rehearsal(tiny_model_dir: Path, tmp_path: Path):
     report = stages.check(tiny_job(tiny_model_dir, tmp_path), tmp_path / "workspace", Listener())
     assert report.rehearsal is None
+    assert report.layout.startswith("packed: packed examples stay apart (relative logit error ")
 
 
 def test_what_would_fail_when_the_model_is_published_fails_in_the_check(model_dir: Path, tmp_path: Path):

@@ -102,7 +102,13 @@ def test_a_library_entry_is_trained_on_all_of_its_phrasings(tiny_model_dir: Path
 
 def leaking_task(folder: Path) -> dict[str, Any]:
     rows = [{"text": f"The {THINGS[n % 10]} {n * 31} was {GOOD[n % 6]}.", "label": GOOD[n % 2]} for n in range(60)]
-    test = [*rows[:3], *({"text": f"A {THINGS[n % 10]} for {n * 57}?", "label": GOOD[n % 2]} for n in range(20))]
+    passage = " ".join(f"{thing} number {place}" for place, thing in enumerate(THINGS))
+    rows.append({"text": f"{passage} What was it?", "label": GOOD[0]})
+    test = [
+        {"text": f"And how many were there? {passage} Say it.", "label": GOOD[1]},
+        *rows[:3],
+        *({"text": f"A {THINGS[n % 10]} for {n * 57}?", "label": GOOD[n % 2]} for n in range(20)),
+    ]
     return {
         "name": "reviews",
         "source": write(folder / "rows.jsonl", rows),
@@ -116,7 +122,10 @@ def test_leakage_stops_a_job_unless_it_is_only_to_be_warned(tiny_model_dir: Path
     task = leaking_task(tmp_path)
     job = tiny_job(tiny_model_dir, tmp_path, data__tasks=[task])
     found = stages.check(job, tmp_path / "workspace", Silence())
-    assert (found.leakage, found.first_leak) == (3, "row 0 (counted from 0) of task reviews")
+    assert (found.leakage, found.first_leak) == (3, "row 1 (counted from 0) of task reviews")
+    (passage,) = found.overlaps
+    assert (passage.source, passage.questions, passage.overlapping) == ("reviews.testSource", 24, 1)
+    assert any("1 of 24 questions of reviews.testSource share words" in warning for warning in found.warnings)
     assert found.tasks[0].labels.keys() == set(GOOD[:2])
     assert [piece.learnt for piece in found.tasks[0].sample] == [False, True]
     for _ in range(2):

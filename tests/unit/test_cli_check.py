@@ -10,6 +10,7 @@ from finetune_api.report import (
     DataReport,
     ExitCode,
     LengthCount,
+    Overlap,
     PersonalData,
     Progress,
     Rehearsal,
@@ -33,6 +34,7 @@ REPORT = DataReport(
     duplicates=49,
     exact_duplicates=12,
     personal_data=PersonalData(emails=2, phones=1),
+    layout="packed: packed examples stay apart",
     rehearsal=Rehearsal(steps=2, seconds=4.2),
     hash="a" * 64,
     format="chat",
@@ -73,6 +75,7 @@ def test_what_was_found_is_printed_for_people(tmp_path, capsys):
         "  label positive: 1,201 training rows",
         "  | Good [2J?",
         "  | Sentiment:>> positive<<",
+        "layout      packed: packed examples stay apart",
         "rehearsed   yes: train, resume, evaluate and publish in small, in 4 s",
         "note: 2 rows hold an e-mail address.",
     ):
@@ -97,7 +100,24 @@ def test_why_there_was_no_rehearsal_is_told(tmp_path, capsys, rehearsal, said):
     assert f"rehearsed   {said}" in capsys.readouterr().out.splitlines()
 
 
+SHARED = Overlap(source="arc", questions=9, overlapping=3)
+
+
 @pytest.mark.parametrize("preflight, code", [("enforce", ExitCode.BAD_DATA), ("warn", ExitCode.OK)])
-def test_leakage_is_told_by_the_exit_code(tmp_path, capsys, preflight, code):
-    assert run(tmp_path, REPORT.model_copy(update={"leakage": 3}), preflight=preflight) is code
-    assert "leakage     3" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "leak, line",
+    [
+        ({"leakage": 3}, "leakage     3"),
+        (
+            {"overlaps": (SHARED.model_copy(update={"given_away": 2}),)},
+            "overlap     3 of 9 questions of arc, 2 as a whole",
+        ),
+    ],
+)
+def test_leakage_is_told_by_the_exit_code(tmp_path, capsys, leak, line, preflight, code):
+    assert run(tmp_path, REPORT.model_copy(update=leak), preflight=preflight) is code
+    assert line in capsys.readouterr().out
+
+
+def test_words_that_a_question_shares_with_rows_are_no_leak(tmp_path):
+    assert run(tmp_path, REPORT.model_copy(update={"overlaps": (SHARED,)})) is ExitCode.OK

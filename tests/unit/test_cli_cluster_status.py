@@ -79,7 +79,18 @@ RUNNING: dict[str, Any] = {
         "gpus": 1,
         "warnings": ["few rows"],
     },
-    "data": {"rows": {"train": 2400, "validation": 300, "test": 300}, "tokens": 81234, "duplicates": 2},
+    "data": {
+        "rows": {"train": 2400, "validation": 300, "test": 300},
+        "tokens": 81234,
+        "duplicates": 3,
+        "exactDuplicates": 2,
+        "overlaps": [{"source": "arc", "questions": 90, "overlapping": 4, "givenAway": 1}],
+        "personalData": {"emails": 2},
+        "tasks": [
+            {"name": "sentiment", "rows": 2400, "language": "en", "labels": [{"label": "no\x1b\nwhere", "rows": 1201}]}
+        ],
+        "layout": "packed: packed examples stay apart",
+    },
 }
 
 RUNNING_TEXT = """\
@@ -107,7 +118,11 @@ Plan
   warning: few rows
 
 Data
-  2,400 training, 300 validation, 300 test rows, 81,234 tokens, 2 duplicates
+  2,400 training, 300 validation, 300 test rows, 81,234 tokens, 3 duplicates (2 exact)
+  task sentiment: 2,400 training rows, language en, no where 1,201
+  4 of 90 questions of arc share words in a row with training rows, 1 as a whole
+  personal data: 2 e-mail, 0 telephone, 0 secret keys
+  rows are packed: packed examples stay apart
 """
 
 DONE: dict[str, Any] = {

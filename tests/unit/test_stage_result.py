@@ -10,11 +10,16 @@ from finetune_api.report import ArtifactKind, ExitCode, GateResult, Stage
 from finetune_api.stage_result import MOST_BYTES, StageResult, bounded
 from finetune_api.status import (
     Checkpoint,
+    DataStatus,
     EvaluationStatus,
+    LabelStatus,
     MetricValue,
+    OverlapStatus,
     PlanStatus,
     PublishedArtifact,
+    RowsStatus,
     Summary,
+    TaskDataStatus,
     TaskResult,
 )
 
@@ -33,6 +38,11 @@ def full_result(message: str = "") -> StageResult:
         checkpoints=tuple(Checkpoint(step=step, uri="s3://b/" + "k" * 2000) for step in range(5, 0, -1)),
         latest_metrics=(MetricValue(name="loss", value="0.25"),),
         plan=PlanStatus(parameters=1, warnings=("w" * 512,) * 16),
+        data=DataStatus(
+            rows=RowsStatus(train=8, validation=1, test=1),
+            overlaps=(OverlapStatus(source="s" * 256, questions=1, overlapping=1, given_away=0),) * 16,
+            tasks=(TaskDataStatus(name="t", rows=8, labels=(LabelStatus(label="l" * 64, rows=1),) * 8),) * 16,
+        ),
         evaluation=EvaluationStatus(
             tasks=tuple(task(number) for number in range(64)),
             benchmarks=tuple(task(number) for number in range(16)),
@@ -65,6 +75,20 @@ def test_a_long_result_keeps_what_matters_most():
     assert len(kept.evaluation.gates) == 8
     assert kept.contract_version == json.loads(content)["contractVersion"]
     assert kept.published is True
+
+
+def test_a_check_keeps_its_warnings_and_tells_of_as_many_tasks_as_there_is_room_for():
+    result = StageResult(
+        stage=Stage.CHECK,
+        exit_code=ExitCode.OK,
+        data=full_result().data,
+        plan=PlanStatus(warnings=("look at this",)),
+    )
+    content = bounded(result.model_copy(update={"data": result.data.model_copy(update={"overlaps": ()})}))
+    kept = StageResult.model_validate_json(content)
+    assert kept.plan == result.plan
+    assert kept.data is not None
+    assert len(kept.data.tasks) == 4
 
 
 @given(st.text(max_size=1024))

@@ -3,9 +3,10 @@
 import heapq
 from collections.abc import Sequence
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from finetune_api.report import DataReport, Rehearsal, Stage
+from finetune_api.report import DataReport, Stage
 from finetune_api.spec import FineTuneJobSpec, MethodType, Preflight, evaluates_only, holistic_figures
 from finetune_api.status import PlanStatus
 from finetune_trainer.benchmark import check_gates
@@ -19,7 +20,8 @@ from finetune_trainer.fit import LONGEST_TEXT, check_fit, find_room, find_row_le
 from finetune_trainer.general_suite import GeneralSuite
 from finetune_trainer.in_context import check_room
 from finetune_trainer.inputs import Inputs
-from finetune_trainer.layout import Layout
+from finetune_trainer.layout import Layout, load_for_rows
+from finetune_trainer.methods import why_padded
 from finetune_trainer.model import ModelFiles, load_tokenizer, read_config
 from finetune_trainer.plan import Workload, expected_gpus, expected_precision, plan_run
 from finetune_trainer.progress import Reporter
@@ -53,26 +55,15 @@ def check_stage(run: Run) -> tuple[DataReport, Inputs]:
     A workspace that was checked before is held against the rows and the model as they are now.
 
     Raises:
-        DataError: test rows are trained on as well, and ``spec.runPolicy.preflight`` is enforce.
+        DataError: training rows give a test away, and ``spec.runPolicy.preflight`` is enforce.
     """
     report, inputs = inspect_job(run)
     reporter = interruptible(run, Stage.CHECK)
     for warning in report.warnings:
         reporter.say(f"note: {warning}")
-    if (refusal := why_stopped(report)) and run.job.spec.run_policy.preflight is Preflight.ENFORCE:
-        raise refusal
+    if (leaks := list(report.leaks())) and run.job.spec.run_policy.preflight is Preflight.ENFORCE:
+        raise DataError(f"{' '.join(leaks)} Or set spec.runPolicy.preflight: warn to go on all the same.")
     return report, inputs
-
-
-def why_stopped(report: DataReport) -> DataError | None:
-    """Return what stops a job before it is trained, unless ``spec.runPolicy.preflight`` lets it pass."""
-    if not report.leakage:
-        return None
-    return DataError(
-        f"spec.data.tasks: {report.leakage} rows of validationSource or testSource are nearly equal to a training row, "
-        f"first {report.first_leak}: what is measured on them is not what the model can do. Drop them from either "
-        f"side, or set spec.runPolicy.preflight: warn to go on all the same."
-    )
 
 
 def inspect_job(run: Run) -> tuple[DataReport, Inputs]:
@@ -141,7 +132,12 @@ def _check(
         plan = _plan(run, files, encoded[Split.TRAIN])
         run.remember("plan", plan)
         if is_rehearsed(job.spec, plan):
-            report = report.model_copy(update={"rehearsal": _rehearse(run, files, dataset, report)})
+            report = _rehearse(run, files, dataset, report)
+        elif plan.parameters is not None and plan.parameters < REHEARSED_PARAMETERS:
+            _, layout = load_for_rows(files, torch.float32, why_padded(job.spec))
+            report = report.model_copy(update={"layout": str(layout)})
+        if report.layout:
+            reporter.say(f"rows are {report.layout}")
     run.remember("data", report)
     # Behind what belongs to them: whoever finds these finds the check's result.
     run.remember("inputs", inputs)
@@ -168,15 +164,15 @@ def is_rehearsed(spec: FineTuneJobSpec, plan: PlanStatus) -> bool:
     return spec.run_policy.preflight is not Preflight.SKIP and (plan.parameters or 0) >= REHEARSED_PARAMETERS
 
 
-def _rehearse(run: Run, files: ModelFiles, dataset: Dataset, report: DataReport) -> Rehearsal:
+def _rehearse(run: Run, files: ModelFiles, dataset: Dataset, report: DataReport) -> DataReport:
     # Imported here: what is rehearsed checks, too, where it was not checked before.
     from finetune_trainer.evaluate_stage import evaluate_stage
     from finetune_trainer.train_stage import train_stage
 
-    rehearsal = rehearse(run, files, dataset, report, (train_stage, evaluate_stage))
-    if rehearsal.why_not:
-        interruptible(run, Stage.CHECK).say(f"note: not rehearsed: {rehearsal.why_not}")
-    return rehearsal
+    report = rehearse(run, files, dataset, report, (train_stage, evaluate_stage))
+    if report.rehearsal is not None and report.rehearsal.why_not:
+        interruptible(run, Stage.CHECK).say(f"note: not rehearsed: {report.rehearsal.why_not}")
+    return report
 
 
 def _check_suite(suite: GeneralSuite, raw: Renderer, room: int) -> None:

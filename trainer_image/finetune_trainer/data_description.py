@@ -1,7 +1,7 @@
 """What a job's rows amount to, in rows and tokens, as the report and the status tell it."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_api.job import FineTuneJob
@@ -9,7 +9,7 @@ from finetune_api.report import DataReport, SplitRows
 from finetune_trainer.data_profile import describe_task, find_personal_data, find_warnings
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.example import Encoded
-from finetune_trainer.overlap import find_overlaps
+from finetune_trainer.overlap import SEARCHED_ROWS, find_overlaps, find_shared_passages
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.split import Split
 from finetune_trainer.stage_input import rows_by_task
@@ -41,7 +41,13 @@ def describe_data(
         personal_data=find_personal_data(
             itertools.chain(*(dataset.examples(split) for split in Split), dataset.replay())
         ),
-        overlaps=tuple(find_overlaps(itertools.chain(dataset.examples(Split.TRAIN), dataset.replay()), questions)),
+        overlaps=(
+            *find_overlaps(itertools.chain(dataset.examples(Split.TRAIN), dataset.replay()), questions),
+            *find_shared_passages(
+                map(dataset.asked, itertools.chain(dataset.examples(Split.TRAIN), dataset.replay())),
+                dict(_asked_of_own_sources(dataset)),
+            ),
+        ),
         tasks=tuple(
             describe_task(
                 task,
@@ -58,6 +64,20 @@ def describe_data(
         sample_completion=renderer.decode(whole.completion_ids),
     )
     return report.model_copy(update={"warnings": tuple(find_warnings(report))})
+
+
+def _asked_of_own_sources(dataset: Dataset) -> Iterator[tuple[str, list[str]]]:
+    """Yield by source what some of the rows ask that no draw put into their split."""
+    for name in dataset.tasks:
+        task = dataset.task(name)
+        for setting, uri, split in (
+            ("validationSource", task.validation_source, Split.VALIDATION),
+            ("testSource", task.test_source, Split.TEST),
+        ):
+            if uri is not None:
+                rows = dataset.examples(split, name)
+                step = -(-len(rows) // SEARCHED_ROWS) or 1
+                yield f"{name}.{setting}", [dataset.asked(row) for row in rows[::step]]
 
 
 @dataclass(slots=True)

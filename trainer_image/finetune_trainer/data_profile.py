@@ -16,6 +16,7 @@ from finetune_api.report import (
     ColumnData,
     DataReport,
     LengthCount,
+    Overlap,
     PersonalData,
     SplitRows,
     TaskData,
@@ -172,11 +173,7 @@ _PATTERNS = {"emails": _EMAIL, "phones": _PHONE, "keys": SECRET}
 def find_warnings(report: DataReport) -> Iterator[str]:
     """Yield in sentences what may not be what was meant."""
     rows = report.rows.train + report.rows.validation + report.rows.test
-    if report.leakage:
-        yield (
-            f"{report.leakage} rows of validationSource or testSource are nearly equal to a training row, first "
-            f"{report.first_leak}: the numbers will flatter the model. Drop them from either side."
-        )
+    yield from report.leaks()
     if report.truncated_percent > _MANY_TRUNCATED_PERCENT:
         yield (
             f"{report.truncated_percent:.1f} % of the rows are shortened to {report.max_length} tokens; raise "
@@ -195,13 +192,17 @@ def find_warnings(report: DataReport) -> Iterator[str]:
             f"number; the model may learn and repeat them. Replace them where nobody agreed to that."
         )
     for overlap in report.overlaps:
-        if overlap.overlapping:
+        if overlap.overlapping > overlap.given_away:
             yield (
-                f"{overlap.overlapping} of {overlap.questions} questions of the {overlap.source} test stand in "
-                f"training rows, first {overlap.first!r}: what it measures is memory, not ability. Drop those rows."
+                f"{overlap.overlapping} of {overlap.questions} questions of {overlap.source} share words in a row "
+                f"with training rows{_shown(overlap)}. Look whether those rows tell the answer."
             )
     for task in report.tasks:
         yield from _label_warnings(task)
+
+
+def _shown(overlap: Overlap) -> str:
+    return "" if overlap.given_away else f", first {overlap.first!r}"
 
 
 def _label_warnings(task: TaskData) -> Iterator[str]:

@@ -128,14 +128,20 @@ class Dataset:
         """Return the same row through another template of its task."""
         return self._render(example, template_index, example.values)
 
+    def asked(self, example: Example) -> str:
+        """Return the texts that the prompt alone is made of, without the template; of a chat what was said before."""
+        phrasings = self._phrasings[example.task]
+        if isinstance(column := phrasings[0], ChatColumn):
+            return column.read(example.values, example.row).asked
+        return "\n".join(str(example.values.get(column, "")) for column in sorted(_asked_columns(phrasings)))
+
     def with_input(self, example: Example, change: Callable[[str], str]) -> Example:
         """Return the same row with every text changed that the prompt alone is made of; of a chat its last question."""
         phrasings = self._phrasings[example.task]
         if isinstance(column := phrasings[0], ChatColumn):
             asked_again = column.read(example.values, example.row).with_question(change)
             return self._render(example, example.template, {**example.values, column.name: asked_again})
-        completed = frozenset[str]().union(*(phrasing.completion_columns for phrasing in phrasings))
-        asked = frozenset[str]().union(*(phrasing.prompt_columns for phrasing in phrasings)) - completed
+        asked = _asked_columns(phrasings)
         values = {
             name: change(value) if name in asked and isinstance(value, str) else value
             for name, value in example.values.items()
@@ -178,6 +184,11 @@ class Dataset:
         return dataclasses.replace(
             example, template=template_index, values=values, **_texts(phrasing, values, example.row)
         )
+
+
+def _asked_columns(phrasings: Sequence[Phrasing]) -> frozenset[str]:
+    completed = frozenset[str]().union(*(phrasing.completion_columns for phrasing in phrasings))
+    return frozenset[str]().union(*(phrasing.prompt_columns for phrasing in phrasings)) - completed
 
 
 def _first_turns(example: Example) -> tuple[tuple[str, str], ...]:

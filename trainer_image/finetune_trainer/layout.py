@@ -16,6 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from finetune_trainer import attention
+from finetune_trainer.errors import SpecError
 from finetune_trainer.example import Encoded
 from finetune_trainer.model import ModelFiles, load_model, outline_model
 from finetune_trainer.packing import pack
@@ -40,6 +41,9 @@ class LayoutChoice:
 
     layout: Layout
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.layout.value}: {self.reason}"
 
 
 def build_batch(items: Sequence[Encoded], layout: Layout) -> Batch:
@@ -160,35 +164,56 @@ def choose_layout(model: nn.Module, vocabulary: int) -> LayoutChoice:
 
     Two short sequences with a common beginning are packed with a third one; every logit must be what it is when the
     sequence runs alone. State-space layers, attention that does not go through the interface and models that ignore
-    positions all fail here.
+    positions all fail here. Padded they have to stay apart as well.
+
+    Raises:
+        SpecError: examples influence each other however they lie.
     """
-    generator = torch.Generator().manual_seed(0)
-    first, second, third = torch.randint(vocabulary, (3, 12), generator=generator).tolist()
-    items = [Encoded(tuple(ids), 1) for ids in (first, first[:5] + second, third)]
     was_training = model.training
-    # Weights of 4 bits are loaded onto the GPU, all others into main memory first.
-    device = next(model.parameters()).device
     model.eval()
     try:
         with torch.no_grad():
-            alone = [forward(model, _moved(build_batch([item], Layout.PADDED), device))[0] for item in items]
-            together = forward(model, _moved(build_batch(items, Layout.PACKED), device))[0]
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        return LayoutChoice(Layout.PADDED, f"the model refuses packed rows ({type(error).__name__}: {error})"[:300])
+            return _probe(model, vocabulary)
     finally:
         model.train(was_training)
-    expected = torch.cat(alone).float()
+
+
+def _probe(model: nn.Module, vocabulary: int) -> LayoutChoice:
+    generator = torch.Generator().manual_seed(0)
+    first, second, third = torch.randint(vocabulary, (3, 12), generator=generator).tolist()
+    items = [Encoded(tuple(ids), 1) for ids in (first, first[:5] + second, third)]
+    try:
+        alone = [_probe_logits(model, [item], Layout.PADDED)[0] for item in items]
+        together = _probe_logits(model, items, Layout.PACKED)[0]
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        return LayoutChoice(Layout.PADDED, f"the model refuses packed rows ({type(error).__name__}: {error})"[:300])
+    expected = torch.cat(alone)
     if expected.shape != together.shape:
         return LayoutChoice(Layout.PADDED, "the model does not return logits for chosen positions alone")
-    difference = float((together.float() - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-    measured = f"relative logit error {difference:.1e}"
-    if not difference <= _ROUNDING[together.dtype]:
-        return LayoutChoice(Layout.PADDED, f"packed examples influence each other ({measured})")
-    return LayoutChoice(Layout.PACKED, f"packed examples stay apart ({measured})")
+    packed = _relative_error(together, expected)
+    measured = f"relative logit error {packed:.1e}"
+    if packed <= _ROUNDING[together.dtype]:
+        return LayoutChoice(Layout.PACKED, f"packed examples stay apart ({measured})")
+    rows = _probe_logits(model, items, Layout.PADDED)
+    padded = _relative_error(torch.cat([row[: len(one)] for row, one in zip(rows, alone, strict=True)]), expected)
+    if padded > _ROUNDING[together.dtype]:
+        raise SpecError(
+            f"spec.model.source: examples of one batch influence each other, packed ({measured}) and padded as well "
+            f"(relative logit error {padded:.1e}): what is learnt of a row would depend on the rows beside it. Take "
+            f"another base model."
+        )
+    return LayoutChoice(Layout.PADDED, f"packed examples influence each other ({measured})")
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device) for name, value in batch.items()}
+def _probe_logits(model: nn.Module, items: Sequence[Encoded], layout: Layout) -> Tensor:
+    # Weights of 4 bits are loaded onto the GPU, all others into main memory first.
+    device = next(model.parameters()).device
+    return forward(model, {name: value.to(device) for name, value in build_batch(items, layout).items()})
+
+
+def _relative_error(logits: Tensor, expected: Tensor) -> float:
+    expected = expected.float()
+    return float((logits.float() - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
 _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}

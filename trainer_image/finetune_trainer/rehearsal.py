@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune_api.report import DataReport, Progress, Rehearsal, Stage
+from finetune_api.report import DataReport, Progress, Rehearsal, Stage, TrainingReport
 from finetune_api.spec import Engine, FineTuneJobSpec, MethodType, PublishOn, SelectiveTrain
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.durable import disk_errors
@@ -43,8 +43,8 @@ AnyStage = Callable[[Run], object]
 
 def rehearse(
     run: Run, files: ModelFiles, dataset: Dataset, data: DataReport, stages: tuple[AnyStage, AnyStage]
-) -> Rehearsal:
-    """Take ``run`` through training and evaluation in small, and leave nothing behind.
+) -> DataReport:
+    """Take ``run`` through training and evaluation in small, leave nothing behind, and say in ``data`` how it went.
 
     Args:
         run: in its check stage.
@@ -62,11 +62,13 @@ def rehearse(
     shutil.rmtree(folder, ignore_errors=True)
     try:
         if why_not := make_small(files, folder / "model", _layers(run.job.spec, files)):
-            return Rehearsal(why_not=why_not)
-        _perform(_small_run(run, folder, dataset, data), run.stop, stages)
+            return _not_rehearsed(data, why_not)
+        small = _small_run(run, folder, dataset, data)
+        _perform(small, run.stop, stages)
+        training = small.workspace.recall("training", TrainingReport)
     except (OutOfMemoryError, TrainingDivergedError) as error:
         # Of this machine and of random weights; they say nothing about the job.
-        return Rehearsal(why_not=str(error))
+        return _not_rehearsed(data, str(error))
     except Preempted:
         raise
     except FineTuneError as error:
@@ -74,7 +76,12 @@ def rehearse(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         run.storage.open_output().delete_tree(f"{output_prefix(run.job)}/{_FOLDER}")
-    return Rehearsal(steps=STEPS, seconds=time.monotonic() - started)
+    rehearsal = Rehearsal(steps=STEPS, seconds=time.monotonic() - started)
+    return data.model_copy(update={"rehearsal": rehearsal, "layout": "" if training is None else training.layout})
+
+
+def _not_rehearsed(data: DataReport, why_not: str) -> DataReport:
+    return data.model_copy(update={"rehearsal": Rehearsal(why_not=why_not)})
 
 
 def _perform(small: Run, stop: StopFlag, stages: tuple[AnyStage, AnyStage]) -> None:

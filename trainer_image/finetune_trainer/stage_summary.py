@@ -1,13 +1,17 @@
 """Say how a stage ended in the words of the status. Pure."""
 
+from collections.abc import Iterable
+
 from finetune_api.report import (
     ArtifactKind,
     DataReport,
     EvaluationReport,
     ExitCode,
     MetricComparison,
+    Overlap,
     Report,
     Stage,
+    TaskData,
     TrainingReport,
 )
 from finetune_api.stage_result import StageResult
@@ -17,11 +21,15 @@ from finetune_api.status import (
     MOST_WARNINGS,
     DataStatus,
     EvaluationStatus,
+    LabelStatus,
     MetricValue,
+    OverlapStatus,
+    PersonalDataStatus,
     PlanStatus,
     PublishedArtifact,
     RowsStatus,
     Summary,
+    TaskDataStatus,
     TaskResult,
     figure,
 )
@@ -31,6 +39,10 @@ _MOST_TASKS = 64
 _MOST_GATES = 32
 _MOST_FORGOTTEN = 16
 _MOST_BENCHMARKS = 16
+_MOST_OVERLAPS = 16
+_MOST_DESCRIBED = 16
+_MOST_LABELS = 8
+_LABEL = 64
 _TEXT = 256
 
 
@@ -52,11 +64,42 @@ def check_result(report: DataReport, model_revision: str, plan: PlanStatus | Non
         data=DataStatus(
             rows=RowsStatus(train=rows.train, validation=rows.validation, test=rows.test),
             tokens=report.tokens,
+            longest_tokens=report.longest_tokens,
+            max_length=report.max_length,
             truncated_percent=figure(report.truncated_percent),
             duplicates=report.duplicates,
+            exact_duplicates=report.exact_duplicates,
             leakage=report.leakage,
+            overlaps=_overlaps(report.overlaps),
+            personal_data=PersonalDataStatus.model_validate(report.personal_data.model_dump()),
+            tasks=tuple(_task_data(task) for task in report.tasks[:_MOST_DESCRIBED]),
+            layout=_clipped(report.layout, _TEXT),
             hash=report.hash,
         ),
+    )
+
+
+def _overlaps(overlaps: Iterable[Overlap]) -> tuple[OverlapStatus, ...]:
+    found = [overlap for overlap in overlaps if overlap.overlapping]
+    found.sort(key=lambda overlap: (-overlap.given_away, -overlap.overlapping))
+    return tuple(
+        OverlapStatus(
+            source=_clipped(overlap.source, _TEXT),
+            questions=overlap.questions,
+            overlapping=overlap.overlapping,
+            given_away=overlap.given_away,
+        )
+        for overlap in found[:_MOST_OVERLAPS]
+    )
+
+
+def _task_data(task: TaskData) -> TaskDataStatus:
+    commonest = sorted(task.labels.items(), key=lambda item: -item[1])[:_MOST_LABELS]
+    return TaskDataStatus(
+        name=task.task,
+        rows=task.rows.train,
+        language=next(iter(task.languages), ""),
+        labels=tuple(LabelStatus(label=_clipped(label, _LABEL), rows=count) for label, count in commonest),
     )
 
 

@@ -608,7 +608,7 @@ def _summarise(
         tokens_per_second=recorder.tokens_per_second,
         peak_memory_bytes=peak_memory_bytes(),
         precision=precision.reason,
-        layout=f"{layout.layout.value}: {layout.reason}",
+        layout=str(layout),
         resumed_from_step=step_of(resume) if resume else None,
     )
 

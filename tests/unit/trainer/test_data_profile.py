@@ -130,9 +130,13 @@ WARNINGS = {
     "copies": ({"duplicates": 40, "exact_duplicates": 7}, r"40 of 100 rows nearly equal another one \(7 exactly\)"),
     "keys": ({"personal_data": PersonalData(keys=2)}, "2 rows hold what looks like a secret key"),
     "addresses": ({"personal_data": PersonalData(emails=4)}, "4 rows hold an e-mail address and 0 a telephone"),
-    "questions given away": (
+    "questions that share words": (
         {"overlaps": [Overlap(source="general", questions=90, overlapping=2, first="a b c")]},
-        "2 of 90 questions of the general test stand in training rows, first 'a b c'",
+        "2 of 90 questions of general share words in a row with training rows, first 'a b c'",
+    ),
+    "questions given away": (
+        {"overlaps": [Overlap(source="general", questions=90, overlapping=2, given_away=2, first="a b c")]},
+        "2 of 90 questions of general stand in a training row as a whole, first 'a b c'",
     ),
     "one label": (
         {"tasks": [TaskData(task="t", rows=SplitRows(train=1, validation=1, test=1), labels={"a": 95, "b": 10})]},

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from finetune_api.report import Overlap
 from finetune_api.spec import DataSpec
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.example import Example
-from finetune_trainer.overlap import OVERLAP_WORDS, SHORTEST_QUESTION, find_overlaps
+from finetune_trainer.overlap import OVERLAP_WORDS, SHORTEST_QUESTION, find_overlaps, find_shared_passages
 from finetune_trainer.split import Split
 
 LONG = "which of these rivers flows through the city of Paris before it comes to the sea the Seine or the Loire"
@@ -62,12 +64,52 @@ def test_every_turn_of_a_chat_is_searched(tmp_path: Path):
     ).examples(Split.TRAIN)
     assert all(LONG not in row.prompt for row in rows)
     (found,) = find_overlaps(rows, {"general": [LONG, SHORT]})
-    assert (found.overlapping, found.first) == (1, " ".join(LONG.lower().split()[:OVERLAP_WORDS]))
+    assert (found.overlapping, found.given_away, found.first) == (1, 1, LONG.lower())
+
+
+@pytest.mark.parametrize(
+    "rows, given_away",
+    [
+        ([f"Quiz! {LONG}, or another?"], 1),
+        ([" ".join(LONG.split()[:-1])], 0),
+        # Each half in a row of its own: neither holds the question.
+        ([" ".join(LONG.split()[:15]), " ".join(LONG.split()[3:])], 0),
+        ([SHORT], 1),
+    ],
+    ids=["a long one", "all but its last word", "over two rows", "a short one"],
+)
+def test_a_question_is_given_away_by_a_row_that_holds_all_of_it(rows: list[str], given_away: int):
+    # Many questions may begin alike, and one may be asked twice.
+    (found,) = find_overlaps(map(row, rows), {"general": [f"{LONG} today", LONG, SHORT, "Oslo"]})
+    assert found.given_away == given_away
+    if given_away:
+        assert found.first == (SHORT if rows == [SHORT] else LONG).lower()
+
+
+FORM = "below is an instruction that describes a task with an input that gives more context to it"
+
+
+def test_another_question_on_the_same_passage_is_found_and_what_most_rows_say_is_not():
+    trained = [f"{FORM} {number}" for number in range(40)] + [f"what is it? {LONG}"] * 2
+    rows = {"t.testSource": [f"{FORM} when {LONG}", FORM, SHORT], "t.validationSource": []}
+    test, validation = find_shared_passages(trained, rows)
+    assert (test.overlapping, test.given_away, test.questions) == (1, 0, 3)
+    assert test.first in LONG.lower()
+    assert validation == Overlap(source="t.validationSource", questions=0, overlapping=0)
+
+
+def test_of_a_long_text_a_passage_is_found_wherever_it_stands():
+    passage = " ".join(f"word{number}" for number in range(60))
+    words = [f"other{number}" for number in range(3000)]
+    for place in (0, 1571, 3000):
+        text = " ".join([*words[:place], passage, *words[place:]])
+        (found,) = find_shared_passages([passage], {"t.testSource": [text]})
+        assert found.overlapping == 1
 
 
 def test_every_source_is_counted_for_itself():
     found = list(find_overlaps([row(SHORT), row(LONG)], {"general": [SHORT, SHORT + " today", "x"], "own": ["y"]}))
     assert found == [
-        Overlap(source="general", questions=3, overlapping=1, first=SHORT.lower()),
+        Overlap(source="general", questions=3, overlapping=1, given_away=1, first=SHORT.lower()),
         Overlap(source="own", questions=1, overlapping=0),
     ]

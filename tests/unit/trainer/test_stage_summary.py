@@ -10,9 +10,12 @@ from finetune_api.report import (
     GateResult,
     LossPoint,
     MetricComparison,
+    Overlap,
+    PersonalData,
     Report,
     SplitRows,
     Stage,
+    TaskData,
     TrainingReport,
 )
 from finetune_api.status import PlanStatus
@@ -58,6 +61,35 @@ def test_check_tells_the_rows_the_plan_and_the_models_revision():
     assert result.data is not None and result.plan == plan
     assert (result.data.rows.train, result.data.tokens, result.data.truncated_percent) == (80, 900, "2.5")
     assert (result.model_revision, result.data.hash) == ("c" * 40, "a" * 64)
+
+
+def test_the_status_holds_what_the_check_found_in_the_rows_and_stays_small():
+    sizes = SplitRows(train=80, validation=10, test=10)
+    labels = {f"{'x' * 80} {number}": number for number in range(10)}
+    report = DATA.model_copy(
+        update={
+            "exact_duplicates": 4,
+            "longest_tokens": 90,
+            "max_length": 64,
+            "personal_data": PersonalData(emails=2, keys=1),
+            "overlaps": (
+                Overlap(source="clean", questions=5, overlapping=0),
+                Overlap(source="shared", questions=5, overlapping=4),
+                Overlap(source="told", questions=5, overlapping=1, given_away=1),
+            ),
+            "tasks": (TaskData(task="t", rows=sizes, labels=labels, languages={"en": 0.9, "de": 0.1}),) * 20,
+            "layout": "padded: " + "y" * 300,
+        }
+    )
+    data = check_result(report, "c" * 40, None).data
+    assert data is not None and data.personal_data is not None
+    assert (data.exact_duplicates, data.longest_tokens, data.max_length) == (4, 90, 64)
+    assert (data.personal_data.emails, data.personal_data.phones, data.personal_data.keys) == (2, 0, 1)
+    assert [(overlap.source, overlap.given_away) for overlap in data.overlaps] == [("told", 1), ("shared", 0)]
+    assert (len(data.tasks), data.tasks[0].name, data.tasks[0].rows, data.tasks[0].language) == (16, "t", 80, "en")
+    assert [label.rows for label in data.tasks[0].labels] == [9, 8, 7, 6, 5, 4, 3, 2]
+    assert {len(label.label) for label in data.tasks[0].labels} == {64}
+    assert data.layout.startswith("padded: y") and len(data.layout) == 256
 
 
 def test_training_tells_its_last_figures_also_those_that_are_no_numbers():
