@@ -26,7 +26,7 @@ def test_fewer_rows_than_workers_are_trained_on():
 
 
 def test_deepspeed_is_told_the_same_batch_as_the_trainer():
-    told = deepspeed_config(DeepspeedSpec(stage=1), TrainingSpec(), STEPS, autocast=True)
+    told = deepspeed_config(DeepspeedSpec(stage=1), TrainingSpec(), STEPS, autocast=True, without_gpu=False)
     assert told["train_batch_size"] == 2 * 4 * 3
     assert told["bf16"] == {"enabled": True}
 
@@ -59,4 +59,10 @@ def test_a_job_of_one_step_learns_in_it(total: int, warm_up: int):
 )
 def test_what_deepspeed_spreads(stage: int, offload: Offload, spread: dict[str, object]):
     asked = DeepspeedSpec(stage=stage, offload=offload)
-    assert deepspeed_config(asked, TrainingSpec(), STEPS, autocast=False)["zero_optimization"] == spread
+    told = deepspeed_config(asked, TrainingSpec(), STEPS, autocast=False, without_gpu=False)
+    assert told["zero_optimization"] == spread
+
+
+def test_cpus_exchange_gradients_in_pieces_that_need_no_new_memory():
+    told = deepspeed_config(DeepspeedSpec(stage=2), TrainingSpec(), STEPS, autocast=False, without_gpu=True)
+    assert told["zero_optimization"]["reduce_bucket_size"] * 4 < 32 * 2**20, "beyond, malloc asks the kernel each time"
