@@ -308,7 +308,7 @@ def _build_trainer(
         use_cpu=without_gpu,
         deepspeed=None
         if spec.compute.deepspeed is None
-        else deepspeed_config(spec.compute.deepspeed, spec.training, steps, precision.autocast),
+        else deepspeed_config(spec.compute.deepspeed, spec.training, steps, precision.autocast, without_gpu),
     )
     every = spec.training.eval_every_steps or max(1, steps.total // 5)
     epoch_rows = EpochRows(given.train, given.mixture)
