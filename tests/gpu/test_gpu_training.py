@@ -58,9 +58,9 @@ def test_one_gpu_learns_in_bfloat16(tiny_model_dir: Path, tmp_path: Path, method
 )
 @pytest.mark.parametrize("task", QLORA_TASKS)
 def test_one_gpu_learns_beside_a_base_of_four_bits_and_publishes_what_it_evaluated(
-    tiny_model_dir: Path, tiny_encoder_decoder_dir: Path, tmp_path: Path, task: str
+    tiny_model_dir: Path, encoder_decoder_dir: Path, tmp_path: Path, task: str
 ):
-    model = {"causal-lm": tiny_model_dir, "seq2seq-lm": tiny_encoder_decoder_dir}[task]
+    model = {"causal-lm": tiny_model_dir, "seq2seq-lm": encoder_decoder_dir}[task]
     changes = {"training__maxSteps": 20, "output__publishOn": "always"}
     job = tiny_job(model, tmp_path, model__dtype="auto", model__task=task, **QLORA, **changes)
     report = run(job, tmp_path / "workspace", Silence())

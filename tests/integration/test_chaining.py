@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ArtifactKind, ExitCode, Progress, Report, Stage
 from finetune_cli.__main__ import run_command
 from finetune_trainer import folder_fetch, stages
+from finetune_trainer.adapter_set import with_the_weights_of
 from finetune_trainer.errors import DataError, FineTuneError
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.location import Mounts
@@ -378,6 +380,14 @@ def test_adapters_and_soft_prompts_on_one_base_answer_as_each_of_them_does_alone
     assert list(together.values()) == [alone[0]["base"], *(list(one.values())[1] for one in alone)]
     assert {one["base"] for one in alone} == {together["base"]}
     assert list(together.values()).count(together["base"]) == 1, "else nothing shows who was asked"
+
+
+def test_weights_that_several_adapters_stand_on_are_in_memory_once(tiny_model_dir: Path):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    other = with_the_weights_of(base)
+    assert other.model.layers[0].mlp is not base.model.layers[0].mlp
+    for one, same in zip(base.parameters(), other.parameters(), strict=True):
+        assert one is same
 
 
 def test_standard_input_is_asked_line_by_line(

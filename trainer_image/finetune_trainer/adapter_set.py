@@ -84,7 +84,7 @@ class AdapterSet:
         return text.strip()
 
     def _put_on(self, folder: Path) -> _Adapter:
-        model = load_adapter(_with_the_weights_of(self._base), folder)
+        model = load_adapter(with_the_weights_of(self._base), folder)
         prompt = _read_prompt_file(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         start = decoder_start(self._base.config)
@@ -92,7 +92,7 @@ class AdapterSet:
         return _Adapter(model, prompt, tokenizer, renderer)
 
 
-def _with_the_weights_of(base: PreTrainedModel) -> PreTrainedModel:
+def with_the_weights_of(base: PreTrainedModel) -> PreTrainedModel:
     """Return modules of their own around the tensors of ``base``, which are in memory once."""
     tensors = (*base.parameters(), *base.buffers())
     return copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
