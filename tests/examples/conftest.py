@@ -1,10 +1,15 @@
 """Examples as tests. In: the folders under examples/, their inputs prepared once. Out: nothing is added there."""
 
 import importlib.util
+import re
+import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from finetune_api.report import ExitCode, Report
+from finetune_cli.__main__ import run_command
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -38,3 +43,38 @@ def prepared() -> Path:
     script = load_script("01-sentiment-lora")
     assert script.main([]) == 0
     return EXAMPLES / "01-sentiment-lora" / "prepared"
+
+
+@pytest.fixture(scope="session")
+def tiny_base(prepared: Path) -> Path:
+    """The folder of the model that most examples tune; made when it is not there yet."""
+    assert load_script("02-full-tiny").main() == 0
+    return EXAMPLES / "02-full-tiny" / "prepared" / "model"
+
+
+def run_example(example: str, folder: Path, name: str = "finetunejob.yaml", steps: int | None = None) -> Path:
+    """Run a job of ``example`` in ``folder``, so that nothing of an earlier run is found; return its output.
+
+    Args:
+        example: folder below examples/.
+        folder: for this example alone; what the example's reader copies into its folder is there already.
+        name: of the job.
+        steps: to train, instead of as many as the job says.
+    """
+    made = shutil.ignore_patterns("output", "general", "prepared", ".finetune", "__pycache__")
+    shutil.copytree(EXAMPLES / example, folder, ignore=made, dirs_exist_ok=True)
+    text = (folder / name).read_text(encoding="utf-8").replace("file://../", f"file://{EXAMPLES}/")
+    if not (folder / "prepared").exists():
+        text = text.replace("file://./prepared", f"file://{EXAMPLES / example}/prepared")
+    if steps is not None:
+        text = re.sub(r"maxSteps: \d+", f"maxSteps: {steps}", text)
+    (folder / name).write_text(text, encoding="utf-8")
+    before = set(folder.glob("output/default/*"))
+    assert run_command(["run", str(folder / name), "--output", "json"]) is ExitCode.OK
+    (output,) = set(folder.glob("output/default/*")) - before
+    return output
+
+
+def report_of(output: Path) -> Report:
+    """Return the report in what a job has put out."""
+    return Report.model_validate_json((output / "report" / "report.json").read_bytes())

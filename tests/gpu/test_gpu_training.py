@@ -25,6 +25,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 QLORA: dict[str, Any] = {"method": {"type": "qlora", "lora": {"rank": 4}}}
+QLORA_TASKS = ("causal-lm", "seq2seq-lm")
+"""What tests here train beside a base of 4 bits."""
 
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="torch finds no GPU on this machine")
 
@@ -54,22 +56,26 @@ def test_one_gpu_learns_in_bfloat16(tiny_model_dir: Path, tmp_path: Path, method
 @pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: requirements/gpu.txt"
 )
+@pytest.mark.parametrize("task", QLORA_TASKS)
 def test_one_gpu_learns_beside_a_base_of_four_bits_and_publishes_what_it_evaluated(
-    tiny_model_dir: Path, tmp_path: Path
+    tiny_model_dir: Path, encoder_decoder_dir: Path, tmp_path: Path, task: str
 ):
+    model = {"causal-lm": tiny_model_dir, "seq2seq-lm": encoder_decoder_dir}[task]
     changes = {"training__maxSteps": 20, "output__publishOn": "always"}
-    job = tiny_job(tiny_model_dir, tmp_path, model__dtype="auto", **QLORA, **changes)
+    job = tiny_job(model, tmp_path, model__dtype="auto", model__task=task, **QLORA, **changes)
     report = run(job, tmp_path / "workspace", Silence())
     assert_it_learnt(report.training, Workspace(tmp_path / "workspace"))
     assert "4-bit" in report.training.precision
-    # The two embeddings that are one, the norms, and what was learnt besides; no weight counts as half.
-    assert report.training.parameters == report.training.trainable_parameters + 106_624
+    files = fetch_model(job.spec.model, tmp_path)
+    # No weight counts as half.
+    whole = load_model(files, torch.float32, None).num_parameters()
+    assert report.training.parameters == report.training.trainable_parameters + whole
     [parity] = report.parity
     assert parity.difference <= parity.allowed
     [published] = (tmp_path / "output").rglob("adapter_model.safetensors")
-    base = load_model(fetch_model(job.spec.model, tmp_path), torch.bfloat16, None, four_bit=True)
+    base = load_model(files, torch.bfloat16, None, four_bit=True)
     kinds = {type(module).__name__ for module in base.modules() if isinstance(module, torch.nn.Linear)}
-    assert kinds == {"Linear", "Linear4bit"}  # the output layer, and all others
+    assert kinds == {"Linear", "Linear4bit"}  # the output layer, T5's wo, and all others
     assert all(torch.isfinite(tensor).all() for tensor in load_file(published).values())
 
 

@@ -126,7 +126,9 @@ def make_sentencepiece_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=[(piece, score) for piece, score in pieces], extra_ids=0)
 
 
-def save_tiny_encoder_decoder(folder: Path, *, like_flan: bool = False, dropout: float = 0.1) -> Path:
+def save_tiny_encoder_decoder(
+    folder: Path, *, like_flan: bool = False, dropout: float = 0.1, head_width: int = 8
+) -> Path:
     """Write a random T5 with its tokenizer to ``folder``: more encoder than decoder layers, narrow attention.
 
     Like the first T5 its output layer is its embedding; like FLAN-T5 it has one of its own, and gates.
@@ -135,7 +137,7 @@ def save_tiny_encoder_decoder(folder: Path, *, like_flan: bool = False, dropout:
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=64,
-        d_kv=8,
+        d_kv=head_width,
         d_ff=128,
         num_layers=3,
         num_decoder_layers=2,

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from finetune_api.report import Report
-from finetune_api.spec import MethodSpec
+from finetune_api.spec import MethodSpec, RegularizationSpec, RegularizationType
 from finetune_trainer import stages
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import SpecError
@@ -40,6 +40,7 @@ from finetune_trainer.layout import Layout, build_batch, forward, token_losses
 from finetune_trainer.methods import prepare_model
 from finetune_trainer.model import ModelFiles
 from finetune_trainer.plan import plan_from_config
+from finetune_trainer.regularization import regularize
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.run import Run, output_prefix
 from finetune_trainer.scoring import Scorer
@@ -50,7 +51,7 @@ from finetune_trainer.workspace import Workspace
 
 from .conftest import save_tiny_encoder_decoder
 from .jobs import Silence, tiny_job, write_reviews
-from .test_methods import answer_of_the_card
+from .test_methods import answer_of_the_card, low_rank_updates, made_by_network
 from .test_train import losses
 
 IDS = torch.tensor([[5, 77, 130, 101, 17, 90, 66, 1]])
@@ -65,7 +66,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "prompt tuning": {"type": "promptTuning", "promptTuning": {"virtualTokens": 5}},
     "prefix tuning": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 5}},
     "ia3": {"type": "ia3"},
-    "the last layer": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}},
+    "the last layer near its first weights": {
+        "type": "selective",
+        "selective": {"train": "lastLayers", "lastLayers": 1},
+        "regularization": {"type": "l2sp", "strength": 0.01},
+    },
     "full near what the base predicts": {"type": "full", "regularization": {"type": "kl", "strength": 0.1}},
     "full near weights that count": {"type": "full", "regularization": {"type": "ewc", "strength": 0.1}},
 }
@@ -259,10 +264,14 @@ def greedy(model: nn.Module, prompt: Sequence[int], tokens: int) -> list[int]:
     return written[1:]
 
 
-def test_a_prefix_is_keys_and_values_before_the_decoders_own(tiny_encoder_decoder_dir: Path, tmp_path: Path):
-    whole_run(tiny_encoder_decoder_dir, tmp_path, method=METHODS["prefix tuning"])
+def test_a_prefix_through_a_network_is_keys_and_values_before_the_decoders_own(
+    tiny_encoder_decoder_dir: Path, tmp_path: Path
+):
+    method = {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 5, "projection": True}}
+    whole_run(tiny_encoder_decoder_dir, tmp_path, method=method)
     tuned = tmp_path / "workspace" / "tuned"
     (learnt,) = load_file(tuned / "adapter_model.safetensors").values()
+    torch.testing.assert_close(learnt, made_by_network(tuned), atol=SAME_SUM, rtol=SAME_SUM)
     base = base_of(tiny_encoder_decoder_dir)
     config = base.config
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -324,11 +333,47 @@ def test_shown_rows_the_forgetting_test_and_written_answers_work(tiny_encoder_de
     assert all(parity.difference <= parity.allowed for parity in report.parity)
 
 
-def test_merged_weights_answer_as_base_and_adapter_do(tiny_encoder_decoder_dir: Path, tmp_path: Path):
-    report, published = whole_run(tiny_encoder_decoder_dir, tmp_path, method=METHODS["lora"], output__merge=True)
+def test_lengths_and_directions_scaled_by_the_root_of_the_rank_are_merged_as_computed_by_hand(
+    tiny_encoder_decoder_dir: Path, tmp_path: Path
+):
+    method = {"type": "lora", "lora": {"rank": 4, "useDora": True, "useRslora": True}}
+    report, published = whole_run(tiny_encoder_decoder_dir, tmp_path, method=method, output__merge=True)
     assert len(report.parity) == 2
-    merged, adapted = base_of(published.parent / "merged"), loaded(tiny_encoder_decoder_dir, published)
-    torch.testing.assert_close(logits_of(merged), logits_of(adapted), atol=SAME_SUM, rtol=SAME_SUM)
+    by_hand = base_of(tiny_encoder_decoder_dir)
+    updates = low_rank_updates(tmp_path)
+    assert {name.split(".")[0] for name in updates} == {"encoder", "decoder"}
+    for name, update in updates.items():
+        weight = by_hand.get_submodule(name).weight.data
+        moved = weight + 8 / 4**0.5 * update["B"] @ update["A"]
+        weight.copy_(update["magnitude"].view(-1, 1) * moved / moved.norm(dim=1, keepdim=True))
+    expected = logits_of(by_hand)
+    for model in (base_of(published.parent / "merged"), loaded(tiny_encoder_decoder_dir, published)):
+        torch.testing.assert_close(logits_of(model), expected, atol=SAME_SUM, rtol=SAME_SUM)
+
+
+@pytest.mark.parametrize("kind", ["l2sp", "kl"])
+def test_a_pull_has_the_gradient_of_the_distance_from_the_base(tiny_encoder_decoder_dir: Path, kind: str):
+    base, model, by_hand = (base_of(tiny_encoder_decoder_dir) for _ in range(3))
+    pull = RegularizationSpec(type=RegularizationType(kind), strength=0.5)
+    loss = regularize(lambda outputs, *_: 0.0 * outputs.logits.sum(), model, pull, [], seed=1, autocast=False)
+    for tuned in (model, by_hand):
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            for weight in tuned.parameters():
+                weight.data += 0.05 * torch.randn_like(weight)
+    batch = build_batch(encoded_rows(tiny_encoder_decoder_dir), Layout.PADDED)
+    loss(model(**{name: value for name, value in batch.items() if name != "labels"}), batch["labels"]).backward()
+    if kind == "kl":
+        rows = padded_by_transformers(tiny_encoder_decoder_dir)
+        learnt = rows["labels"] != -100
+        theirs, expected = by_hand(**rows).logits[learnt].log_softmax(-1), base(**rows).logits[learnt].log_softmax(-1)
+        (0.5 * (expected.exp() * (expected - theirs)).sum(-1).mean()).backward()
+    for (name, one), other, first in zip(
+        model.named_parameters(), by_hand.parameters(), base.parameters(), strict=True
+    ):
+        wanted = other.grad if kind == "kl" else 0.5 * (other - first)
+        assert one.grad is not None and wanted is not None, name
+        torch.testing.assert_close(one.grad, wanted, atol=SAME_SUM, rtol=SAME_SUM)
 
 
 def check(model: Path, folder: Path, **changes: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 from finetune_api.problem import InvalidJobError
 from finetune_api.spec import MethodType, ModelTask
 
-from ..gpu.test_gpu_training import QLORA
+from ..gpu.test_gpu_training import QLORA, QLORA_TASKS
 from .jobs import tiny_job
 from .test_encoder_decoder import METHODS as SEQ2SEQ_METHODS
 from .test_methods import METHODS as CAUSAL_METHODS
@@ -60,7 +60,7 @@ TRAINED = {
 """Methods of the jobs that the other tests of this folder train."""
 
 TRAINED_ON_A_GPU = {place: set[MethodType]() for place in TRAINED} | {
-    (ModelTask.CAUSAL_LM, "one process"): types_of({"qlora": QLORA["method"]})
+    (ModelTask(task), "one process"): types_of({"qlora": QLORA["method"]}) for task in QLORA_TASKS
 }
 """Methods that no CPU trains, of the jobs in tests/gpu."""
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PretrainedConfig, T5Config
 
 from finetune_api.report import ExitCode
 from finetune_api.spec import FineTuneJobSpec
@@ -168,6 +168,19 @@ def test_a_base_of_four_bits_is_planned_without_the_package_that_makes_one():
     expected = layers * 4.127 / 8 + 4 * (beside + plan.trainable_parameters)
     assert plan.memory.weights == pytest.approx(expected, rel=1e-4)
     assert expected_gpus(spec, is_local=True) == 1
+
+
+def test_what_an_architecture_keeps_out_of_four_bits_is_planned_whole():
+    config = T5Config(architectures=["T5ForConditionalGeneration"], decoder_start_token_id=0)  # the first T5, small
+    spec = make_spec("qlora", **{"spec.model.task": "seq2seq-lm", "spec.training.microBatchSize": 1})
+    workload = whole_rows(128, 100, start=0)
+    plan = plan_run(spec, config, workload, expected_precision(spec, on_gpu=True), tokenizer_path="", gpus=1)
+    assert plan.memory is not None and plan.parameters is not None and plan.trainable_parameters is not None
+    assert plan.parameters - plan.trainable_parameters == 60_506_624
+    attention, half_a_block = 4 * 512 * 512, 512 * 2048
+    layers = 18 * attention + 12 * half_a_block  # the other half of each feed-forward block stays whole
+    expected = layers * 4.127 / 8 + 4 * (plan.parameters - layers)
+    assert plan.memory.weights == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_model_that_looks_at_values_is_counted_and_the_rest_said_to_be_unknown(monkeypatch: pytest.MonkeyPatch):

@@ -25,9 +25,10 @@ from transformers import (
     Qwen3Config,
 )
 
+from finetune_api.job import FineTuneJob
 from finetune_api.report import DataReport, ExitCode, Progress, Stage
 from finetune_api.spec import MethodType
-from finetune_trainer import publish_stage, small_model, stages
+from finetune_trainer import check_stage, publish_stage, small_model, stages
 from finetune_trainer.check_stage import REHEARSED_PARAMETERS
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import Preempted, SpecError, StorageError
@@ -88,7 +89,18 @@ METHODS = [
 
 @pytest.mark.parametrize("changes", METHODS)
 def test_every_method_is_rehearsed_and_leaves_nothing(model_dir: Path, tmp_path: Path, changes: dict[str, object]):
-    job = tiny_job(model_dir, tmp_path, **changes)
+    assert_rehearsed(tiny_job(model_dir, tmp_path, **changes), tmp_path)
+
+
+def test_an_encoder_decoder_is_rehearsed(
+    tiny_encoder_decoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(check_stage, "REHEARSED_PARAMETERS", 0)
+    changes = {"model__task": "seq2seq-lm", "output__merge": True, "evaluation__metrics": ["accuracy", "rouge"]}
+    assert_rehearsed(tiny_job(tiny_encoder_decoder_dir, tmp_path, **changes), tmp_path)
+
+
+def assert_rehearsed(job: FineTuneJob, tmp_path: Path) -> None:
     listener = Listener()
     report = stages.check(job, tmp_path / "workspace", listener)
     assert report.rehearsal is not None

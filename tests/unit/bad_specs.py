@@ -840,14 +840,6 @@ BAD_SPECS = [
         PASSES,
     ),
     BadSpec(
-        "qlora has a decoder alone",
-        {"spec.method.type": "qlora", "spec.model.task": "seq2seq-lm"},
-        "spec.method.type",
-        '"qlora"',
-        ("not supported with seq2seq-lm yet", "Take lora"),
-        PASSES,
-    ),
-    BadSpec(
         "adapters have a decoder alone",
         {"spec.method.type": "adapter", "spec.model.task": "seq2seq-lm"},
         "spec.method.type",

@@ -9,7 +9,7 @@ from finetune_api.job import load_job
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")])
-EXAMPLES = sorted(ROOT.glob("examples/*/finetunejob.yaml"))
+EXAMPLES = sorted(file for file in ROOT.glob("examples/*/*.yaml") if "kind: FineTuneJob" in file.read_text("utf-8"))
 
 
 def name_of(path: Path) -> str:

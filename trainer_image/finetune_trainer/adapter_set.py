@@ -1,24 +1,21 @@
 """Several adapters and soft prompts on one base, in one process: each request is answered by the one that it names.
 
-Adapters of one kind share PEFT's own switch. Those that act on layers are switched off, not taken out, while the base
-or a soft prompt answers.
+Each stands in modules of its own, around weights that are loaded once. So kinds that would share a layer, or that PEFT
+does not know, need no switch.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType
 from pydantic import ValidationError
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.report import ArtifactKind
 from finetune_api.spec import DType, MethodType, ModelSpec, Precision
-from finetune_trainer import bottleneck
 from finetune_trainer.encoder_decoder import decoder_start
 from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.generation import generate
@@ -41,9 +38,7 @@ Question = str | Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class _Adapter:
-    model: PeftModel
-    slot: str
-    """What PEFT calls it."""
+    model: nn.Module
     prompt: PromptFile
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
@@ -56,13 +51,11 @@ class AdapterSet:
         """Put every adapter on ``base``.
 
         Raises:
-            SpecError: two kinds of adapters want to stand in the same layers.
             DataError: a prompt.json cannot be read.
         """
         self._base = base
         nn.Module.to(base, "cuda" if torch.cuda.is_available() else "cpu").eval()
-        self._by_kind: dict[str, PeftModel] = {}
-        self._adapters = {name: self._put_on(name, one.path) for name, one in published.items()}
+        self._adapters = {name: self._put_on(one.path) for name, one in published.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,59 +72,30 @@ class AdapterSet:
         """
         asked = next(iter(self._adapters.values())) if name == BASE else self._adapters[name]
         ids = asked.renderer.encode_text(_as_prompt(question, asked.prompt))
-        with self._lent(name) as model:
-            (text,) = generate(
-                model,
-                asked.tokenizer,
-                [ids],
-                max_new_tokens,
-                asked.renderer.end_token_ids,
-                batch_size=1,
-                on_progress=lambda done, all_of_them: None,
-            )
+        (text,) = generate(
+            self._base if name == BASE else asked.model,
+            asked.tokenizer,
+            [ids],
+            max_new_tokens,
+            asked.renderer.end_token_ids,
+            batch_size=1,
+            on_progress=lambda done, all_of_them: None,
+        )
         return text.strip()
 
-    @contextlib.contextmanager
-    def _lent(self, name: str) -> Iterator[nn.Module]:
-        adapter = None if name == BASE else self._adapters[name]
-        with contextlib.ExitStack() as stack:
-            for model in self._by_kind.values():
-                if not model.active_peft_config.is_prompt_learning and (adapter is None or model is not adapter.model):
-                    stack.enter_context(model.disable_adapter())
-            if adapter is None:
-                yield self._base
-            else:
-                adapter.model.set_adapter(adapter.slot)
-                yield adapter.model.eval()
-
-    def _put_on(self, name: str, folder: Path) -> _Adapter:
-        if (folder / bottleneck.CONFIG).is_file():
-            raise SpecError(
-                f"{name} is a bottleneck adapter, which cannot be switched beside others yet. Leave it out."
-            )
-        kind = str(PeftConfig.from_pretrained(str(folder)).peft_type.value)
-        model = self._by_kind.get(kind)
-        if model is None:
-            self._refuse_two_in_a_layer(name, kind)
-            model = cast(PeftModel, load_adapter(self._base, folder))
-            self._by_kind[kind] = model
-            slot = model.active_adapter
-        else:
-            slot = f"adapter-{len(model.peft_config)}"
-            model.load_adapter(str(folder), slot)
+    def _put_on(self, folder: Path) -> _Adapter:
+        model = load_adapter(with_the_weights_of(self._base), folder)
         prompt = _read_prompt_file(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         start = decoder_start(self._base.config)
         renderer = Renderer(tokenizer, prompt.format, prompt.system, prompt.max_length, start)
-        return _Adapter(model, str(slot), prompt, tokenizer, renderer)
+        return _Adapter(model, prompt, tokenizer, renderer)
 
-    def _refuse_two_in_a_layer(self, name: str, kind: str) -> None:
-        in_layers = {PeftType.LORA.value, PeftType.IA3.value}
-        if kind in in_layers and (other := in_layers & self._by_kind.keys()):
-            raise SpecError(
-                f"{name} is a {kind} adapter, and a {', '.join(other)} one stands in the same layers already: one "
-                "process holds either. Try them one after the other."
-            )
+
+def with_the_weights_of(base: PreTrainedModel) -> PreTrainedModel:
+    """Return modules of their own around the tensors of ``base``, which are in memory once."""
+    tensors = (*base.parameters(), *base.buffers())
+    return copy.deepcopy(base, {id(tensor): tensor for tensor in tensors})
 
 
 def load_base(published: Sequence[PublishedModel], place: str | None, storage: Storage, cache: Path) -> PreTrainedModel:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from finetune_trainer.errors import SpecError
@@ -94,7 +94,8 @@ class _UnpackedProduct(torch.autograd.Function):
 
 def outline_four_bits(model: PreTrainedModel) -> None:
     """Put outlines in the place of the layers of ``model``, without weights, that transformers would quantise."""
-    kept = get_keys_to_not_convert(model)
+    # T5 asks for the last layer of its feed-forward blocks.
+    kept = HfQuantizer.get_modules_to_not_convert(model, keep_in_fp32_modules=list(model._keep_in_fp32_modules or ()))
     for name, module in list(model.named_modules()):
         if not should_convert_module(name, kept):
             continue

@@ -154,7 +154,6 @@ __all__ = [
 
 SINGLE_WORKER = (MethodType.PROMPT_TUNING, MethodType.PREFIX_TUNING, MethodType.IA3)
 HAVE_ONE_GPU = (*SINGLE_WORKER, MethodType.QLORA)
-DECODERS_ALONE = (MethodType.QLORA, MethodType.ADAPTER)
 LOW_RANK = (MethodType.LORA, MethodType.QLORA)
 
 
@@ -205,8 +204,8 @@ def _quantized_bases_have_their_formats(
         yield Problem(("training", "precision"), training.precision.value, why, "Leave it out, or take lora.")
 
 
-def _some_methods_tune_decoders_alone(model: ModelSpec, method: MethodSpec) -> Iterator[Problem]:
-    if method.type in DECODERS_ALONE and model.task is ModelTask.SEQ2SEQ_LM:
+def _bottlenecks_tune_decoders_alone(model: ModelSpec, method: MethodSpec) -> Iterator[Problem]:
+    if method.type is MethodType.ADAPTER and model.task is ModelTask.SEQ2SEQ_LM:
         yield Problem(
             ("method", "type"), method.type.value, "is not supported with seq2seq-lm yet", "Take lora, or full."
         )
@@ -486,7 +485,7 @@ class FineTuneJobSpec(Block):
         _quantization_needs_a_gpu,
         _quantized_bases_have_one_gpu,
         _quantized_bases_have_their_formats,
-        _some_methods_tune_decoders_alone,
+        _bottlenecks_tune_decoders_alone,
         _batch_is_shared_evenly,
         _prefixes_keep_activations,
         _spread_weights_are_left_alone,
