@@ -89,7 +89,11 @@ METHODS = [
 
 @pytest.mark.parametrize("changes", METHODS)
 def test_every_method_is_rehearsed_and_leaves_nothing(model_dir: Path, tmp_path: Path, changes: dict[str, object]):
-    assert_rehearsed(tiny_job(model_dir, tmp_path, **changes), tmp_path)
+    job = tiny_job(model_dir, tmp_path, **changes)
+    is_cached = job.spec.method.type is MethodType.PREFIX_TUNING
+    assert_rehearsed(
+        job, tmp_path, "padded: a prefix is a cache" if is_cached else "packed: packed examples stay apart"
+    )
 
 
 def test_an_encoder_decoder_is_rehearsed(
@@ -97,16 +101,17 @@ def test_an_encoder_decoder_is_rehearsed(
 ):
     monkeypatch.setattr(check_stage, "REHEARSED_PARAMETERS", 0)
     changes = {"model__task": "seq2seq-lm", "output__merge": True, "evaluation__metrics": ["accuracy", "rouge"]}
-    assert_rehearsed(tiny_job(tiny_encoder_decoder_dir, tmp_path, **changes), tmp_path)
+    assert_rehearsed(
+        tiny_job(tiny_encoder_decoder_dir, tmp_path, **changes), tmp_path, "padded: every layer of an encoder"
+    )
 
 
-def assert_rehearsed(job: FineTuneJob, tmp_path: Path) -> None:
+def assert_rehearsed(job: FineTuneJob, tmp_path: Path, layout: str) -> None:
     listener = Listener()
     report = stages.check(job, tmp_path / "workspace", listener)
     assert report.rehearsal is not None
     assert (report.rehearsal.steps, report.rehearsal.why_not) == (STEPS, "")
-    apart = "padded: a prefix is a cache" if job.spec.method.type is MethodType.PREFIX_TUNING else "packed: packed exam"
-    assert report.layout.startswith(apart)
+    assert report.layout.startswith(layout)
     said = "\n".join(listener.messages)
     assert "rehearsing: resuming at step 1" in said
     assert "rehearsing: holding model, loaded afresh, against the evaluated model" in said
