@@ -7,7 +7,16 @@ from enum import StrEnum
 from finetune_api.report import CollapseSign, EvaluationReport, MetricComparison
 from finetune_trainer.statistics import FEW_ROWS
 
-LEADING_METRICS = ("accuracy", "rougeL", "exact_match", "token_f1", "chrf", "bleu", "perplexity")
+LEADING_METRICS = (
+    "accuracy",
+    "generated_accuracy",
+    "rougeL",
+    "exact_match",
+    "token_f1",
+    "chrf",
+    "bleu",
+    "perplexity",
+)
 """A task is judged by the first of these that it has."""
 
 
