@@ -336,8 +336,8 @@ class MetricComparison(ApiModel):
 
     task: str
     metric: str
-    """``accuracy``, ``macro_f1``, ``ece``, ``rouge1``, ``rouge2``, ``rougeL``, ``exact_match``, ``token_f1``, ``bleu``,
-    ``chrf``, ``perplexity``, ``bits_per_byte``."""
+    """``accuracy``, ``macro_f1``, ``ece``, ``generated_accuracy``, ``generated_macro_f1``, ``rouge1``, ``rouge2``,
+    ``rougeL``, ``exact_match``, ``token_f1``, ``bleu``, ``chrf``, ``perplexity``, ``bits_per_byte``."""
     base: float | None = None
     tuned: float
     base_interval: Span | None = None
@@ -397,7 +397,8 @@ class SideBySide(ApiModel):
     base: str
     tuned: str
     metric: str = ""
-    """The metric that chose this row: ``accuracy``, ``rougeL``, ``exact_match``, ``token_f1``, ``chrf``, ``bleu``."""
+    """The metric that chose this row: ``accuracy``, ``generated_accuracy``, ``rougeL``, ``exact_match``, ``token_f1``,
+    ``chrf``, ``bleu``."""
     base_score: float | None = None
     """The base model's ``metric`` on this row alone, 0 to 1."""
     tuned_score: float | None = None
@@ -407,6 +408,9 @@ class Confusion(ApiModel):
     """Which labels both models take for which, on one task's test rows."""
 
     task: str
+    generated: bool = False
+    """Whether a label counts as predicted when a model writes it, not when it finds it likeliest; the last of
+    ``labels`` then stands for all that is written and is no label."""
     labels: tuple[str, ...]
     base: tuple[tuple[int, ...], ...]
     """Rows by expected label, within them by predicted label, both in the order of ``labels``."""

@@ -24,6 +24,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 TIMEOUT_SECONDS = 90
 SCHEMES = {"dark": 0, "light": 1}
 """Values of Blink's preferredColorScheme."""
+A4_WIDTH = 718
+"""Pixels between the margins that Chromium leaves when it prints."""
 
 # The page forbids scripts, so the frame around it measures. A frame, because a window cannot be 400 pixels wide.
 PROBE = """<!doctype html><meta charset="utf-8">
@@ -43,6 +45,8 @@ frame.onload = () => {{
     elements: page.querySelectorAll("*").length,
     scrollWidth: root.scrollWidth,
     wide: wide.map(element => element.outerHTML.slice(0, 200)),
+    cut: [...page.querySelectorAll(".scroll")].filter(element =>
+      element.scrollWidth > element.clientWidth + 1).map(element => element.outerHTML.slice(0, 200)),
     smallest: Math.min(...sizes),
     background: page.defaultView.getComputedStyle(root).backgroundColor,
     colour: page.defaultView.getComputedStyle(root).color,
@@ -183,3 +187,16 @@ def test_the_page_fits_the_screen(browser: Browser, samples: ModuleType, kind: s
     background, colour = (sum(map(int, re.findall(r"\d+", str(found[key])))) for key in ("background", "colour"))
     assert (background < colour) == (scheme == "dark")
     assert abs(background - colour) > 450  # of 765, black on white
+
+
+@pytest.mark.parametrize("kind", ["make_report", "hostile_report"])
+def test_the_page_fits_the_paper(browser: Browser, samples: ModuleType, kind: str):
+    """Nothing can be scrolled there, and what a dark screen shows is printed on white."""
+    page = render_page(getattr(samples, kind)())
+    assert "@media print" in page
+    # What is framed is not printed, so the rules for paper are made to hold on the screen.
+    found = measured(browser(framed(page.replace("@media print", "@media all"), A4_WIDTH), "dark"))
+    assert found["scrollWidth"] == A4_WIDTH
+    assert found["wide"] == found["cut"] == []
+    assert found["background"] == "rgb(255, 255, 255)"
+    assert found["colour"] == "rgb(0, 0, 0)"

@@ -79,22 +79,28 @@ def bits_per_byte_figure(logprobs: Sequence[Floats], texts: Sequence[str]) -> Fi
     return Figure("bits_per_byte", rows, ratio, higher_is_better=False)
 
 
-def macro_f1_figure(predicted: Sequence[str], expected: Sequence[str], labels: Sequence[str]) -> Figure:
-    """Return the mean over all labels of their F1; a label that nobody expects or predicts has 0."""
+def macro_f1_figure(
+    predicted: Sequence[str], expected: Sequence[str], labels: Sequence[str], name: str = "macro_f1"
+) -> Figure:
+    """Return the mean over all labels of their F1; a label that nobody expects or predicts has 0.
+
+    What is predicted and is no label misses the expected one and is held against no other.
+    """
     number = {label: index for index, label in enumerate(labels)}
     # Of each label: how often it was right, and how often it was said or wanted.
     rows = np.zeros((len(expected), 2, len(labels)))
     for row, (guess, truth) in enumerate(zip(predicted, expected, strict=True)):
         rows[row, 0, number[truth]] = guess == truth
         rows[row, 1, number[truth]] += 1
-        rows[row, 1, number[guess]] += 1
+        if guess in number:
+            rows[row, 1, number[guess]] += 1
 
     def combine(sums: Floats) -> Floats:
         hits, mentions = np.moveaxis(sums.reshape(*sums.shape[:-1], 2, len(labels)), -2, 0)
         f1: Floats = divide(2 * hits, mentions).mean(axis=-1)
         return f1
 
-    return Figure("macro_f1", rows.reshape(len(expected), -1), combine)
+    return Figure(name, rows.reshape(len(expected), -1), combine)
 
 
 def confusion_matrix(predicted: Sequence[str], expected: Sequence[str], labels: Sequence[str]) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Protocol, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -88,13 +89,16 @@ def _batches(
 
 
 def _virtual_tokens(model: nn.Module) -> int:
-    """Return how many learnt vectors PEFT puts before the text.
+    """Return how many learnt vectors PEFT puts before the text: none where it lends the base model alone.
 
-    It puts them before the padding, too, and drops the position ids that would make up for it: a padded prompt would
-    be read at another distance from its soft prompt than in training.
+    The base then answers in the batches of any other method's job, since in bfloat16 an answer may change with them.
+    Where there are vectors, PEFT puts them before the padding, too, and drops the position ids that would make up for
+    it: a padded prompt would be read at another distance from its soft prompt than in training.
     """
-    config = getattr(model, "active_peft_config", None)
-    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
+    if not isinstance(model, PeftModel) or not model.has_active_enabled_adapter:
+        return 0
+    config = model.active_peft_config
+    return int(config.num_virtual_tokens) if config.is_prompt_learning else 0
 
 
 def _generate_batch(

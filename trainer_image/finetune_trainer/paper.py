@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_api.job import FineTuneJob
+from finetune_api.spec import Metric
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError
 from finetune_trainer.example import Example
@@ -124,7 +125,7 @@ def _metrics_of(labels: Sequence[str], job: FineTuneJob) -> tuple[str, ...]:
     """Return the metrics of one task: those asked for that it can have, or the usual ones; perplexity always."""
     asked = tuple(str(metric) for metric in job.spec.evaluation.metrics or ())
     usual = ("accuracy",) if labels else ("rouge", "exact_match")
-    possible = [metric for metric in asked or usual if metric != "accuracy" or labels]
+    possible = [metric for metric in asked or usual if labels or not Metric(metric).needs_labels]
     return tuple(dict.fromkeys([*possible, "perplexity"]))
 
 

@@ -46,6 +46,8 @@ METRIC_NAMES = {
     "accuracy": "Accuracy",
     "macro_f1": "Macro F1",
     "ece": "Calibration error",
+    "generated_accuracy": "Accuracy as written",
+    "generated_macro_f1": "Macro F1 as written",
     "exact_match": "Exact match",
     "token_f1": "Token F1",
     "bleu": "BLEU",
@@ -335,7 +337,7 @@ def _sample_cards(training: TrainingReport) -> list[SampleCard]:
 def _row_score(metric: str, score: float | None) -> str:
     if score is None:
         return ""
-    if metric in ("accuracy", "exact_match"):
+    if metric in ("accuracy", "generated_accuracy", "exact_match"):
         return "right" if score == 1 else "wrong"
     return f"{METRIC_NAMES.get(metric) or visible(metric)} {score:.2f}"
 

@@ -99,6 +99,10 @@ def tuned_figure(metric: str, predictions: Predictions, labels: Sequence[str]) -
             return mean_of(operator.eq, metric, said, wanted)
         case "macro_f1":
             return macro_f1_figure(said, wanted, labels)
+        case "generated_accuracy":
+            return mean_of(exact_match, metric, texts, wanted)
+        case "generated_macro_f1":
+            return macro_f1_figure([text.strip() for text in texts], wanted, labels, metric)
         case "rouge1" | "rouge2" | "rougeL":
             return mean_of(lambda text, reference: rouge(text, reference)[metric].f1, metric, texts, wanted)
         case "exact_match":

@@ -1,6 +1,6 @@
 """Both models side by side on one task: figures, how they came about, rows that moved."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune_api.report import Confusion, HarnessAccuracy, MetricComparison, PromptChoice, SideBySide
@@ -71,7 +71,9 @@ def _notes(paper: Paper, metric: str, tuned: Answers, decision: PromptDecision) 
         notes.append("F1, no stemming")
         if not all(rouge_reads(reference) for reference in tuned.references):
             notes.append("some references hold letters outside a-z, which ROUGE does not see")
-    if metric == "macro_f1":
+    if metric in ("generated_accuracy", "generated_macro_f1"):
+        notes.append("by the label written, white space around it aside; any other text is wrong")
+    if metric in ("macro_f1", "generated_macro_f1"):
         notes.append(f"mean of the F1 of {len(paper.labels)} labels")
     if metric == "ece":
         notes.append(f"mean gap between probability of the label named and accuracy, {CALIBRATION_BINS} bins")
@@ -103,6 +105,20 @@ def confusions(paper: Paper, base: Answers, tuned: Answers) -> Iterator[Confusio
             for one in (base, tuned)
         )
         yield Confusion(task=paper.task, labels=paper.labels, base=of_base, tuned=of_tuned)
+    if "generated_accuracy" in paper.metrics:
+        other = "other" if "other" not in paper.labels else f"none of these {len(paper.labels)}"
+        labels = (*paper.labels, other)
+        of_base, of_tuned = (
+            tuple(map(tuple, confusion_matrix(_labels_written(one, labels), one.references, labels).tolist()))
+            for one in (base, tuned)
+        )
+        yield Confusion(task=paper.task, generated=True, labels=labels, base=of_base, tuned=of_tuned)
+
+
+def _labels_written(answers: Answers, labels: Sequence[str]) -> list[str]:
+    """Return the label that each text is, or the last of ``labels`` where it is none of the others."""
+    texts = [text.strip() for text in answers.texts or []]
+    return [text if text in labels[:-1] else labels[-1] for text in texts]
 
 
 def harness_accuracies(paper: Paper, base: Answers, tuned: Answers) -> Iterator[HarnessAccuracy]:

@@ -34,6 +34,10 @@ def figures_of(paper: Paper, answers: Answers) -> list[Figure]:
         right = [one == reference for one, reference in zip(said, expected, strict=True)]
         figures.append(calibration_figure([] if answers.confidences is None else answers.confidences, right))
     texts = answers.texts or []
+    if "generated_accuracy" in paper.metrics:
+        written = [text.strip() for text in texts]
+        figures.append(mean_of(exact_match, "generated_accuracy", texts, expected))
+        figures.append(macro_f1_figure(written, expected, paper.labels, "generated_macro_f1"))
     if "rouge" in paper.metrics:
         scores = [rouge(text, reference) for text, reference in zip(texts, expected, strict=True)]
         figures += [mean_figure(name, [score[name].f1 for score in scores]) for name in ROUGE_NAMES]
@@ -61,8 +65,14 @@ def commonest_figures(paper: Paper) -> dict[str, float]:
         return {}
     expected = [example.completion.strip() for example in paper.test]
     said = [paper.commonest] * len(expected)
-    figures = (mean_of(operator.eq, "accuracy", said, expected), macro_f1_figure(said, expected, paper.labels))
-    return {figure.name: figure.value for figure in figures}
+    accuracy = mean_of(operator.eq, "accuracy", said, expected).value
+    macro_f1 = macro_f1_figure(said, expected, paper.labels).value
+    # However it is said: as the likeliest label or in writing.
+    return {
+        f"{how}{name}": value
+        for how in ("", "generated_")
+        for name, value in (("accuracy", accuracy), ("macro_f1", macro_f1))
+    }
 
 
 def rouge_parts(paper: Paper, base: Answers, tuned: Answers) -> dict[str, dict[str, BaseAndTuned]]:

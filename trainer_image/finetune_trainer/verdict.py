@@ -1,14 +1,26 @@
 """Say in one sentence whether tuning made the model better, and how sure that is. Pure; needs the report alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from finetune_api.report import CollapseSign, EvaluationReport, MetricComparison
-from finetune_trainer.statistics import FEW_ROWS
+from finetune_trainer.statistics import FEW_ROWS, adjusted_p_values
 
-LEADING_METRICS = ("accuracy", "rougeL", "exact_match", "token_f1", "chrf", "bleu", "perplexity")
+LEADING_METRICS = (
+    "accuracy",
+    "generated_accuracy",
+    "rougeL",
+    "exact_match",
+    "token_f1",
+    "chrf",
+    "bleu",
+    "perplexity",
+)
 """A task is judged by the first of these that it has."""
+
+_LUCK = 0.05
+"""What an interval of 95 % leaves to chance."""
 
 
 class Outcome(StrEnum):
@@ -42,7 +54,9 @@ def why_worse(evaluation: EvaluationReport) -> str:
 
     Of several tasks the first is told with its numbers: a line has no room for more.
     """
-    worse = [one for one in leading_comparisons(evaluation.metrics) if outcome_of(one) is Outcome.WORSE]
+    leading = leading_comparisons(evaluation.metrics)
+    outcomes = _outcomes_together(leading)
+    worse = [one for one, outcome in zip(leading, outcomes, strict=True) if outcome is Outcome.WORSE]
     if not worse:
         return ""
     first = worse[0]
@@ -75,7 +89,7 @@ SIGN_WORDS = {
 
 def _judge_tasks(evaluation: EvaluationReport) -> Verdict:
     leading = leading_comparisons(evaluation.metrics)
-    outcomes = [outcome_of(comparison) for comparison in leading]
+    outcomes = _outcomes_together(leading)
     if not leading:
         return Verdict(Outcome.CANNOT_TELL, "Nothing was measured, so nothing can be said about the tuned model.")
     if len(leading) == 1:
@@ -87,7 +101,27 @@ def _judge_tasks(evaluation: EvaluationReport) -> Verdict:
         if outcome in outcomes
     )
     better = sum(outcome is Outcome.BETTER for outcome in outcomes)
-    return Verdict(overall, f"The tuned model is better on {better} of {len(leading)} tasks: {tasks}.")
+    unsure = [one.task for one, outcome in zip(leading, outcomes, strict=True) if outcome is not outcome_of(one)]
+    luck = f" Among {len(leading)} tasks chance alone may make the difference on {', '.join(unsure)}." if unsure else ""
+    return Verdict(overall, f"The tuned model is better on {better} of {len(leading)} tasks: {tasks}.{luck}")
+
+
+def _outcomes_together(leading: Sequence[MetricComparison]) -> list[Outcome]:
+    """Return what each task shows beside the others: of many, some look better or worse by luck.
+
+    A difference counts where Holm's correction for the number of tasks leaves its p-value at 5 % or less.
+    """
+    outcomes = [outcome_of(comparison) for comparison in leading]
+    if len(leading) < 2:
+        return outcomes
+    known = [index for index, comparison in enumerate(leading) if comparison.p_value is not None]
+    adjusted = dict(zip(known, adjusted_p_values([leading[index].p_value or 0.0 for index in known]), strict=True))
+    return [
+        Outcome.CANNOT_TELL
+        if outcome in (Outcome.BETTER, Outcome.WORSE) and adjusted.get(index, 0.0) > _LUCK
+        else outcome
+        for index, outcome in enumerate(outcomes)
+    ]
 
 
 def judge_in_context(evaluation: EvaluationReport) -> Verdict | None:

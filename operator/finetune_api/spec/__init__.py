@@ -391,13 +391,16 @@ def _weights_are_used(data: DataSpec) -> Iterator[Problem]:
 
 
 def _accuracy_needs_labels(data: DataSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
-    if Metric.ACCURACY in evaluation.metrics and not any(task.labels for task in data.tasks):
-        yield Problem(
-            ("evaluation", "metrics", evaluation.metrics.index(Metric.ACCURACY)),
-            Metric.ACCURACY.value,
-            "needs a closed set of answers, and no task has labels",
-            "Add labels to a task, or take exact_match.",
-        )
+    if any(task.labels for task in data.tasks):
+        return
+    for index, metric in enumerate(evaluation.metrics):
+        if metric.needs_labels:
+            yield Problem(
+                ("evaluation", "metrics", index),
+                metric.value,
+                "needs a closed set of answers, and no task has labels",
+                "Add labels to a task, or take exact_match.",
+            )
 
 
 def _gates_name_what_is_measured(data: DataSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
@@ -424,7 +427,7 @@ def measured_figures(task: TaskSpec, evaluation: EvaluationSpec) -> tuple[str, .
         f"{task.name}.{figure}"
         for metric in metrics
         for figure in metric.figures
-        if task.labels or metric is not Metric.ACCURACY
+        if task.labels or not metric.needs_labels
     )
 
 

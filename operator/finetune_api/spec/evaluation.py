@@ -15,6 +15,7 @@ class Metric(StrEnum):
     """What can be measured on the test split."""
 
     ACCURACY = "accuracy"
+    GENERATED_ACCURACY = "generated_accuracy"
     EXACT_MATCH = "exact_match"
     TOKEN_F1 = "token_f1"
     ROUGE = "rouge"
@@ -28,12 +29,19 @@ class Metric(StrEnum):
         match self:
             case Metric.ACCURACY:
                 return ("accuracy", "macro_f1", "ece")
+            case Metric.GENERATED_ACCURACY:
+                return ("generated_accuracy", "generated_macro_f1")
             case Metric.ROUGE:
                 return ("rouge1", "rouge2", "rougeL")
             case Metric.PERPLEXITY:
                 return ("perplexity", "bits_per_byte")
             case _:
                 return (self.value,)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether only a task with a closed set of answers can have it."""
+        return self in (Metric.ACCURACY, Metric.GENERATED_ACCURACY)
 
 
 class ForgettingRemedy(StrEnum):
@@ -183,7 +191,8 @@ class EvaluationSpec(Block):
 
     metrics: Annotated[tuple[Metric, ...], Field(max_length=16)] = ()
     """Absent: accuracy for tasks with labels, rouge and exact_match for others. perplexity is always measured, and
-    bits_per_byte with it; macro_f1 and ece (the expected calibration error) with accuracy. All but accuracy and
+    bits_per_byte with it; macro_f1 and ece (the expected calibration error) with accuracy. generated_accuracy
+    and its generated_macro_f1 are of the label that a model writes, anything else being wrong. All but accuracy and
     perplexity need generated text, which takes longest."""
     baselines: BaselinesSpec = BaselinesSpec()
     """What the tuned model is compared with."""

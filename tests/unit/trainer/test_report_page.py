@@ -11,6 +11,7 @@ from finetune_api.report import (
     Artifact,
     ArtifactKind,
     BaseAndTuned,
+    BenchmarkReport,
     Confusion,
     DataReport,
     Efficiency,
@@ -245,6 +246,7 @@ def make_report(**changes: object) -> Report:
             few_shot=4,
             forgetting=make_forgetting(),
             holistic=make_holistic(),
+            benchmarks=(make_benchmark("mmlu"),),
             confusions=(
                 Confusion(
                     task="sentiment",
@@ -263,8 +265,9 @@ def make_report(**changes: object) -> Report:
             ),
         ),
         "published": True,
+        "soft_prompt": make_soft_prompt(" movie"),
         "seed": 17,
-        "versions": {"torch": "2.15.0", "transformers": "5.23.0"},
+        "versions": {"torch": "2.15.0", "transformers": "5.23.0", "lm-eval": "0.4.11"},
         "resolved": {
             "data": {
                 "tasks": [
@@ -277,6 +280,18 @@ def make_report(**changes: object) -> Report:
         },
     }
     return Report.model_validate(fields | changes)
+
+
+def make_benchmark(suite: str) -> BenchmarkReport:
+    tasks = (suite, f"{suite}_professional_law", f"{suite}_high_school_european_history")
+    return BenchmarkReport(
+        suite=suite, name=suite, metrics=tuple(make_accuracy(task=task, metric="acc", rows=14042) for task in tasks)
+    )
+
+
+def make_soft_prompt(text: str) -> tuple[VirtualToken, ...]:
+    near = tuple(NearToken(id=rank, token=f"{text}{rank}", distance=0.4 + 0.1 * rank) for rank in range(5))
+    return (VirtualToken(cosine=near, l2=near),) * 20
 
 
 def make_holistic(**changes: object) -> HolisticReport:
@@ -447,8 +462,9 @@ def hostile_report() -> Report:
         spec_hash=HOSTILE,
         base_model=HOSTILE,
         base_revision=HOSTILE,
-        versions={HOSTILE: HOSTILE, "finetune": HOSTILE},
+        versions={HOSTILE: HOSTILE, "finetune": HOSTILE, "lm-eval": HOSTILE},
         image=HOSTILE,
+        soft_prompt=make_soft_prompt(HOSTILE)[:3],
         resolved={"data": {"tasks": [{"name": HOSTILE, "templates": [{"prompt": HOSTILE}]}]}, HOSTILE: HOSTILE},
         evaluation=EvaluationReport(
             metrics=(make_accuracy(task=HOSTILE, note=HOSTILE, metric="accuracy"), make_accuracy(metric=HOSTILE)),
@@ -459,6 +475,7 @@ def hostile_report() -> Report:
             ),
             examples=(example,),
             forgetting=make_forgetting(HOSTILE),
+            benchmarks=(make_benchmark(HOSTILE),),
             confusions=(Confusion(task=HOSTILE, labels=(HOSTILE, "b"), base=((1, 2), (3, 4)), tuned=((1, 2), (3, 4))),),
         ),
         artifacts=(Artifact(kind=ArtifactKind.ADAPTER, uri=HOSTILE, sha256=HOSTILE, bytes=1),),
@@ -574,7 +591,7 @@ def test_a_soft_prompts_nearest_tokens_are_shown_and_escaped():
     page = render_page(make_report(soft_prompt=(VirtualToken(cosine=(near,), l2=(near,)),)))
     assert "0.250" in page
     assert "<img" not in page
-    assert "near to" not in render_page(make_report())
+    assert "near to" not in render_page(make_report(soft_prompt=()))
 
 
 def test_chance_and_rows_needed_are_shown_beside_the_interval():

@@ -3,7 +3,7 @@
 import pytest
 
 from finetune_api.report import EvaluationReport, FewShotComparison, MetricComparison
-from finetune_trainer.verdict import Outcome, judge, judge_in_context, leading_comparisons
+from finetune_trainer.verdict import Outcome, judge, judge_in_context, leading_comparisons, why_worse
 
 
 def make_comparison(**changes: object) -> MetricComparison:
@@ -89,6 +89,40 @@ def test_several_tasks_are_better_only_together():
     same = make_comparison(task="nli", low=0.0, high=0.0)
     assert judged(make_comparison(), same)[0] is Outcome.NOT_BETTER
     assert judged(same, worse)[0] is Outcome.WORSE
+
+
+@pytest.mark.parametrize(
+    ("p_values", "outcome", "sentence"),
+    [
+        pytest.param((0.02, 0.04), Outcome.BETTER, "better on sentiment, nli.", id="sure together"),
+        pytest.param(
+            (0.03, 0.04),
+            Outcome.CANNOT_TELL,
+            "cannot tell on sentiment, nli. Among 2 tasks chance alone may make the difference on sentiment, nli.",
+            id="each sure alone",
+        ),
+        pytest.param(
+            (0.02, 0.06),
+            Outcome.CANNOT_TELL,
+            "better on sentiment; cannot tell on nli. Among 2 tasks chance alone may make the difference on nli.",
+            id="one of them sure",
+        ),
+    ],
+)
+def test_several_tasks_are_corrected_for_their_number(p_values: tuple[float, float], outcome: Outcome, sentence: str):
+    tasks = zip(("sentiment", "nli"), p_values, strict=True)
+    found, said = judged(*(make_comparison(task=task, p_value=p_value) for task, p_value in tasks))
+    assert found is outcome
+    assert said.endswith(sentence)
+
+
+def test_a_task_among_several_is_worse_only_when_corrected():
+    fell = {"task": "qa", "delta": -0.15, "low": -0.2, "high": -0.1}
+    better = make_comparison(p_value=0.6)
+    for p_value, is_worse in ((0.02, True), (0.03, False)):
+        evaluation = EvaluationReport(metrics=(better, make_comparison(p_value=p_value, **fell)))
+        assert (judge(evaluation).outcome is Outcome.WORSE) is is_worse
+        assert bool(why_worse(evaluation)) is is_worse
 
 
 def test_nothing_measured_says_so():
