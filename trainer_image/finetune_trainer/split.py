@@ -45,16 +45,15 @@ _NEIGHBOURS = 4
 _SIGNATURE_SEED = 0
 _SHINGLES_AT_ONCE = 1 << 19  # keeps the working set near 10 MB
 _NUMBERS_AT_ONCE = 1 << 16
-
 _HASHES = 1 << 64
 
 Hashes = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
-_Hashed = tuple[Hashes, Numbers]
-"""Hashes, and the numbers of the texts that they are of."""
 Draws = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int8]
 """Places, each as its number in `SPLITS`."""
+_Hashed = tuple[Hashes, Numbers]
+"""Hashes, and the numbers of the texts that they are of."""
 
 
 class Split(StrEnum):
@@ -169,9 +168,11 @@ def _most(counts: Numbers) -> int:
 def _draws(members: Numbers, keys: Iterable[str], size: int, seed: int, kind: Records) -> Draws:
     """Return for every cluster the draw of the least hash among ``keys``, which belong to ``members``."""
     least = kind.numbers(size, f"S{hashlib.sha256().digest_size * 2}")
-    for root, key in zip(_each(members), map(_digest, keys), strict=True):
+    for root, key in zip(_each(members), keys, strict=True):
+        digest = _digest(key).encode()
         found = least[root]
-        least[root] = min(found, key.encode()) if found else key
+        if not found or digest < found:
+            least[root] = digest
     draws = kind.numbers(size, np.float64)
     for some in _slices(size):
         draws[some] = [draw(seed, "split", key.decode()) if key else math.nan for key in least[some].tolist()]
