@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetune_api.spec import REPLAY_TASK, DataSpec, ReplaySpec, SplitsSpec, TaskSpec, TemplateSpec
 from finetune_trainer.chat import ChatColumn
 from finetune_trainer.errors import DataError
@@ -22,7 +24,7 @@ from finetune_trainer.example import Example, pack_example, unpack_example
 from finetune_trainer.record_file import RecordFile
 from finetune_trainer.records import StoredRows
 from finetune_trainer.source import Fetch, Row, fetch_local, read_rows
-from finetune_trainer.split import ANYWHERE, DuplicateStats, Split, assign_splits, draw, input_key
+from finetune_trainer.split import ANYWHERE, SPLITS, Codes, DuplicateStats, Split, assign_splits, draw, input_key
 from finetune_trainer.template import Template
 
 _SHOWN_VALUES = 10
@@ -270,14 +272,14 @@ def load_dataset(
         allowed=(source.places for source in sources for _ in range(len(source.rows))),
         kind=rendered,
     )
-    by_task: dict[str, list[Split]] = {}
+    by_task: dict[str, Codes] = {}
     start = 0
     for name, task in loaded.items():
         by_task[name] = places[start : start + task.count]
         start += task.count
     if data.replay is not None:
         _refuse_empty_replay(data.replay, by_task[REPLAY_TASK])
-    counts = {task.name: Counter(by_task[task.name]) for task in data.tasks}
+    counts = {task.name: _counts(by_task[task.name]) for task in data.tasks}
     _refuse_tasks_without_rows(data, counts)
     examples = StoredRows(rendered, unpack_example)
     opened, replay = _kept(rendered, by_task, splits)
@@ -302,13 +304,13 @@ def load_dataset(
 
 
 def _kept(
-    rendered: RecordFile, by_task: Mapping[str, Sequence[Split]], splits: Collection[Split]
+    rendered: RecordFile, by_task: Mapping[str, Codes], splits: Collection[Split]
 ) -> tuple[dict[Split, StoredRows[Example]], StoredRows[Example]]:
     """Return the rows of ``splits`` and the replayed ones, in files where no others are."""
     opened, replay = {split: rendered.empty() for split in splits}, rendered.empty()
     records = rendered.records(0, len(rendered))
-    for name, places in by_task.items():
-        for place, record in zip(places, records, strict=False):
+    for name, codes in by_task.items():
+        for place, record in zip(map(SPLITS.__getitem__, codes), records, strict=False):
             if name == REPLAY_TASK:
                 if place is Split.TRAIN:
                     replay.append(record)
@@ -578,10 +580,14 @@ def _other_labels(task: TaskSpec, others: Mapping[str, _Strays], field: str) -> 
     )
 
 
-def _refuse_empty_replay(replay: ReplaySpec, places: Sequence[Split]) -> None:
-    if Split.TRAIN not in places:
+def _counts(codes: Codes) -> dict[Split, int]:
+    return {split: int(np.count_nonzero(codes == code)) for code, split in enumerate(SPLITS)}
+
+
+def _refuse_empty_replay(replay: ReplaySpec, codes: Codes) -> None:
+    if not _counts(codes)[Split.TRAIN]:
         raise DataError(
-            f"spec.data.replay.source: all {len(places)} rows of {replay.source} are like rows kept back for "
+            f"spec.data.replay.source: all {len(codes)} rows of {replay.source} are like rows kept back for "
             f"validation and test, or drawn to be. Add rows, or leave replay out."
         )
 

@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar, overload
 
+import numpy as np
+import numpy.typing as npt
+
 T = TypeVar("T")
 
 
@@ -27,6 +30,10 @@ class Records(Protocol):
         """Return others of the same kind, none so far."""
         ...
 
+    def numbers(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """Return ``count`` zeros to be written over, which lie where records of this kind lie."""
+        ...
+
 
 class ListRecords(list[bytes]):
     """Records in memory."""
@@ -38,6 +45,10 @@ class ListRecords(list[bytes]):
     def empty(self) -> "ListRecords":
         """See `Records`."""
         return ListRecords()
+
+    def numbers(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """See `Records`."""
+        return np.zeros(count, dtype)
 
 
 class StoredRows(Sequence[T], Generic[T]):

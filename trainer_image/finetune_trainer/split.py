@@ -4,18 +4,21 @@ A row's place follows from its input text alone, so it does not move when rows a
 equal would leak from training into the test; they are found first and share one place. With strata a row's place also
 depends on how many rows its stratum has, and rows at the borders between splits may move when rows are added.
 
-Of every text some numbers are in memory, however long it is; the texts themselves lie where the caller wants them.
-MinHash signatures are a library's. Candidates are found here, by sorting: the library's index takes 1.5 KB of memory a
-text, and of n texts that are all alike it returns n² candidates.
+Texts, and the numbers that each of them and each row has, lie where the caller wants them; memory holds a portion of
+them at a time, but all groups and what strata are cut by. MinHash signatures are a library's. Candidates are found
+here, by sorting: the library's index takes 1.5 KB of memory a text, and of n texts that are all alike it returns n²
+candidates.
 """
 
 import hashlib
+import math
 import unicodedata
-from array import array
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +26,9 @@ from rensa import RMinHash
 
 from finetune_trainer.errors import DataError
 from finetune_trainer.records import ListRecords, Records
-from finetune_trainer.text_order import TextOrder, order_texts
+from finetune_trainer.text_order import order_texts
+
+N = TypeVar("N", bound=np.generic)
 
 SIMILARITY = 0.8
 """Jaccard similarity of their shingles from which two texts count as nearly equal."""
@@ -39,12 +44,16 @@ _ALL_PAIRS_UP_TO = 32  # candidates in one band; beyond, each is compared with i
 _NEIGHBOURS = 4
 _SIGNATURE_SEED = 0
 _SHINGLES_AT_ONCE = 1 << 19  # keeps the working set near 10 MB
+_NUMBERS_AT_ONCE = 1 << 16
+_HASHES = 1 << 64
 
 Hashes = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
 Draws = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int8]
-"""Places, each as its number in `_SPLITS`."""
+"""Places, each as its number in `SPLITS`."""
+_Hashed = tuple[Hashes, Numbers]
+"""Hashes, and the numbers of the texts that they are of."""
 
 
 class Split(StrEnum):
@@ -55,9 +64,9 @@ class Split(StrEnum):
     TEST = "test"
 
 
+SPLITS = tuple(Split)
 _IN_MEMORY = ListRecords()
-_SPLITS = tuple(Split)
-_TRAIN, _VALIDATION, _TEST = range(len(_SPLITS))
+_TRAIN, _VALIDATION, _TEST = range(len(SPLITS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +97,8 @@ def assign_splits(
     strata: Iterable[str] | None = None,
     allowed: Iterable[Collection[Split]] | None = None,
     kind: Records = _IN_MEMORY,
-) -> tuple[list[Split], DuplicateStats]:
-    """Return the split of every input, and how many were near-duplicates.
+) -> tuple[Codes, DuplicateStats]:
+    """Return the split of every input as its number in `SPLITS`, and how many were near-duplicates.
 
     Args:
         inputs: the texts. They are not held in memory.
@@ -99,55 +108,94 @@ def assign_splits(
         groups: one per input: a film, a customer. Rows of one group stay together.
         strata: one per input: a label. Each is cut by itself, so that its shares are met as well as whole clusters can.
         allowed: one per input: where the row may be. Several places include train. Default: anywhere.
-        kind: of records that texts lie in while they are sorted and compared.
+        kind: of records that texts and numbers lie in.
 
     Raises:
         DataError: a split that was asked for would be empty.
     """
     order = order_texts(map(normalise, inputs), kind)
-    clusters = _Clusters(len(order.distinct))
-    _join_near_duplicates(order, clusters, kind)
-    alike = clusters.roots()[order.ranks]
+    clusters = _Clusters(kind.numbers(len(order.distinct), np.int64))
+    _join_near_duplicates(order.distinct, clusters, kind)
+    alike = _taken(clusters.roots(), order.ranks, kind)
     if groups is None:
         members = clusters.roots()
         keys: Iterable[str] = (f"text {text}" for text in order.distinct)
     else:
         first_of_group: dict[str, int] = {}
-        for rank, group in zip(order.ranks.tolist(), groups, strict=True):
+        for rank, group in zip(_each(order.ranks), groups, strict=True):
             clusters.join(rank, first_of_group.setdefault(group, rank))
         members = clusters.roots()[np.fromiter(first_of_group.values(), dtype=np.int64)]
         keys = (f"group {group}" for group in first_of_group)
-    roots = clusters.roots()[order.ranks]
-    draws = _draws(members, keys, len(order.distinct), seed)
+    roots = _taken(clusters.roots(), order.ranks, kind)
+    draws = _draws(members, keys, len(order.distinct), seed, kind)
     cut = (validation, test)
-    places = _places(draws, *cut) if strata is None else _stratified(roots, draws, strata, *cut)
-    codes = places[roots] if allowed is None else _within(allowed, roots, places)
-    _refuse_empty(codes, validation, test, seed, largest=int(np.bincount(roots).max(initial=0)))
-    return [_SPLITS[code] for code in codes.tolist()], _duplicate_stats(alike, order.ranks, codes)
+    places = _places(draws, *cut, kind) if strata is None else _stratified(roots, draws, strata, *cut, kind)
+    codes = _taken(places, roots, kind) if allowed is None else _within(allowed, roots, places, kind)
+    _refuse_empty(codes, validation, test, seed, largest=_most(_counts(roots, len(draws), kind)))
+    return codes, _duplicate_stats(alike, order.ranks, codes, kind)
 
 
-def _draws(members: Numbers, keys: Iterable[str], size: int, seed: int) -> Draws:
+def _slices(size: int) -> Iterator[slice]:
+    """Yield the places below ``size``, some at a time."""
+    return (slice(start, start + _NUMBERS_AT_ONCE) for start in range(0, size, _NUMBERS_AT_ONCE))
+
+
+def _each(values: Numbers) -> Iterator[int]:
+    for some in _slices(len(values)):
+        yield from values[some].tolist()
+
+
+def _taken(values: npt.NDArray[N], places: Numbers, kind: Records) -> npt.NDArray[N]:
+    """Return ``values[places]``."""
+    taken = kind.numbers(len(places), values.dtype)
+    for some in _slices(len(places)):
+        taken[some] = values[places[some]]
+    return taken
+
+
+def _counts(values: Numbers, size: int, kind: Records) -> Numbers:
+    """Return how often each number below ``size`` is among ``values``."""
+    counts = kind.numbers(size, np.int64)
+    for some in _slices(len(values)):
+        np.add.at(counts, values[some], 1)
+    return counts
+
+
+def _most(counts: Numbers) -> int:
+    return max((int(counts[some].max()) for some in _slices(len(counts))), default=0)
+
+
+def _draws(members: Numbers, keys: Iterable[str], size: int, seed: int, kind: Records) -> Draws:
     """Return for every cluster the draw of the least hash among ``keys``, which belong to ``members``."""
-    draws = np.full(size, np.nan)
-    several = np.bincount(members, minlength=size) > 1
-    smallest: dict[int, str] = {}
-    for root, key in zip(members.tolist(), map(_digest, keys), strict=True):
-        if several[root]:
-            smallest[root] = min(key, smallest.get(root, key))
-        else:
-            draws[root] = draw(seed, "split", key)
-    for root, key in smallest.items():
-        draws[root] = draw(seed, "split", key)
+    least = kind.numbers(size, f"S{hashlib.sha256().digest_size * 2}")
+    for root, key in zip(_each(members), keys, strict=True):
+        digest = _digest(key).encode()
+        found = least[root]
+        if not found or digest < found:
+            least[root] = digest
+    draws = kind.numbers(size, np.float64)
+    for some in _slices(size):
+        draws[some] = [draw(seed, "split", key.decode()) if key else math.nan for key in least[some].tolist()]
     return draws
 
 
-def _places(positions: Draws, validation: float, test: float) -> Codes:
+def _places(draws: Draws, validation: float, test: float, kind: Records) -> Codes:
+    """Return the place for every draw."""
+    places = kind.numbers(len(draws), np.int8)
+    for some in _slices(len(draws)):
+        places[some] = _cut(draws[some], validation, test)
+    return places
+
+
+def _cut(positions: Draws, validation: float, test: float) -> Codes:
     """Return the place for every position between 0 and 1."""
     unseen = np.where(positions < test, _TEST, _VALIDATION)
     return np.where(positions < test + validation, unseen, _TRAIN).astype(np.int8)
 
 
-def _stratified(roots: Numbers, draws: Draws, strata: Iterable[str], validation: float, test: float) -> Codes:
+def _stratified(
+    roots: Numbers, draws: Draws, strata: Iterable[str], validation: float, test: float, kind: Records
+) -> Codes:
     """Return the place of every cluster: in its stratum by rank, not by its draw itself."""
     numbers: dict[str, int] = {}
     found = np.fromiter((numbers.setdefault(stratum, len(numbers)) for stratum in strata), np.int64, len(roots))
@@ -163,24 +211,31 @@ def _stratified(roots: Numbers, draws: Draws, strata: Iterable[str], validation:
     sizes = np.bincount(roots, minlength=len(draws))[clusters]
     totals = np.bincount(belongs, weights=sizes)
     before = np.cumsum(sizes) - sizes - (np.cumsum(totals) - totals)[belongs]
-    places = np.full(len(draws), _TRAIN, dtype=np.int8)
-    places[clusters] = _places((before + sizes / 2) / totals[belongs], validation, test)
+    places = kind.numbers(len(draws), np.int8)
+    places[clusters] = _cut((before + sizes / 2) / totals[belongs], validation, test)
     return places
 
 
-def _within(allowed: Iterable[Collection[Split]], roots: Numbers, places: Codes) -> Codes:
-    """Return the place of every row: with rows that cannot move where one is alike, else as drawn, else in training."""
+def _within(allowed: Iterable[Collection[Split]], roots: Numbers, places: Codes, kind: Records) -> Codes:
+    """Return the place of every row: with rows that cannot move where one is alike, else as drawn, else in training.
+
+    ``places`` of clusters become those of their rows that cannot move.
+    """
     numbers: dict[frozenset[Split], int] = {}
-    choices = np.fromiter((numbers.setdefault(frozenset(choice), len(numbers)) for choice in allowed), np.int8)
-    wanted = places.copy()
+    choices = kind.numbers(len(roots), np.int8)
+    found = (numbers.setdefault(frozenset(choice), len(numbers)) for choice in allowed)
+    for some in _slices(len(roots)):
+        choices[some] = np.fromiter(islice(found, _NUMBERS_AT_ONCE), np.int8)
     for split in (Split.VALIDATION, Split.TEST):
         if (number := numbers.get(frozenset({split}))) is not None:
-            wanted[roots[choices == number]] = _SPLITS.index(split)
-    codes = wanted[roots]
+            for some in _slices(len(roots)):
+                places[roots[some][choices[some] == number]] = SPLITS.index(split)
+    codes = _taken(places, roots, kind)
     for choice, number in numbers.items():
         instead = next(iter(choice)) if len(choice) == 1 else Split.TRAIN
-        other = (choices == number) & ~np.isin(codes, [_SPLITS.index(split) for split in choice])
-        codes[other] = _SPLITS.index(instead)
+        elsewhere = [code for code, split in enumerate(SPLITS) if split not in choice]
+        for some in _slices(len(roots)):
+            codes[some][(choices[some] == number) & np.isin(codes[some], elsewhere)] = SPLITS.index(instead)
     return codes
 
 
@@ -216,7 +271,7 @@ def _digest(key: str) -> str:
 
 
 def _refuse_empty(codes: Codes, validation: float, test: float, seed: int, largest: int) -> None:
-    rows = {split: int(count) for split, count in zip(_SPLITS, np.bincount(codes, minlength=len(_SPLITS)), strict=True)}
+    rows = {split: int(np.count_nonzero(codes == code)) for code, split in enumerate(SPLITS)}
     wanted = {Split.TRAIN: 1.0 - validation - test, Split.VALIDATION: validation, Split.TEST: test}
     empty = [split.value for split, share in wanted.items() if share > 0 and not rows[split]]
     if empty:
@@ -231,65 +286,73 @@ def _refuse_empty(codes: Codes, validation: float, test: float, seed: int, large
         )
 
 
-def _duplicate_stats(roots: Numbers, ranks: Numbers, codes: Codes) -> DuplicateStats:
-    sizes, equal = (counts[counts > 1] for counts in (np.bincount(roots), np.bincount(ranks)))
-    trained = np.zeros(roots.max(initial=-1) + 1, dtype=np.bool_)
-    trained[roots[codes == _TRAIN]] = True
-    return DuplicateStats(
-        rows=int(sizes.sum()),
-        clusters=len(sizes),
-        largest=int(sizes.max(initial=0)),
-        exact=int(equal.sum()),
-        leaks=tuple(np.flatnonzero((codes != _TRAIN) & trained[roots]).tolist()),
-    )
+def _duplicate_stats(roots: Numbers, ranks: Numbers, codes: Codes, kind: Records) -> DuplicateStats:
+    count = len(roots)
+    sizes, equal = _counts(roots, count, kind), _counts(ranks, count, kind)
+    trained = kind.numbers(count, np.bool_)
+    for some in _slices(count):
+        trained[roots[some][codes[some] == _TRAIN]] = True
+    rows = clusters = exact = 0
+    leaks: list[int] = []
+    for some in _slices(count):
+        several = sizes[some] > 1
+        rows += int(sizes[some][several].sum())
+        clusters += int(several.sum())
+        exact += int(equal[some][equal[some] > 1].sum())
+        leaks += (some.start + np.flatnonzero((codes[some] != _TRAIN) & trained[roots[some]])).tolist()
+    largest = _most(sizes)
+    return DuplicateStats(rows, clusters, largest if largest > 1 else 0, exact, tuple(leaks))
 
 
 class _Clusters:
-    """Union-find over the numbers below ``size``."""
+    """Union-find over the numbers below the length of ``parents``, whose content is written over."""
 
-    def __init__(self, size: int) -> None:
-        self._parents = array("q", range(size))
+    def __init__(self, parents: Numbers) -> None:
+        for some in _slices(len(parents)):
+            parents[some] = np.arange(some.start, min(some.stop, len(parents)))
+        self._parents = parents
+        self._items = parents.data
 
     def root(self, item: int) -> int:
-        while self._parents[item] != item:
-            self._parents[item] = self._parents[self._parents[item]]
-            item = self._parents[item]
+        while self._items[item] != item:
+            self._items[item] = self._items[self._items[item]]
+            item = self._items[item]
         return item
 
     def roots(self) -> Numbers:
-        """Return the root of every number."""
-        return np.fromiter(map(self.root, range(len(self._parents))), np.int64, len(self._parents))
+        """Return the root of every number; what is joined later changes them."""
+        for some in _slices(len(self._parents)):
+            # A parent is never above its child: those of earlier slices are roots by now.
+            while ((above := self._parents[self._parents[some]]) != self._parents[some]).any():
+                self._parents[some] = above
+        return self._parents
 
     def join(self, left: int, right: int) -> None:
         left, right = self.root(left), self.root(right)
-        self._parents[max(left, right)] = min(left, right)
+        self._items[max(left, right)] = min(left, right)
 
 
-def _join_near_duplicates(order: TextOrder, clusters: _Clusters, kind: Records) -> None:
+def _join_near_duplicates(distinct: Sequence[str], clusters: _Clusters, kind: Records) -> None:
     """Join the texts that are nearly equal."""
-    long = np.flatnonzero(order.lengths >= SHORTEST_COMPARED)
-    if len(long) < 2:
-        return
 
     # Candidates come in alphabetical order, so a text's shingles are needed again soon or not for long.
     @lru_cache(maxsize=512)
     def shingles(number: int) -> frozenset[str]:
-        return shingles_of(order.distinct[number])
+        return shingles_of(distinct[number])
 
     # Pairs come again in every band.
     @lru_cache(maxsize=1 << 16)
     def are_alike(left: int, right: int) -> bool:
         return jaccard(shingles(left), shingles(right)) >= SIMILARITY
 
-    for band in _bands((text for text in order.distinct if len(text) >= SHORTEST_COMPARED), kind):
-        for first, second in _candidates(band):
-            left, right = int(long[first]), int(long[second])
+    for portion in _bands(distinct, kind):
+        for left, right in _candidates(portion):
             if clusters.root(left) != clusters.root(right) and are_alike(left, right):
                 clusters.join(left, right)
 
 
-def _candidates(band: Hashes) -> Iterator[tuple[int, int]]:
-    for members in _equal_runs(band):
+def _candidates(portion: _Hashed) -> Iterator[tuple[int, int]]:
+    for members in _equal_runs(portion):
         reach = len(members) if len(members) <= _ALL_PAIRS_UP_TO else _NEIGHBOURS
         for position, left in enumerate(members):
             for right in members[position + 1 : position + 1 + reach]:
@@ -309,28 +372,46 @@ def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
     return common / (len(left) + len(right) - common)
 
 
-def _bands(texts: Iterable[str], kind: Records) -> Iterator[Hashes]:
-    """Yield for each band one hash per text; equal hashes make a candidate pair."""
-    bands = kind.empty()
+def _bands(texts: Iterable[str], kind: Records) -> Iterator[_Hashed]:
+    """Yield for each band one hash per text, some hashes at a time: equal ones together make candidate pairs."""
+    signed = kind.empty()
+    count = 0
     for some in _portions(texts):
-        signatures = _sign(some).reshape(len(some), _BANDS, _HASHES_PER_BAND)
+        signatures = _sign([text for _, text in some]).reshape(len(some), _BANDS, _HASHES_PER_BAND)
         combined = np.zeros((len(some), _BANDS), dtype=np.uint64)
         for place in range(_HASHES_PER_BAND):
             combined = _mix(combined ^ signatures[:, :, place])
+        signed.append(np.array([number for number, _ in some], dtype=np.int64).tobytes())
         for column in combined.T:
-            bands.append(column.tobytes())
+            signed.append(column.tobytes())
+        count += len(some)
+    span = _HASHES // (1 + count // _NUMBERS_AT_ONCE) + 1
     for band in range(_BANDS):
-        yield np.frombuffer(b"".join(bands[number] for number in range(band, len(bands), _BANDS)), dtype=np.uint64)
+        for least in range(0, _HASHES, span):
+            yield _between(signed, band, least, min(least + span, _HASHES) - 1)
 
 
-def _portions(texts: Iterable[str]) -> Iterator[list[str]]:
-    some: list[str] = []
+def _between(signed: Records, band: int, least: int, most: int) -> _Hashed:
+    hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for first in range(0, len(signed), 1 + _BANDS):
+        column = np.frombuffer(signed[first + 1 + band], np.uint64)
+        chosen = (column >= least) & (column <= most)
+        hashes.append(column[chosen])
+        numbers.append(np.frombuffer(signed[first], np.int64)[chosen])
+    return np.concatenate(hashes), np.concatenate(numbers)
+
+
+def _portions(texts: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
+    """Yield the texts that are long enough to be compared, each with its number, some at a time."""
+    some: list[tuple[int, str]] = []
     size = 0
-    for text in texts:
+    for number, text in enumerate(texts):
+        if len(text) < SHORTEST_COMPARED:
+            continue
         if some and size + len(text) > _SHINGLES_AT_ONCE:
             yield some
             some, size = [], 0
-        some.append(text)
+        some.append((number, text))
         size += len(text)
     if some:
         yield some
@@ -361,12 +442,13 @@ def _mix(values: Hashes) -> Hashes:
     return values ^ (values >> np.uint64(31))
 
 
-def _equal_runs(values: Hashes) -> Iterator[list[int]]:
-    """Yield the positions, ascending, of every value that occurs more than once."""
-    order = np.argsort(values, kind="stable")
-    sorted_values = values[order]
-    starts = np.flatnonzero(np.concatenate([[True], sorted_values[1:] != sorted_values[:-1]]))
-    stops = np.concatenate([starts[1:], [len(values)]])
+def _equal_runs(hashed: _Hashed) -> Iterator[list[int]]:
+    """Yield the numbers, ascending, of every hash that occurs more than once."""
+    hashes, numbers = hashed
+    order = np.argsort(hashes, kind="stable")
+    hashes, numbers = hashes[order], numbers[order]
+    starts = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]]))
+    stops = np.concatenate([starts[1:], [len(hashes)]])
     several = stops - starts > 1
     for start, stop in zip(starts[several].tolist(), stops[several].tolist(), strict=True):
-        yield order[start:stop].tolist()
+        yield numbers[start:stop].tolist()

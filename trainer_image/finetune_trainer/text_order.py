@@ -1,7 +1,6 @@
 """Texts in alphabetical order, equal ones once, by merging sorted pieces: memory holds a piece, not all texts. Pure."""
 
 import heapq
-from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -22,44 +21,36 @@ class TextOrder:
 
     distinct: StoredRows[str]
     """In the order of their code points."""
-    lengths: npt.NDArray[np.int64]
-    """Characters of each."""
     ranks: npt.NDArray[np.int64]
     """For every text that was given, in that order, its number in ``distinct``."""
 
 
 def order_texts(texts: Iterable[str], kind: Records) -> TextOrder:
     """Sort ``texts``; pieces, and what comes out, are records of that ``kind``."""
-    distinct = kind.empty()
-    lengths = array("q")
-    places, ranks = array("q"), array("q")
+    pieces, count = _sorted_pieces(texts, kind)
+    distinct, ranks = kind.empty(), kind.numbers(count, np.int64)
     previous: bytes | None = None
-    for text, number in _merged(texts, kind):
+    for text, number in heapq.merge(*pieces):
         if text != previous:
             distinct.append(text)
-            lengths.append(len(_decoded(text)))
             previous = text
-        places.append(number)
-        ranks.append(len(distinct) - 1)
-    by_number = np.empty(len(places), dtype=np.int64)
-    by_number[np.array(places, dtype=np.int64)] = np.array(ranks, dtype=np.int64)
-    return TextOrder(StoredRows(distinct, _decoded), np.array(lengths, dtype=np.int64), by_number)
+        ranks[number] = len(distinct) - 1
+    return TextOrder(StoredRows(distinct, _decoded), ranks)
 
 
-def _merged(texts: Iterable[str], kind: Records) -> Iterator[_Numbered]:
-    """Yield the texts as bytes, whose order is that of their code points, each with its number, sorted."""
-    pieces: list[Iterator[_Numbered]] = []
+def _sorted_pieces(texts: Iterable[str], kind: Records) -> tuple[list[Iterable[_Numbered]], int]:
+    """Return the texts as bytes, whose order is that of their code points, each with its number, and their count."""
+    pieces: list[Iterable[_Numbered]] = []
     piece: list[_Numbered] = []
-    size = 0
-    for number, text in enumerate(texts):
+    size = number = 0
+    for number, text in enumerate(texts, start=1):
         encoded = text.encode("utf-8", "surrogatepass")
-        piece.append((encoded, number))
+        piece.append((encoded, number - 1))
         size += len(encoded)
         if size >= _PIECE_BYTES:
             pieces.append(_kept(piece, kind.empty()))
             piece, size = [], 0
-    piece.sort()
-    return heapq.merge(*pieces, piece)
+    return [*pieces, sorted(piece)], number
 
 
 def _kept(piece: list[_Numbered], records: Records) -> Iterator[_Numbered]:

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import sys
-from array import array
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -33,6 +32,7 @@ _FORM = 1
 _DEPENDS_ON = ("transformers", "tokenizers", "jinja2")
 _TOKENS = "tokens"
 _ENDS = "ends"
+_END_BYTES = 8
 
 
 def token_key(
@@ -131,21 +131,18 @@ def _size_bytes(entry: Path) -> int:
 
 
 def _write(folder: Path, rows: StoredRows[Encoded]) -> None:
-    ends = array("Q")
-    with (folder / _TOKENS).open("wb") as file:
+    with (folder / _TOKENS).open("wb") as tokens, (folder / _ENDS).open("wb") as ends:
         for record in rows.packed():
-            file.write(record)
-            ends.append(file.tell())
-    (folder / _ENDS).write_bytes(ends.tobytes())
+            tokens.write(record)
+            ends.write(tokens.tell().to_bytes(_END_BYTES, sys.byteorder))
 
 
 def _read(folder: Path, scratch: Path) -> RecordFile:
-    ends = array("Q")
-    ends.frombytes((folder / _ENDS).read_bytes())
     records = RecordFile(scratch)
     start = 0
-    with (folder / _TOKENS).open("rb") as file:
-        for end in ends:
-            records.append(file.read(end - start))
+    with (folder / _TOKENS).open("rb") as tokens, (folder / _ENDS).open("rb") as ends:
+        while packed := ends.read(_END_BYTES):
+            end = int.from_bytes(packed, sys.byteorder)
+            records.append(tokens.read(end - start))
             start = end
     return records

@@ -4,6 +4,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from finetune_trainer import record_file
@@ -37,6 +38,27 @@ def test_records_may_be_longer_than_what_is_read_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(record_file, "_BUFFER_BYTES", 4)
     rows = make_rows(tmp_path, b"a", b"bb", b"ccccccc", b"d", b"ee")
     assert list(rows) == ["a", "bb", "ccccccc", "d", "ee"]
+
+
+@pytest.mark.parametrize("buffer_bytes", [1, 30, 1 << 16])
+def test_any_part_can_be_read_whatever_block_it_lies_in(tmp_path, monkeypatch, buffer_bytes):
+    monkeypatch.setattr(record_file, "_BUFFER_BYTES", buffer_bytes)
+    given = [bytes([number]) * (number % 4) for number in range(12)]
+    file = RecordFile(tmp_path)
+    for record in given:
+        file.append(record)
+    assert [file[number] for number in range(12)] == given
+    for first in range(13):
+        for last in range(first, 13):
+            assert list(file.records(first, last)) == given[first:last]
+
+
+def test_numbers_lie_in_a_file_that_cannot_be_seen(tmp_path):
+    numbers = RecordFile(tmp_path).numbers(3, np.int64)
+    numbers[1] = 7
+    assert numbers.tolist() == [0, 7, 0]
+    assert len(RecordFile(tmp_path).numbers(0, np.int64)) == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_rows_can_be_added_after_others_were_read(tmp_path):

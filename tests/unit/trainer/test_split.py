@@ -6,10 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetune_trainer import split
 from finetune_trainer.errors import DataError
+from finetune_trainer.record_file import RecordFile
 from finetune_trainer.split import (
+    ANYWHERE,
     SHORTEST_COMPARED,
     SIMILARITY,
+    SPLITS,
     Split,
     assign_splits,
     draw,
@@ -28,7 +32,12 @@ def make_texts(count: int, seed: int = 0, words: int = 12) -> list[str]:
 
 
 def split_of(texts, validation=0.1, test=0.1, seed=17, groups=None):
-    return assign_splits(texts, validation, test, seed, groups)[0]
+    return placed(texts, validation, test, seed, groups)[0]
+
+
+def placed(*arguments, **settings):
+    codes, stats = assign_splits(*arguments, **settings)
+    return [SPLITS[code] for code in codes], stats
 
 
 SAME = {
@@ -95,7 +104,7 @@ def test_another_seed_gives_another_split():
 def test_equal_texts_share_a_split():
     texts = make_texts(300)
     upper = [f"  {text.upper()}! " for text in texts]
-    places, stats = assign_splits(texts + upper, 0.2, 0.2, 17, None)
+    places, stats = placed(texts + upper, 0.2, 0.2, 17, None)
     assert places[:300] == places[300:]
     assert (stats.rows, stats.clusters, stats.largest) == (600, 300, 2)
 
@@ -103,7 +112,7 @@ def test_equal_texts_share_a_split():
 def test_nearly_equal_texts_share_a_split():
     texts = make_texts(300, words=30)
     changed = [text + " indeed" for text in texts]
-    places, stats = assign_splits(texts + changed, 0.2, 0.2, 17, None)
+    places, stats = placed(texts + changed, 0.2, 0.2, 17, None)
     assert places[:300] == places[300:]
     assert stats.rows == 600
 
@@ -116,7 +125,7 @@ def test_adding_an_equal_text_moves_nobody():
 def test_short_texts_are_duplicates_only_when_equal():
     texts = [f"what is {a} + {b}" for a in range(10, 50) for b in range(10, 40)]
     assert all(len(text) < SHORTEST_COMPARED for text in texts)
-    places, stats = assign_splits(texts, 0.1, 0.1, 17, None)
+    places, stats = placed(texts, 0.1, 0.1, 17, None)
     assert stats.rows == 0
     assert set(places) == set(Split)
 
@@ -136,6 +145,18 @@ def test_the_pairs_found_are_those_that_a_comparison_of_all_finds():
     _, stats = assign_splits(texts, 0.2, 0.2, 17, None)
     assert 10 < len(close) < 60
     assert stats.rows == len({row for pair in close for row in pair})
+
+
+def test_portions_change_nothing(tmp_path, monkeypatch):
+    texts = make_texts(150, words=25)
+    texts += [f"{text} indeed" for text in texts[:50]]
+    strata = ["odd", "even"] * 100
+    allowed = [*[ANYWHERE] * 190, *[frozenset({Split.TEST})] * 10]
+    given = dict(inputs=texts, validation=0.2, test=0.2, seed=17, strata=strata, allowed=allowed)
+    whole = placed(**given)
+    monkeypatch.setattr(split, "_NUMBERS_AT_ONCE", 7)
+    monkeypatch.setattr(split, "_SHINGLES_AT_ONCE", 1000)
+    assert placed(**given, kind=RecordFile(tmp_path)) == whole
 
 
 def test_a_chain_of_similar_texts_stays_together():

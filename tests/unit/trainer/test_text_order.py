@@ -16,4 +16,3 @@ def test_texts_are_sorted_and_equal_ones_stand_once(texts, piece_bytes):
         order = order_texts(texts, ListRecords())
     assert list(order.distinct) == sorted(set(texts))
     assert [order.distinct[rank] for rank in order.ranks] == texts
-    assert order.lengths.tolist() == [len(text) for text in order.distinct]
