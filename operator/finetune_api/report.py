@@ -255,6 +255,16 @@ class TaskShare(ApiModel):
     """Rows seen."""
 
 
+class TimeEstimate(ApiModel):
+    """How long training was going to take, as was said while it ran."""
+
+    step: int
+    """Behind which it was said: a tenth of the way, and no earlier than the fifth step."""
+    seconds: float
+    """From the beginning to the end: what had passed, and the steps to come at the speed so far. Looks at the
+    validation rows that were to come are not in it, nor are checkpoints where none had been written yet."""
+
+
 class TrainingReport(ApiModel):
     """How training went."""
 
@@ -271,6 +281,9 @@ class TrainingReport(ApiModel):
     mixture: tuple[TaskShare, ...] = ()
     """What was seen of each task; rows that were seen twice count twice."""
     seconds: float = 0.0
+    """Since this run began or was resumed."""
+    estimate: TimeEstimate | None = None
+    """To be held against ``seconds``; absent of fewer than ten steps, and where training ended before its last one."""
     rows_per_second: float = 0.0
     tokens_per_second: float = 0.0
     peak_memory_bytes: int = 0

@@ -21,11 +21,14 @@ from transformers import (
     Qwen3Config,
 )
 
+from finetune_api.spec.method import MethodSpec
 from finetune_trainer import attention
 from finetune_trainer.errors import SpecError
 from finetune_trainer.example import Encoded
 from finetune_trainer.layout import Layout, build_batch, choose_layout, forward, load_for_rows, token_losses
+from finetune_trainer.methods import prepare_model
 from finetune_trainer.model import ModelFiles
+from finetune_trainer.prompt_cache import keeps_prompts
 from finetune_trainer.scoring import Scorer
 
 SHAPE = {
@@ -187,6 +190,73 @@ def test_a_model_that_cannot_be_packed_is_padded_and_attends_as_transformers_wou
     untouched = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     for scored, item in zip(Scorer(model, choice.layout).token_logprobs(some_items()), some_items(), strict=True):
         np.testing.assert_allclose(scored, direct_logprobs(untouched, item), atol=ROUNDING)
+
+
+def labelled_items() -> list[Encoded]:
+    """Labels of one to four tokens behind prompts of three lengths, and one prompt with a single label."""
+    labels = [(9,), (9, 1), (4, 1), (7, 7, 2, 1)]
+    prompts = [(5, 6, 7, 8, 9, 10, 11), (6, 5, 8, 7, 9, 11, 10), (12, 13, 14, 15), tuple(range(3, 20))]
+    return [Encoded((*prompt, *label), len(prompt)) for label in labels for prompt in prompts] + [Encoded((3, 4, 1), 2)]
+
+
+CONTINUED = {
+    "gpt2 counts positions": PACKABLE["gpt2"],
+    "bloom has biases instead of positions": UNPACKABLE["bloom would see the future"][0],
+    "falcon": UNPACKABLE["falcon looks its attention up among its own"][0],
+    "gemma2 with a window shorter than the prompts": Gemma2Config(**SHAPE, head_dim=16, sliding_window=5),
+}
+
+
+def tokens_read(model: nn.Module) -> list[int]:
+    """Return a list that grows by the tokens of each row of each forward pass."""
+    seen: list[int] = []
+    model.register_forward_hook(
+        lambda module, args, inputs, output: seen.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    return seen
+
+
+@pytest.mark.parametrize("config", CONTINUED.values(), ids=CONTINUED.keys())
+@pytest.mark.parametrize("batch_tokens", [20, 2048])
+def test_padded_labels_go_on_from_a_prompt_that_is_read_once(config: PretrainedConfig, batch_tokens: int):
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    items = labelled_items()
+    expected = [direct_logprobs(model, item) for item in items]
+    seen = tokens_read(model)
+    found = Scorer(model, Layout.PADDED, batch_tokens).token_logprobs(items)
+    for scored, alone in zip(found, expected, strict=True):
+        np.testing.assert_allclose(scored, alone, atol=ROUNDING)
+    prompts = {item.prompt_ids for item in items}
+    longest = max(len(item.completion_ids) for item in items)
+    assert sum(seen) <= 1 + sum(map(len, prompts)) + len(items) * longest
+
+
+def test_padded_labels_behind_a_state_that_cannot_be_kept_are_read_with_their_prompts():
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=64)).eval()
+    assert not keeps_prompts(model)
+    for scored, item in zip(
+        Scorer(model, Layout.PADDED).token_logprobs(labelled_items()), labelled_items(), strict=True
+    ):
+        np.testing.assert_allclose(scored, direct_logprobs(model, item), atol=ROUNDING)
+
+
+@pytest.mark.parametrize("method", ["promptTuning", "prefixTuning", "lora"])
+def test_padded_labels_behind_a_tuned_prompt_score_as_they_do_alone(method: str, tiny_model_dir: Path):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    model = prepare_model(base, MethodSpec.model_validate({"type": method}), str(tiny_model_dir)).eval()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.5)
+    items = labelled_items()
+    assert keeps_prompts(model)
+    scorer = Scorer(model, Layout.PADDED)
+    alone = [scorer.token_logprobs([item])[0] for item in items]
+    for scored, expected in zip(scorer.token_logprobs(items), alone, strict=True):
+        np.testing.assert_allclose(scored, expected, atol=ROUNDING)
 
 
 def test_batches_do_not_change_the_mean_loss(tiny_model_dir: Path):

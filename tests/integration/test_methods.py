@@ -398,6 +398,7 @@ def test_training_ends_when_validation_gets_no_better_and_the_best_weights_are_p
     best = min(validated, key=lambda step: validated[step])
     assert report.training.best_step == best
     assert report.training.steps == best + 3 * 2 < 60
+    assert report.training.estimate is None, "of 60 steps, which were not made"
     published = tmp_path / "output" / output_prefix(job) / "model"
     assert f"of step {best}, which had the lowest loss" in (published / "README.md").read_text()
     # Trained up to there and no further, the same job has the same weights.

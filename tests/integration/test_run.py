@@ -52,6 +52,8 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 def test_sigterm_in_training_and_the_same_command_again_end_with_the_same_loss(tiny_model_dir: Path, tmp_path: Path):
     job = write_job(tmp_path, tiny_document(tiny_model_dir, tmp_path, training__maxSteps=60))
     straight = finish(start(job, tmp_path / "straight"))
+    assert straight["training"]["estimate"]["step"] == 6
+    assert straight["training"]["estimate"]["seconds"] > 0
 
     process = start(job, tmp_path / "interrupted")
     assert process.stdout is not None

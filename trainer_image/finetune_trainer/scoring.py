@@ -1,6 +1,7 @@
 """Log-probabilities of completions under a model, the one number that loss, accuracy and perplexity come from."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from finetune_trainer.encoder_decoder import encoding_once
 from finetune_trainer.example import Encoded
 from finetune_trainer.layout import IGNORED, Batch, Layout, build_batch, forward, split_by_item
+from finetune_trainer.prompt_cache import batches_by_prompt, continued_logits, find_shared_prompts, keeps_prompts
 
 LogProbs = npt.NDArray[np.float64]
 
@@ -40,16 +42,17 @@ class Scorer:
     ) -> list[LogProbs]:
         """Return ``[tokens, 1 or 2]`` for every item: log-probabilities and, if asked for, 1 for the likeliest."""
         scores: list[LogProbs] = [np.empty((0, 2))] * len(items)
-        device = next(self._model.parameters()).device
         was_training = self._model.training
         self._model.eval()
         done = 0
         try:
-            for numbers in self._batches(items):
+            continued = self._continued(items)
+            whole = self._batches(items, [number for number in range(len(items)) if number not in continued])
+            by_prompt = batches_by_prompt(items, continued, self._batch_tokens)
+            for numbers in chain(whole, by_prompt):
                 chosen = [items[number] for number in numbers]
-                batch = {name: value.to(device) for name, value in build_batch(chosen, self._layout).items()}
-                with encoding_once(self._model, [item.prompt_ids for item in chosen]):
-                    found = self._score(batch, with_ranks)
+                score = self._score_continued if numbers[0] in continued else self._score
+                found = score(chosen, with_ranks)
                 for number, values in zip(numbers, split_by_item(chosen, found), strict=True):
                     scores[number] = values
                 done += len(numbers)
@@ -65,17 +68,30 @@ class Scorer:
 
     # No inference mode: weights that are spread over workers are gathered here and learnt from later.
     @torch.no_grad()
-    def _score(self, batch: Batch, with_ranks: bool) -> LogProbs:
-        logits, column = self._distinct_logits(batch)
-        targets = batch["labels"][:, 1:].to(logits.device)
-        row, place = (targets != IGNORED).nonzero(as_tuple=True)
-        target = targets[row, place]
-        needed, at = (row * logits.shape[1] + column[place]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        logprobs = logits.flatten(0, 1)[needed].float().log_softmax(dim=-1)
-        found = [logprobs[at, target].double()]
-        if with_ranks:
-            found.append((logprobs.argmax(dim=-1)[at] == target).double())
-        return torch.stack(found, dim=1).cpu().numpy()
+    def _continued(self, items: Sequence[Encoded]) -> set[int]:
+        """Return which items are read behind a prompt that has been read for all of its completions."""
+        if self._layout is Layout.PACKED or any(item.decoder_start is not None for item in items):
+            return set()
+        shared = find_shared_prompts(items)
+        return shared if shared and keeps_prompts(self._model) else set()
+
+    @torch.no_grad()
+    def _score(self, items: Sequence[Encoded], with_ranks: bool) -> LogProbs:
+        device = next(self._model.parameters()).device
+        batch = {name: value.to(device) for name, value in build_batch(items, self._layout).items()}
+        with encoding_once(self._model, [item.prompt_ids for item in items]):
+            logits, column = self._distinct_logits(batch)
+        return _grade(logits, column, batch["labels"][:, 1:].to(logits.device), with_ranks)
+
+    @torch.no_grad()
+    def _score_continued(self, items: Sequence[Encoded], with_ranks: bool) -> LogProbs:
+        parts = continued_logits(self._model, items, self._batch_tokens)
+        return np.concatenate(
+            [
+                _grade(logits, torch.arange(logits.shape[1], device=logits.device), targets, with_ranks)
+                for logits, targets in parts
+            ]
+        )
 
     def _distinct_logits(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return logits, those that several items ask for once, and ``[kept]``: the column of each of the labels."""
@@ -86,11 +102,11 @@ class Scorer:
         logits = forward(self._model, {**batch, "logits_to_keep": kept})
         return logits, column.to(logits.device)
 
-    def _batches(self, items: Sequence[Encoded]) -> Iterator[list[int]]:
-        """Yield item numbers whose tokens fit the budget together; sorted, so that common beginnings meet."""
+    def _batches(self, items: Sequence[Encoded], chosen: Sequence[int]) -> Iterator[list[int]]:
+        """Yield those numbers of items whose tokens fit the budget together; sorted, so that common beginnings meet."""
         numbers: list[int] = []
         tokens = 0
-        for number in sorted(range(len(items)), key=lambda number: self._neighbourhood(items[number])):
+        for number in sorted(chosen, key=lambda number: self._neighbourhood(items[number])):
             item = items[number]
             shared = self._shared(items[numbers[-1]], item) if numbers else 0
             if numbers and not shared and tokens + _length(item) > self._batch_tokens:
@@ -113,6 +129,25 @@ class Scorer:
             return item.prompt_length if following.prompt_ids == item.prompt_ids else 0
         is_continued = self._layout is Layout.PACKED and following.read_ids[: len(item.read_ids)] == item.read_ids
         return _length(item) if is_continued else 0
+
+
+def _grade(logits: Tensor, column: Tensor, targets: Tensor, with_ranks: bool) -> LogProbs:
+    """Return ``[tokens, 1 or 2]``: every target's log-probability and, if asked for, 1 for the likeliest.
+
+    Args:
+        logits: ``[rows, distinct, vocabulary]``.
+        column: ``[kept]``: which of them are each target's.
+        targets: ``[rows, kept]``.
+        with_ranks: whether to tell which are the likeliest.
+    """
+    row, place = (targets != IGNORED).nonzero(as_tuple=True)
+    target = targets[row, place]
+    needed, at = (row * logits.shape[1] + column[place]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    logprobs = logits.flatten(0, 1)[needed].float().log_softmax(dim=-1)
+    found = [logprobs[at, target].double()]
+    if with_ranks:
+        found.append((logprobs.argmax(dim=-1)[at] == target).double())
+    return torch.stack(found, dim=1).cpu().numpy()
 
 
 def _length(item: Encoded) -> int:

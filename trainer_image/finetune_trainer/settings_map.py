@@ -124,6 +124,15 @@ def warm_up_steps(training: TrainingSpec, steps: Steps) -> int:
     return min(math.ceil(training.warmup_ratio * steps.total), steps.total - 1)
 
 
+def estimating_step(first: int, total: int) -> int | None:
+    """Return the step behind which to say how long ``total`` steps will take that begin behind ``first``; None of few.
+
+    The first steps are slower than the others: libraries choose kernels and set up memory.
+    """
+    left = total - first
+    return first + max(5, math.ceil(left / 10)) if left >= 10 else None
+
+
 def training_arguments(
     training: TrainingSpec,
     steps: Steps,

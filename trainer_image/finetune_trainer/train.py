@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import LossPoint, Progress, SampleQuestion, Stage, TaskShare, TrainingReport
+from finetune_api.report import LossPoint, Progress, SampleQuestion, Stage, TaskShare, TimeEstimate, TrainingReport
 from finetune_api.spec import GradientCheckpointing
 from finetune_trainer.best_weights import BestWeights
 from finetune_trainer.bottleneck import has_adapters, save_adapters
@@ -65,6 +65,7 @@ from finetune_trainer.settings_map import (
     Steps,
     checkpoints_activations,
     deepspeed_config,
+    estimating_step,
     plan_steps,
     spreads_weights,
     training_arguments,
@@ -458,6 +459,7 @@ class _Recorder(TrainerCallback):
         self._started = 0.0
         self._first_step = 0
         self._aside = 0.0  # seconds spent on anything but training steps
+        self.estimate: TimeEstimate | None = None
         self.rows_per_second = 0.0
 
     @property
@@ -514,6 +516,9 @@ class _Recorder(TrainerCallback):
         seconds = self.seconds - self._aside
         done = state.global_step - self._first_step
         self.rows_per_second = done * self._rows_per_step / seconds
+        eta = seconds / done * (state.max_steps - state.global_step)
+        if state.global_step == estimating_step(self._first_step, state.max_steps):
+            self.estimate = TimeEstimate(step=state.global_step, seconds=self.seconds + eta)
         validation_loss = self._validate(state)
         self._reporter.tell(
             Progress(
@@ -527,7 +532,7 @@ class _Recorder(TrainerCallback):
                 validation_loss=validation_loss,
                 rows_per_second=self.rows_per_second,
                 tokens_per_second=self.tokens_per_second,
-                eta_seconds=seconds / done * (state.max_steps - state.global_step),
+                eta_seconds=eta,
             ),
             always=validation_loss is not None or state.global_step == state.max_steps,
         )
@@ -604,6 +609,7 @@ def _summarise(
         samples=recorder.samples(trainer.state),
         mixture=_describe_mixture(given.mixture, done, steps),
         seconds=recorder.seconds,
+        estimate=recorder.estimate if done == trainer.state.max_steps else None,
         rows_per_second=recorder.rows_per_second,
         tokens_per_second=recorder.tokens_per_second,
         peak_memory_bytes=peak_memory_bytes(),

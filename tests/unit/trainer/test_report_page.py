@@ -35,6 +35,7 @@ from finetune_api.report import (
     SubgroupFigure,
     TaskData,
     TaskShare,
+    TimeEstimate,
     TradeOff,
     TradeOffPoint,
     TrainingReport,
@@ -377,6 +378,12 @@ def test_the_image_is_part_of_where_a_model_comes_from():
 def test_planned_memory_stands_beside_the_measured():
     assert "planned" not in render_page(make_report())
     assert "1.9 GB <small>planned 1.2 GB of tensors</small>" in render_page(make_report(planned_memory_bytes=1.2e9))
+
+
+def test_estimated_time_stands_beside_the_measured():
+    assert "estimated" not in render_page(make_report())
+    training = make_report().training.model_copy(update={"estimate": TimeEstimate(step=6, seconds=110.0)})
+    assert "1 min 58 s <small>estimated 1 min 50 s at step 6</small>" in render_page(make_report(training=training))
 
 
 def test_the_page_shows_how_answers_changed_while_training():

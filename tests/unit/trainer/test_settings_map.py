@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.spec import DeepspeedSpec, Offload, TrainingSpec
-from finetune_trainer.settings_map import Steps, deepspeed_config, plan_steps, training_arguments
+from finetune_trainer.settings_map import Steps, deepspeed_config, estimating_step, plan_steps, training_arguments
 
 STEPS = Steps(micro_batch=2, accumulation=4, total=10, per_epoch=5, workers=3)
 
@@ -37,6 +37,13 @@ def test_a_job_of_one_step_learns_in_it(total: int, warm_up: int):
     steps = replace(STEPS, total=total)
     told = training_arguments(TrainingSpec(), steps, Path("checkpoints"), 100, False, autocast=False, use_cpu=True)
     assert told["warmup_steps"] == warm_up
+
+
+@pytest.mark.parametrize(
+    ("first", "total", "step"), [(0, 9, None), (0, 10, 5), (0, 101, 11), (60, 69, None), (60, 160, 70)]
+)
+def test_the_time_is_estimated_a_tenth_of_the_way_when_most_is_still_to_come(first: int, total: int, step: int | None):
+    assert estimating_step(first, total) == step
 
 
 @pytest.mark.parametrize(
