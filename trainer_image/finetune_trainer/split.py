@@ -44,7 +44,9 @@ _ALL_PAIRS_UP_TO = 32  # candidates in one band; beyond, each is compared with i
 _NEIGHBOURS = 4
 _SIGNATURE_SEED = 0
 _SHINGLES_AT_ONCE = 1 << 19  # keeps the working set near 10 MB
+_TEXTS_AT_ONCE = 1 << 11
 _NUMBERS_AT_ONCE = 1 << 16
+_HASHES_AT_ONCE = 1 << 18
 _HASHES = 1 << 64
 
 Hashes = npt.NDArray[np.uint64]
@@ -385,7 +387,7 @@ def _bands(texts: Iterable[str], kind: Records) -> Iterator[_Hashed]:
         for column in combined.T:
             signed.append(column.tobytes())
         count += len(some)
-    span = _HASHES // (1 + count // _NUMBERS_AT_ONCE) + 1
+    span = _HASHES // (1 + count // _HASHES_AT_ONCE) + 1
     for band in range(_BANDS):
         for least in range(0, _HASHES, span):
             yield _between(signed, band, least, min(least + span, _HASHES) - 1)
@@ -408,7 +410,7 @@ def _portions(texts: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
     for number, text in enumerate(texts):
         if len(text) < SHORTEST_COMPARED:
             continue
-        if some and size + len(text) > _SHINGLES_AT_ONCE:
+        if some and (size + len(text) > _SHINGLES_AT_ONCE or len(some) == _TEXTS_AT_ONCE):
             yield some
             some, size = [], 0
         some.append((number, text))

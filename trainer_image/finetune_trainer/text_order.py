@@ -10,6 +10,7 @@ import numpy.typing as npt
 from finetune_trainer.records import Records, StoredRows
 
 _PIECE_BYTES = 16 << 20
+_OBJECT_BYTES = 128  # of a text in a piece, besides what it says: bytes, number and pair as Python's objects
 _NUMBER_BYTES = 8
 
 _Numbered = tuple[bytes, int]
@@ -46,7 +47,7 @@ def _sorted_pieces(texts: Iterable[str], kind: Records) -> tuple[list[Iterable[_
     for number, text in enumerate(texts, start=1):
         encoded = text.encode("utf-8", "surrogatepass")
         piece.append((encoded, number - 1))
-        size += len(encoded)
+        size += len(encoded) + _OBJECT_BYTES
         if size >= _PIECE_BYTES:
             pieces.append(_kept(piece, kind.empty()))
             piece, size = [], 0

@@ -154,8 +154,8 @@ def test_portions_change_nothing(tmp_path, monkeypatch):
     allowed = [*[ANYWHERE] * 190, *[frozenset({Split.TEST})] * 10]
     given = dict(inputs=texts, validation=0.2, test=0.2, seed=17, strata=strata, allowed=allowed)
     whole = placed(**given)
-    monkeypatch.setattr(split, "_NUMBERS_AT_ONCE", 7)
-    monkeypatch.setattr(split, "_SHINGLES_AT_ONCE", 1000)
+    for name in ("_NUMBERS_AT_ONCE", "_HASHES_AT_ONCE", "_TEXTS_AT_ONCE"):
+        monkeypatch.setattr(split, name, 7)
     assert placed(**given, kind=RecordFile(tmp_path)) == whole
 
 
