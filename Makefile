@@ -50,7 +50,7 @@ programs: setup  # What tests and their cluster are made of, from Go modules: ab
 	$(BIN)/python -m tests.cluster programs
 
 test: programs check prepare  ## Everything: check, then integration tests, examples and a real cluster.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --dist loadfile tests/integration tests/examples tests/fuzz
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n auto --dist loadfile tests/integration tests/examples tests/fuzz tests/gpu
 	$(BIN)/pytest -q --durations=25 tests/e2e
 
 soak: programs  ## Fuzz for about half an hour: every target 12,000 cases; then a chaos run over 30 jobs.

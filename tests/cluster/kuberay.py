@@ -44,10 +44,23 @@ class KubeRay:
 def install_kuberay(cluster: Cluster) -> KubeRay:
     """Return the cluster's KubeRay, installing it when it is not there."""
     image = provide_program(cluster.docker, "kuberay-operator")
-    configuration = source_folder(MODULE) / "config"
-    for file in (*sorted((configuration / "crd" / "bases").glob("*.yaml")), configuration / "rbac" / "role.yaml"):
+    for file in (*_definitions(), _configuration() / "rbac" / "role.yaml"):
         cluster.apply(file)
     cluster.apply(MANIFEST.read_text(encoding="utf-8").format(image=image, namespace=NAMESPACE), NAMESPACE)
     kuberay = KubeRay(cluster)
     kuberay.start()
     return kuberay
+
+
+def remove_definitions(cluster: Cluster) -> None:
+    """Take away what makes the API server know KubeRay's objects, and all of them; nothing to do where it does not."""
+    for file in _definitions():
+        cluster.kubectl("delete", "--ignore-not-found", f"--filename={file}", timeout=READY_SECONDS)
+
+
+def _configuration() -> Path:
+    return source_folder(MODULE) / "config"
+
+
+def _definitions() -> list[Path]:
+    return sorted((_configuration() / "crd" / "bases").glob("*.yaml"))

@@ -10,10 +10,10 @@ import pytest
 from kubernetes.client import ApiException
 
 from finetune_api.report import ExitCode, Stage
-from finetune_api.status import Attempt, Phase, Reason
+from finetune_api.status import Attempt, ConditionType, Phase, Reason
 
 from ..cluster.cluster import Cluster, await_condition
-from ..cluster.kuberay import KubeRay, install_kuberay
+from ..cluster.kuberay import KubeRay, install_kuberay, remove_definitions
 from ..cluster.object_store import ObjectStore
 from .object import Document, Job, Jobs
 from .release import OperatorRelease
@@ -88,11 +88,19 @@ def saved_steps(s3: ObjectStore, job: Job) -> list[int]:
     return [int(marker[1]) for marker in markers if marker]
 
 
+def waits_for_kuberay(job: Job) -> bool:
+    trained = job.condition(ConditionType.TRAINED)
+    return trained is not None and trained.reason is Reason.KUBERAY_MISSING
+
+
 @pytest.mark.timeout(500)
-def test_full_fine_tuning_on_two_workers_is_evaluated_and_published(
-    jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster
+def test_full_fine_tuning_on_two_workers_begins_when_kuberay_appears_and_is_evaluated_and_published(
+    jobs: Jobs, s3: ObjectStore, cluster: Cluster, request: pytest.FixtureRequest
 ) -> None:
+    remove_definitions(cluster)
     jobs.apply(example(s3, "reviews-full", of="04-full-deepspeed", compute=CPUS))
+    jobs.wait("reviews-full", "word about KubeRay", waits_for_kuberay, seconds=120)
+    request.getfixturevalue("kuberay")
     jobs.wait("reviews-full", "training", is_training(1), seconds=240)
     assert answer_without_a_token(jobs) == 401
     job = jobs.wait_phase("reviews-full", Phase.SUCCEEDED, seconds=450)
