@@ -20,7 +20,7 @@ from finetune_operator.planner import plan
 from finetune_operator.settings import Settings
 
 from ...unit.operator.fake_cluster import FOREVER, FakeCluster, Life, Operator
-from ...unit.operator.objects import gate, make_result, make_settings
+from ...unit.operator.objects import gate, make_result, make_settings, published_job
 
 SETTINGS = make_settings()
 WORKERS = {"spec.compute": {"workers": 2, "gpusPerWorker": 0}}
@@ -43,9 +43,12 @@ class Scenario:
     happenings: Callable[[], list[Any]] = list
     settings: Settings = SETTINGS
     foreign: frozenset[str] = frozenset()
+    around: dict[str, Any] = field(default_factory=dict)
 
     def begin(self) -> FakeCluster:
-        return FakeCluster(self.given, self.lives, self.happenings(), foreign=set(self.foreign))
+        return FakeCluster(
+            self.given, self.lives, self.happenings(), foreign=set(self.foreign), around=dict(self.around)
+        )
 
     def operator(self, cluster: FakeCluster, **changes: Any) -> Operator:
         def decide(job: JobView, observed: Observed, now: datetime) -> Plan:
@@ -76,6 +79,14 @@ def stopping(cluster: FakeCluster) -> bool:
 
 def release(name: str) -> Callable[[FakeCluster], None]:
     return lambda cluster: cluster.foreign.discard(name)
+
+
+def says(kind: ConditionType, reason: Reason) -> Callable[[FakeCluster], bool]:
+    return lambda cluster: any((one.type, one.reason) == (kind, reason) for one in cluster.job.status.conditions)
+
+
+def turn_out(**around: Any) -> Callable[[FakeCluster], None]:
+    return lambda cluster: cluster.around.update(around)
 
 
 def renew(cluster: FakeCluster) -> None:
@@ -339,6 +350,43 @@ SCENARIOS = (
         3,
         foreign=frozenset({"reviews-train-a1"}),
         happenings=lambda: [(lambda cluster: "reviews-train-a1" in cluster.taken, release("reviews-train-a1"))],
+    ),
+    Scenario(
+        "it was published before",
+        Phase.SUCCEEDED,
+        Reason.ALREADY_PUBLISHED,
+        1,
+        lives={(CHECK, 1): Life(result=make_result(EVALUATE, published=True).model_copy(update={"stage": CHECK}))},
+    ),
+    Scenario(
+        "KubeRay is installed later",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        3,
+        WORKERS,
+        around={"kuberay": False},
+        happenings=lambda: [(says(ConditionType.TRAINED, Reason.KUBERAY_MISSING), turn_out(kuberay=True))],
+    ),
+    Scenario(
+        "other jobs of the namespace run first",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        3,
+        settings=make_settings(policy={"maxRunningJobs": 1}),
+        around={"running_in_namespace": 1},
+        happenings=lambda: [
+            (says(ConditionType.ADMITTED, Reason.QUOTA_EXCEEDED), turn_out(running_in_namespace=0)),
+        ],
+    ),
+    Scenario(
+        "it goes on from a job that has not published yet",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        3,
+        {"spec.model.startFrom": {"job": "general"}},
+        happenings=lambda: [
+            (says(ConditionType.ACCEPTED, Reason.WAITING_FOR_JOB), turn_out(starts=(published_job("general"),))),
+        ],
     ),
     Scenario("a spec that nothing can do", Phase.FAILED, Reason.SPEC_INVALID, 0, {"spec.training.epochs": 0}),
     Scenario(

@@ -90,6 +90,8 @@ class FakeCluster:
     progress_ca: str = CA
     foreign: set[str] = field(default_factory=set)
     """Names that belong to somebody else's objects."""
+    around: dict[str, Any] = field(default_factory=dict)
+    """What else `Observed` tells: of KubeRay, of other jobs of the namespace, of those that this one goes on from."""
 
     def __post_init__(self) -> None:
         self.job: JobView = make_view(self.given)
@@ -129,10 +131,10 @@ class FakeCluster:
                 if pod.posting and pod.view.uid in {seen.uid for seen in pods}
             ),
             resolved=self._read(pinned) if pinned in self.config_maps else None,
-            kuberay=True,
             trust_hash=content_hash(trust["data"]) if trust else None,
             progress_ca=self.progress_ca,
             taken_names=frozenset(self.taken),
+            **{"kuberay": True} | self.around,
         )
 
     def forget(self) -> None:

@@ -9,14 +9,18 @@ from finetune_api.resolve import resolve
 from finetune_api.stage_result import StageResult
 from finetune_api.status import (
     ArtifactKind,
+    ConditionStatus,
+    ConditionType,
     DataStatus,
     EvaluationStatus,
     FineTuneJobStatus,
     PublishedArtifact,
+    Reason,
     RowsStatus,
     Summary,
 )
 from finetune_operator import naming
+from finetune_operator.condition import Statement, stated
 from finetune_operator.observed import ChildKind, ChildView, JobView, PodPhase, PodView
 from finetune_operator.settings import Settings
 
@@ -36,6 +40,8 @@ IN_A_CLUSTER = {
     "spec.output.uri": "pvc://models/tuned",
 }
 """What makes the minimal manifest one that a cluster can do with what every version supports."""
+ADAPTER = PublishedArtifact(kind=ArtifactKind.ADAPTER, uri="pvc://models/general/model", sha256="a" * 64, bytes=1)
+MERGED = PublishedArtifact(kind=ArtifactKind.MERGED, uri="pvc://models/general/merged", sha256="b" * 64, bytes=1)
 
 
 def after(seconds: float) -> datetime:
@@ -79,6 +85,12 @@ def make_view(given: dict[str, Any] | None = None, status: FineTuneJobStatus | N
         "status": status or FineTuneJobStatus(),
     }
     return JobView(**(fields | changes))
+
+
+def published_job(name: str) -> JobView:
+    """Return a job that has published `ADAPTER` and `MERGED`."""
+    told = Statement(ConditionType.PUBLISHED, ConditionStatus.TRUE, Reason.PUBLISHED)
+    return make_view(None, stated(FineTuneJobStatus(artifacts=(MERGED, ADAPTER)), [told], NOW, 1), name=name)
 
 
 def make_child(stage: Stage, attempt: int = 1, **changes: Any) -> ChildView:

@@ -6,15 +6,14 @@ from typing import Any
 import pytest
 
 from finetune_api.job import spec_hash
-from finetune_api.report import ArtifactKind
-from finetune_api.status import ConditionStatus, ConditionType, FineTuneJobStatus, PublishedArtifact, Reason
+from finetune_api.status import ConditionStatus, ConditionType, FineTuneJobStatus, Reason
 from finetune_operator.acceptance import Accepted, Refused, judge
 from finetune_operator.condition import Statement, stated
 from finetune_operator.observed import JobView
 from finetune_operator.settings import Settings
 
 from ..attacks import ATTACKS, FOREIGN, FOREIGN_WORDS, LOCKS, Attack
-from .objects import IMAGE, NOW, make_settings, make_view
+from .objects import ADAPTER, IMAGE, NOW, make_settings, make_view, published_job
 
 PROFILE = {
     "image": "registry.example/gpu:1",
@@ -285,17 +284,13 @@ def test_another_profile_is_another_hash():
 # --- a job that goes on from another one's
 
 FROM_GENERAL = {"spec.model.startFrom": {"job": "general"}}
-ADAPTER = PublishedArtifact(kind=ArtifactKind.ADAPTER, uri="pvc://models/general/model", sha256="a" * 64, bytes=1)
-MERGED = PublishedArtifact(kind=ArtifactKind.MERGED, uri="pvc://models/general/merged", sha256="b" * 64, bytes=1)
 
 
 def general(given: dict[str, Any] | None = None, *statements: Statement, **status: Any) -> JobView:
     return make_view(given, stated(FineTuneJobStatus(**status), statements, NOW, 1), name="general")
 
 
-PUBLISHED = general(
-    None, Statement(ConditionType.PUBLISHED, ConditionStatus.TRUE, Reason.PUBLISHED), artifacts=(MERGED, ADAPTER)
-)
+PUBLISHED = published_job("general")
 KEPT_BACK = general(
     None, Statement(ConditionType.COMPLETE, ConditionStatus.TRUE, Reason.GATES_NOT_PASSED, "accuracy fell")
 )
