@@ -225,6 +225,9 @@ class LossPoint(ApiModel):
     """Mean over the tasks; rows of each task are weighed by their tokens."""
     validation_losses: dict[str, float] = Field(default_factory=dict)
     """By task."""
+    general_loss: float | None = None
+    """Loss a token on the prose that ships with the image, where ``evaluation.forgetting`` is set; at step 0 before
+    anything is learnt. Nothing is chosen by it."""
     learning_rate: float | None = None
     answers: tuple[str, ...] = ()
     """What the model said to the questions in ``training.samples``, in their order."""

@@ -155,7 +155,12 @@ def test_a_job_measures_it_on_the_suite_and_on_its_own_rows(tiny_model_dir: Path
     assert report.published == gate.passed == (found.verdict is Retention.PASSED)
     assert gate.passed or "the gate on forgetting did not pass: " in report.why_not_published
     page = (Workspace(folder).report / "report.html").read_text()
-    assert "What it may have forgotten" in page and "house-rules" in page
+    assert "What it may have forgotten" in page and "house-rules" in page and "While it was trained" in page
+    looks = [point.general_loss for point in report.training.curve if point.general_loss is not None]
+    prose = found.tasks[-1]
+    assert prose.base is not None and len(looks) > 2
+    # The same texts, in bits a byte there and in nats a token here.
+    assert looks[-1] / looks[0] == pytest.approx(prose.tuned / prose.base, rel=1e-3)
     result = stages.run_one(Stage.EVALUATE, job, folder, Silence())
     assert result.evaluation is not None
     assert [task.name for task in result.evaluation.forgetting] == [task.task for task in found.tasks]

@@ -68,6 +68,11 @@ class Trained:
         return [point.loss for point in self.report.curve if point.loss is not None]
 
     @property
+    def general_losses(self) -> list[float]:
+        """Behind steps: what is spread is not looked at before the first one."""
+        return [point.general_loss for point in self.report.curve if point.step and point.general_loss is not None]
+
+    @property
     def resumed_from(self) -> int | None:
         return self.report.resumed_from_step
 
@@ -88,7 +93,7 @@ def cluster() -> Iterator[None]:
     nodes.shutdown()
 
 
-FULL: dict[str, Any] = {"method": {"type": "full"}, "training__learningRate": RATE}
+FULL: dict[str, Any] = {"method": {"type": "full"}, "training__learningRate": RATE, "evaluation__forgetting": {}}
 LORA: dict[str, Any] = {"method": {"type": "lora", "lora": {"rank": 4, "dropout": 0.0}}}
 SELECTIVE: dict[str, Any] = {
     "method": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}},
@@ -326,6 +331,7 @@ def test_two_workers_train_as_one_does(
     """One worker = two; ZeRO 0 = 1 = 2 = 3; micro-batch x accumulation: all are held against one process."""
     one, two = on_one_worker[name.partition(",")[0]], on_two_workers[name]
     assert two.losses == pytest.approx(one.losses, abs=SAME_LOSS)
+    assert two.general_losses == pytest.approx(one.general_losses, abs=SAME_LOSS)
     assert (two.report.steps, two.report.best_step) == (one.report.steps, one.report.best_step)
     assert two.weights.keys() == one.weights.keys()
     for key, tensor in two.weights.items():

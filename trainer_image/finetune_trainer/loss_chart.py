@@ -67,6 +67,11 @@ def lay_out_loss(curve: Sequence[LossPoint]) -> LossChart | None:
     )
 
 
+def lay_out_general_loss(curve: Sequence[LossPoint]) -> LossChart | None:
+    """Return the layout of the loss on general prose, drawn as looks at a validation loss are."""
+    return lay_out_loss([LossPoint(step=point.step, validation_loss=point.general_loss) for point in curve])
+
+
 def _thinned(points: Sequence[tuple[int, float]]) -> Points:
     stretch = math.ceil(len(points) / MOST_POINTS) or 1
     parts = [points[start : start + stretch] for start in range(0, len(points), stretch)]

@@ -27,7 +27,7 @@ from finetune_api.report import (
     TrainingReport,
 )
 from finetune_api.spec.evaluation import SUBGROUP_GAP
-from finetune_trainer.loss_chart import lay_out_loss
+from finetune_trainer.loss_chart import lay_out_general_loss, lay_out_loss
 from finetune_trainer.task_chart import lay_out_tasks
 from finetune_trainer.trade_off_chart import TradeOffChart, lay_out_trade_off
 from finetune_trainer.verdict import SIGN_WORDS, Outcome, format_value, judge, judge_in_context, outcome_of
@@ -182,6 +182,7 @@ def render_page(report: Report) -> str:
         general_tasks=_metric_rows(evaluation.forgetting.tasks if evaluation.forgetting else ()),
         several_tasks=len({comparison.task for comparison in evaluation.metrics}) > 1,
         chart=lay_out_loss(report.training.curve),
+        general_chart=lay_out_general_loss(report.training.curve),
         validation_losses=_last_validation_losses(report.training.curve),
         sample_cards=_sample_cards(report.training),
         example_groups=_example_groups(evaluation.examples),

@@ -113,6 +113,8 @@ class TrainingInput:
     """Set from outside: save a checkpoint behind the current step and end."""
     on_checkpoint: Callable[[Path], None] | None = None
     """Told of every sealed checkpoint, which may be removed as soon as this returns."""
+    general: Sequence[Encoded] = ()
+    """What no task is about: looked at with the validation rows, to see what is forgotten on the way."""
     start: PublishedModel | None = None
     """What training goes on from instead of the bare base."""
     group: ProcessGroup = field(default_factory=ProcessGroup)
@@ -450,6 +452,7 @@ class _Recorder(TrainerCallback):
         self._validation = {
             task: rows for task, items in given.validation.items() if (rows := _spread(items, len(given.validation)))
         }
+        self._general = given.general
         self._every = every
         self._rows_per_step = steps.rows
         self._warm_up = warm_up_steps(given.job.spec.training, steps)
@@ -481,10 +484,12 @@ class _Recorder(TrainerCallback):
                 "learning_rate": entry.get("learning_rate", point.learning_rate),
                 "validation_loss": entry.get("validation_loss", point.validation_loss),
                 "validation_losses": entry.get("validation_losses", point.validation_losses),
+                "general_loss": entry.get("general_loss", point.general_loss),
                 "answers": tuple(entry.get("answers", point.answers)),
             }
             self._curve[step] = point.model_copy(update=fields)
-        return tuple(point for _, point in sorted(self._curve.items()) if point.loss or point.validation_loss)
+        points = [point for _, point in sorted(self._curve.items())]
+        return tuple(point for point in points if point.loss or point.validation_loss or point.general_loss)
 
     def samples(self, state: TrainerState) -> tuple[SampleQuestion, ...]:
         """Return what the model was asked, with the base's answers."""
@@ -495,7 +500,7 @@ class _Recorder(TrainerCallback):
         if self._sampled is not None and state.global_step == 0:
             questions = [question.model_dump(by_alias=True) for question in self._sampled.before_training()]
             # A resumed run cannot ask the base any more.
-            _history(state).append({"step": 0, "samples": questions})
+            _history(state).append({"step": 0, "samples": questions} | self._forgotten())
         self._started, self._first_step = time.monotonic(), state.global_step
 
     def warnings(self, state: TrainerState) -> tuple[str, ...]:
@@ -545,12 +550,15 @@ class _Recorder(TrainerCallback):
         # A task counts as one, however many rows or tokens it has.
         loss = sum(losses.values()) / len(losses)
         # In the trainer's own history, so that a resumed run knows it.
-        entry = {"step": state.global_step, "validation_loss": loss, "validation_losses": losses}
+        entry = {"step": state.global_step, "validation_loss": loss, "validation_losses": losses} | self._forgotten()
         if self._sampled is not None:
             entry["answers"] = self._sampled.ask()
         self._aside += time.monotonic() - started
         _history(state).append(entry)
         return loss
+
+    def _forgotten(self) -> dict[str, Any]:
+        return {"general_loss": self._scorer.mean_loss(self._general)} if self._general else {}
 
 
 def _history(state: TrainerState) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from finetune_trainer.checkpoint import newest_complete, step_of
 from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.example import Encoded
+from finetune_trainer.general_suite import general_texts, text_parts
 from finetune_trainer.inputs import Inputs
 from finetune_trainer.manifest import is_complete
 from finetune_trainer.methods import count_parameters, prepare_model
@@ -22,6 +23,7 @@ from finetune_trainer.mixture import Mixture, TaskRows, plan_mixture
 from finetune_trainer.model import ModelFiles, load_tokenizer, outline_model
 from finetune_trainer.progress import Reporter
 from finetune_trainer.published_model import PublishedModel
+from finetune_trainer.renderer import Renderer
 from finetune_trainer.run import Run, interruptible
 from finetune_trainer.split import Split
 from finetune_trainer.stage_input import (
@@ -108,10 +110,21 @@ def _train(
     job = job.model_copy(update={"spec": adjusted(job.spec, run.adjustment)})
     mixture, by_task = _mixture(job, dataset), rows_by_task(dataset, Split.VALIDATION, validation)
     rows += replayed
+    general = _prose(renderer) if job.spec.evaluation.forgetting is not None else ()
     if is_distributed(job.spec.compute):
-        return _train_on_workers(run, job, inputs, rows, mixture, by_task)
+        return _train_on_workers(run, job, inputs, rows, mixture, by_task, general)
     given = TrainingInput(
-        job, files, rows, mixture, by_task, run.workspace, run.sink, run.stop.event, start=start, mounts=run.mounts
+        job,
+        files,
+        rows,
+        mixture,
+        by_task,
+        run.workspace,
+        run.sink,
+        run.stop.event,
+        general=general,
+        start=start,
+        mounts=run.mounts,
     )
     shared, keep = run.shared, job.spec.checkpoint.keep
     if shared is None:
@@ -123,6 +136,10 @@ def _train(
     return report
 
 
+def _prose(renderer: Renderer) -> Sequence[Encoded]:
+    return renderer.raw().encode_continuations([text_parts(text) for text in general_texts()])
+
+
 def _train_on_workers(
     run: Run,
     job: FineTuneJob,
@@ -130,6 +147,7 @@ def _train_on_workers(
     rows: Sequence[Encoded],
     mixture: Mixture,
     validation: Mapping[str, Sequence[Encoded]],
+    general: Sequence[Encoded],
 ) -> TrainingReport:
     """Train as several processes, which fetch and store for themselves what is too large for this one."""
     # Imported here: what runs alone needs no cluster's client.
@@ -143,6 +161,7 @@ def _train_on_workers(
         rows,
         mixture,
         validation,
+        general,
         run.workspace,
         run.mounts,
         prefix=None if shared is None else shared.prefix,

@@ -47,6 +47,7 @@ class Assignment:
     train: Sequence[Encoded]
     mixture: Mixture
     validation: Mapping[str, Sequence[Encoded]]
+    general: Sequence[Encoded]
     workspace: Workspace
     mounts: Mounts
     prefix: str | None
@@ -103,6 +104,7 @@ def take_part(assignment: Assignment, desk: Any) -> TrainingReport | None:
         workspace,
         sink,
         AgreedStop(group, desk, PodStop(assignment.workspace.root)),
+        general=assignment.general,
         start=start,
         group=group,
         mounts=assignment.mounts,

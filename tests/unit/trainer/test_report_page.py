@@ -112,6 +112,17 @@ def test_a_lost_form_of_answers_is_told_at_the_top_and_shown_with_the_answers():
     assert "What is house rules?" in below and "Tuned: nothing" in below
 
 
+def test_what_is_forgotten_on_the_way_is_drawn():
+    evaluation = EvaluationReport(forgetting=make_forgetting())
+    curve = tuple(LossPoint(step=step, general_loss=loss) for step, loss in ((0, 3.0), (20, 3.5)))
+    report = make_report(evaluation=evaluation)
+    page = render_page(report.model_copy(update={"training": report.training.model_copy(update={"curve": curve})}))
+    section = page[page.index("<h3>While it was trained</h3>") :]
+    (line,) = re.findall(r'<polyline class="validation" points="([^"]+)"', section[: section.index("</svg>")])
+    (_, before), (_, after) = (map(float, point.split(",")) for point in line.split())
+    assert after < before, "a higher loss stands higher"
+
+
 def test_p_of_the_forgetting_table_is_said_to_be_corrected():
     task = make_accuracy(task="grammar", p_value=0.02, adjusted_p_value=0.04)
     forgetting = make_forgetting().model_copy(update={"tasks": (task,)})
