@@ -17,7 +17,7 @@ from kubernetes.aio.config import ConfigException, load_incluster_config, load_k
 from pydantic_core import from_json
 
 from finetune_api.crd import GROUP, PLURAL, VERSION
-from finetune_operator.naming import OPERATOR
+from finetune_operator.naming import OPERATOR, QUEUED_UID_LABEL
 
 Raw = Mapping[str, Any]
 
@@ -46,6 +46,7 @@ RESOURCES: Mapping[str, Resource] = {
     "FineTuneJob": Resource(f"/apis/{GROUP}/{VERSION}", PLURAL),
     "Job": Resource("/apis/batch/v1", "jobs"),
     "RayJob": Resource("/apis/ray.io/v1", "rayjobs"),
+    "Workload": Resource("/apis/kueue.x-k8s.io/v1beta2", "workloads"),
     "Pod": Resource("/api/v1", "pods"),
     "ConfigMap": Resource("/api/v1", "configmaps"),
     "Secret": Resource("/api/v1", "secrets"),
@@ -60,6 +61,7 @@ JOB_ACCESS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (GROUP, f"{PLURAL}/status", ("patch",)),
     ("batch", "jobs", ("get", "list", "watch", "create", "delete")),
     ("ray.io", "rayjobs", ("get", "list", "watch", "create", "patch", "delete")),
+    ("kueue.x-k8s.io", "workloads", ("list",)),
     ("", "pods", ("list", "watch")),
     ("", "configmaps", ("get", "create", "update", "delete")),
     ("", "events", ("list", "create", "patch")),
@@ -170,6 +172,9 @@ class Cluster(Protocol):
     async def events(self, namespace: str, uid: str) -> list[Raw]:
         """Return the events about the object with that UID."""
 
+    async def workloads(self, namespace: str, uid: str) -> list[Raw]:
+        """Return what Kueue keeps of the Job or RayJob with that UID; nothing where Kueue is not there."""
+
 
 class KubernetesCluster:
     """A `Cluster` that is real."""
@@ -239,6 +244,14 @@ class KubernetesCluster:
     async def events(self, namespace: str, uid: str) -> list[Raw]:
         """See `Cluster`."""
         return await self._list(RESOURCES["Event"].path(namespace), {"fieldSelector": f"involvedObject.uid={uid}"})
+
+    async def workloads(self, namespace: str, uid: str) -> list[Raw]:
+        """See `Cluster`."""
+        selector = f"{QUEUED_UID_LABEL}={uid}"
+        try:
+            return await self._list(RESOURCES["Workload"].path(namespace), {"labelSelector": selector})
+        except NotFoundError:
+            return []
 
     async def _list(self, path: str, query: Mapping[str, str], accept: str = "application/json") -> list[Raw]:
         items: list[Raw] = []

@@ -16,6 +16,8 @@ STAGE_LABEL = f"{GROUP}/stage"
 ATTEMPT_LABEL = f"{GROUP}/attempt"
 SPEC_HASH_ANNOTATION = f"{GROUP}/spec-hash"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+QUEUED_UID_LABEL = "kueue.x-k8s.io/job-uid"
+"""On a Workload of Kueue: the UID of the Job or RayJob that is queued by it."""
 
 CHILD_SELECTOR = {MANAGED_BY: OPERATOR}
 """Labels by which children and their pods are watched."""

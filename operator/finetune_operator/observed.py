@@ -131,7 +131,7 @@ class ChildView:
     ray_cluster: str = ""
     """Name of the RayCluster that a RayJob runs on now."""
     waiting_reason: str = ""
-    """Why it has no pod: FailedCreate; empty when it has one."""
+    """Why it has no pod: FailedCreate, or what its queue calls it; empty when it has one."""
     waiting_message: str = ""
 
     @property

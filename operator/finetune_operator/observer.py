@@ -10,23 +10,24 @@ from typing import TypeVar
 
 from finetune_api.job import FineTuneJob
 from finetune_operator.cache import Cache
-from finetune_operator.cluster import Cluster, RefusedError
+from finetune_operator.cluster import Cluster, RefusedError, UnavailableError
 from finetune_operator.inbox import Inbox
 from finetune_operator.manifest import JOB_FILE, content_hash
 from finetune_operator.memo import Memo
 from finetune_operator.naming import trust_config_map_name
 from finetune_operator.observed import ChildView, JobView, Observed, PodPhase, PodView
 from finetune_operator.settings import Settings
-from finetune_operator.view import PackedJob, controller, trouble_told
+from finetune_operator.view import PackedJob, controller, queue_told, trouble_told
 
 logger = logging.getLogger(__name__)
 
 SILENT_FOR = timedelta(seconds=3)
-"""A pod that has not started by then is asked for its events: they alone tell of a failed mount."""
+"""A pod that has not started by then is asked for its events: they alone tell of a failed mount. Kueue is asked about a
+Job that it holds back."""
 LOOK_AGAIN_SECONDS = (4.0, 60.0)
 """Shortest and longest pause between two such questions: a user hears within 15 s what is missing, and a thousand jobs
-that a quota holds back for hours do not ask all the time. Every answer costs the API server a look at all events of a
-namespace."""
+that a quota holds back for hours do not ask all the time. Every answer costs the API server a look at all events, or
+at all that is queued, of a namespace."""
 SHARE_OF_AGE = 0.25
 """The pause between those two limits, as a share of how long the youngest one has been waiting."""
 COLLECTED_AFTER = timedelta(seconds=30)
@@ -69,18 +70,18 @@ class Observer:
         if packed.is_terminal:
             return Sight(Observed(children=children, pods=pods))
         silent = [pod for pod in pods if _is_silent(pod)]
-        podless = [child for child in children if _is_podless(child, pods)]
-        since = [*(pod.created for pod in silent), *(child.created for child in podless)]
+        idle = [child for child in children if _is_idle(child, pods)]
+        since = [*(pod.created for pod in silent), *(child.created for child in idle)]
         look_again_after = _pause([now - created for created in since])
         silent = [pod for pod in silent if now - pod.created >= SILENT_FOR]
-        podless = [child for child in podless if now - child.created >= SILENT_FOR]
+        idle = [child for child in idle if now - child.created >= SILENT_FOR]
         if silent:
             # Perhaps it waits for a ConfigMap of ours that somebody has deleted.
             memo.pinned, memo.trust_is_known = None, False
         observed = Observed(
             starts=self._starts(job),
-            children=await self._with_troubles(job.namespace, children, podless),
-            pods=await self._with_troubles(job.namespace, pods, silent),
+            children=await self._with_reasons(job.namespace, children, idle),
+            pods=await self._with_reasons(job.namespace, pods, silent),
             results=self._inbox.take(job.uid),
             resolved=await self._resolved(job, memo),
             trust_hash=await self._trust_hash(job, memo),
@@ -115,17 +116,28 @@ class Observer:
         )
         return len(busy), sum(1 for _ in waiting)
 
-    async def _with_troubles(
-        self, namespace: str, views: Sequence[_View], silent: Sequence[_View]
-    ) -> tuple[_View, ...]:
-        """Return ``views``; those that are ``silent`` with what their events tell."""
-        told = {view.uid: await self._trouble(namespace, view.uid) for view in silent}
+    async def _with_reasons(self, namespace: str, views: Sequence[_View], silent: Sequence[_View]) -> tuple[_View, ...]:
+        """Return ``views``; those that are ``silent`` with what their queue or their events tell."""
+        told = {view.uid: await self._reason(namespace, view) for view in silent}
         return tuple(
             dataclasses.replace(view, waiting_reason=told[view.uid][0], waiting_message=told[view.uid][1])
             if view.uid in told
             else view
             for view in views
         )
+
+    async def _reason(self, namespace: str, view: ChildView | PodView) -> tuple[str, str]:
+        if isinstance(view, ChildView) and view.suspended:
+            return await self._queue(namespace, view.uid)
+        return await self._trouble(namespace, view.uid)
+
+    async def _queue(self, namespace: str, uid: str) -> tuple[str, str]:
+        try:
+            return queue_told(await self._cluster.workloads(namespace, uid), uid)
+        # Kueue converts its objects itself: where it is down, the API server fails at them and at nothing else.
+        except (RefusedError, UnavailableError) as error:
+            logger.warning("cannot read workloads namespace=%s error=%s", namespace, error)
+            return "", ""
 
     async def _trouble(self, namespace: str, uid: str) -> tuple[str, str]:
         try:
@@ -178,7 +190,8 @@ def _is_silent(pod: PodView) -> bool:
     return pod.phase is PodPhase.PENDING and not pod.deleting and not pod.waiting_reason
 
 
-def _is_podless(child: ChildView, pods: Sequence[PodView]) -> bool:
-    """Return whether the child should have a pod and has none."""
-    is_idle = child.suspended or child.deleting or child.is_over
-    return not is_idle and not any(child.owns(pod) for pod in pods)
+def _is_idle(child: ChildView, pods: Sequence[PodView]) -> bool:
+    """Return whether a queue holds the child back, or it should have a pod and has none."""
+    if child.deleting or child.is_over:
+        return False
+    return child.suspended or not any(child.owns(pod) for pod in pods)

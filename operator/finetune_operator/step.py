@@ -320,7 +320,7 @@ def _admitted(stands: Statement, moment: Moment) -> tuple[Statement, ...]:
 
 
 def _queued(attempt: Attempt, child: ChildView) -> tuple[Statement, ...]:
-    message = f"{child.kind.value} {child.name} is held back by its queue"
+    message = waiting.held_back(child)
     return (
         Statement(ConditionType.ADMITTED, ConditionStatus.FALSE, Reason.IN_QUEUE, message),
         Statement(STAGE_CONDITIONS[attempt.stage], ConditionStatus.UNKNOWN, Reason.IN_QUEUE, message),

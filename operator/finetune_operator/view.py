@@ -347,6 +347,35 @@ def _event_order(event: Raw) -> tuple[str, bool]:
     return (time or event["metadata"]["creationTimestamp"])[:19], event.get("type") == "Warning"
 
 
+# --- a queue
+
+_QUOTA = "QuotaReserved"
+_TELL_OF_A_QUEUE = frozenset({(_QUOTA, "False"), (_QUOTA, "True"), ("Evicted", "True")})
+"""Conditions of a Workload, and their status. With quota it may still wait for the queue's admission checks."""
+
+
+def queue_told(workloads: Sequence[Raw], uid: str) -> tuple[str, str]:
+    """Return reason and message of what Kueue has found last about the Job or RayJob with that UID.
+
+    Empty while Kueue has not looked at it.
+    """
+    told = [
+        condition
+        for workload in workloads
+        # Anybody may label a Workload.
+        if controller(workload["metadata"]).get("uid") == uid
+        for condition in (workload.get("status") or {}).get("conditions") or ()
+        if (condition["type"], condition["status"]) in _TELL_OF_A_QUEUE
+    ]
+    newest: Raw = max(told, key=_condition_order, default={})
+    return newest.get("reason") or "", newest.get("message") or ""
+
+
+def _condition_order(condition: Raw) -> tuple[str, bool]:
+    # What is evicted loses its quota next, perhaps in the same second; from then on that says what it waits for.
+    return condition["lastTransitionTime"], condition["type"] == _QUOTA
+
+
 # --- what all have
 
 

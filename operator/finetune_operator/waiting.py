@@ -102,6 +102,11 @@ def why_waiting(child: ChildView, pods: Sequence[PodView]) -> Wait:
     return explain(f"{child.kind.value} {child.name}", child.waiting_reason, child.waiting_message)
 
 
+def held_back(child: ChildView) -> str:
+    """Return that a queue holds ``child`` back, and what the queue says about it."""
+    return f"{child.kind.value} {child.name} is held back by its queue{_said(child.waiting_message)}"
+
+
 def refused(what: str, message: str) -> Wait:
     """Return why ``what`` could not be created."""
     return _matching(what, "", message) or Wait(

@@ -49,6 +49,8 @@ metadata: {name: team}
 spec: {clusterQueue: one-at-a-time}
 """
 
+KUEUE_SAYS = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor any"
+
 
 @pytest.fixture(scope="module")
 def queues(cluster: Cluster) -> Iterator[None]:
@@ -79,6 +81,10 @@ def is_held_back(job: Job) -> bool:
     return admitted is not None and (admitted.status, admitted.reason) == (ConditionStatus.FALSE, Reason.IN_QUEUE)
 
 
+def headline(job: Job) -> str:
+    return job.status.summary.message if job.status.summary else ""
+
+
 @pytest.mark.timeout(600)
 def test_a_job_waits_for_quota_and_makes_room_for_a_more_urgent_one(
     jobs: Jobs, s3: ObjectStore, queues: None, cluster: Cluster
@@ -89,9 +95,9 @@ def test_a_job_waits_for_quota_and_makes_room_for_a_more_urgent_one(
     jobs.wait("patient", "a checkpoint", has_checkpoint(s3), seconds=120)
 
     jobs.apply(queued(example(s3, "waiting", runPolicy={"preflight": "skip"})))
-    waiting = jobs.wait("waiting", "its place in the queue", is_held_back, seconds=30)
-    assert waiting.phase is Phase.QUEUED
-    assert "held back by its queue" in waiting.status.summary.message if waiting.status.summary else False
+    waiting = jobs.wait("waiting", "what its queue says", lambda job: KUEUE_SAYS in headline(job), seconds=30)
+    assert is_held_back(waiting) and waiting.phase is Phase.QUEUED
+    assert "Job waiting-train-a1 is held back by its queue" in headline(waiting)
 
     jobs.apply(queued(example(s3, "urgent", runPolicy={"preflight": "skip"}), "urgent"))
     jobs.wait("patient", "the loss of its place", is_held_back, seconds=90)

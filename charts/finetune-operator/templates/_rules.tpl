@@ -17,6 +17,10 @@
 - apiGroups: [ray.io]
   resources: [rayjobs]
   verbs: [get, list, watch, create, patch, delete]
+# Why a queue holds a job back; of use where Kueue is installed.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list]
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

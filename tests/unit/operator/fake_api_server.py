@@ -27,6 +27,8 @@ class FakeApiServer:
         self.fails: Callable[[str, str], ClusterError | None] = lambda verb, kind: None
         self.told: dict[str, list[Raw]] = {}
         """Events by the UID of what they are about."""
+        self.queued: dict[str, list[Raw]] = {}
+        """Workloads by the UID of what is queued."""
         self._version = 100
 
     def put(self, kind: str, raw: Raw) -> dict[str, Any]:
@@ -97,6 +99,10 @@ class FakeApiServer:
     async def events(self, namespace: str, uid: str) -> list[Raw]:
         self._call("list", "Event")
         return self.told.get(uid, [])
+
+    async def workloads(self, namespace: str, uid: str) -> list[Raw]:
+        self._call("list", "Workload")
+        return self.queued.get(uid, [])
 
     def _found(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
         if (stored := self.objects.get((kind, namespace, name))) is None:

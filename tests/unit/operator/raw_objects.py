@@ -52,6 +52,17 @@ def raw_pod(stage: Stage = Stage.TRAIN, attempt: int = 1, **parts: Any) -> dict[
     return {"metadata": {**metadata, **parts.pop("metadata", {})}, "spec": {}, "status": {"phase": "Pending"}, **parts}
 
 
+def raw_workload(*conditions: dict[str, Any], owner: str = "child") -> dict[str, Any]:
+    """Return what Kueue keeps of a Job in a queue."""
+    reference = {"apiVersion": "batch/v1", "kind": "Job", "name": "any", "uid": owner, "controller": True}
+    return {"metadata": {"ownerReferences": [reference]}, "status": {"conditions": list(conditions)}}
+
+
+def queue_condition(kind: str, status: str, message: str, time: str = CREATED) -> dict[str, Any]:
+    """Return a condition of a Workload."""
+    return {"type": kind, "status": status, "reason": "Pending", "message": message, "lastTransitionTime": time}
+
+
 def container(**state: Any) -> dict[str, Any]:
     """Return a pod's status with its one container in a state."""
     return {"containerStatuses": [{"name": naming.CONTAINER, "state": state}]}

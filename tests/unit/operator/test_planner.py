@@ -293,6 +293,20 @@ def test_a_queued_job_has_no_start_deadline():
     assert made.wake_at is None
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("", ""), ("insufficient unused\n quota.", ": insufficient unused quota"), ("x" * 900, f": {'x' * 500}")],
+    ids=["nothing yet", "a line", "too much"],
+)
+def test_a_queued_job_quotes_its_queue(said: str, told: str):
+    child = make_child(CHECK, suspended=True, admitted=None, waiting_reason="Pending", waiting_message=said)
+    made = plan(checking_job(), seen(children=(child,)), SETTINGS, after(5))
+    for kind in (ConditionType.ADMITTED, ConditionType.CHECKED):
+        assert condition(made, kind).reason is Reason.IN_QUEUE
+        assert condition(made, kind).message == f"Job reviews-check-a1 is held back by its queue{told}"
+    assert recorded(made).phase is Phase.QUEUED
+
+
 def test_a_refused_job_object_says_why_and_is_tried_again():
     observed = seen(refused={"reviews-check-a1": 'jobs.batch "x" is forbidden: exceeded quota: jobs'})
     made = plan(checking_job(), observed, SETTINGS, after(1))

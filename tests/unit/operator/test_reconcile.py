@@ -16,7 +16,7 @@ from finetune_api.status import Attempt, FineTuneJobStatus, Phase, Reason, Resol
 from finetune_operator import event_recorder, naming, planner
 from finetune_operator.action import Create, Delete, Emit, EventType, Plan, RecordStatus, Ref, Replace
 from finetune_operator.cache import Cache, Indices, namespace_key, uid_key
-from finetune_operator.cluster import RefusedError, UnavailableError
+from finetune_operator.cluster import ClusterError, RefusedError, UnavailableError
 from finetune_operator.event_recorder import EventRecorder
 from finetune_operator.inbox import Inbox
 from finetune_operator.manifest import content_hash, job_file
@@ -29,9 +29,10 @@ from finetune_operator.view import Raw, child_view, packed_job, pod_view
 
 from .fake_api_server import FakeApiServer
 from .objects import CA, NAME, NAMESPACE, NOW, UID, after, make_resolved, make_settings
-from .raw_objects import raw_child, raw_job, raw_pod
+from .raw_objects import CREATED, queue_condition, raw_child, raw_job, raw_pod, raw_workload
 
 KEY = (NAMESPACE, NAME)
+OVER = {"conditions": [{"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}]}
 NOTHING = Plan()
 
 
@@ -266,6 +267,37 @@ def test_events_that_may_not_be_read_stop_nothing(caplog: pytest.LogCaptureFixtu
     world.look()
     assert world.seen[0][1].pods[0].waiting_reason == ""
     assert "cannot read events" in caplog.text
+
+
+@pytest.mark.parametrize(("age", "message"), [(1, ""), (5, "insufficient unused quota")])
+def test_kueue_is_asked_why_it_holds_a_child_back_after_some_seconds(age: float, message: str) -> None:
+    world = make_world(now=after(age))
+    world.watch(raw_job(), [raw_child(spec={"suspend": True})])
+    waits = queue_condition("QuotaReserved", "False", "insufficient unused quota")
+    world.server.queued["child"] = [raw_workload(waits)]
+    assert world.look() == Result(after_seconds=4.0)
+    assert world.seen[0][1].children[0].waiting_message == message
+    assert ("list", "Event") not in world.server.calls
+
+
+@pytest.mark.parametrize(
+    "over", [{"metadata": {"deletionTimestamp": CREATED}}, {"status": OVER}], ids=["deleted", "over"]
+)
+def test_kueue_is_not_asked_about_a_child_that_will_not_run(over: dict[str, Any]) -> None:
+    world = make_world(now=after(5))
+    world.watch(raw_job(), [raw_child(spec={"suspend": True}, **over)])
+    assert world.look() == Result()
+    assert ("list", "Workload") not in world.server.calls
+
+
+@pytest.mark.parametrize("error", [RefusedError("forbidden"), UnavailableError("HTTP 500: conversion webhook failed")])
+def test_kueue_that_does_not_answer_stops_nothing(error: ClusterError, caplog: pytest.LogCaptureFixture) -> None:
+    world = make_world(now=after(5))
+    world.watch(raw_job(), [raw_child(spec={"suspend": True})])
+    world.server.fails = lambda verb, kind: error if kind == "Workload" else None
+    assert world.look() == Result(after_seconds=4.0)
+    assert world.seen[0][1].children[0].waiting_message == ""
+    assert f"cannot read workloads namespace={NAMESPACE} error={error}" in caplog.text
 
 
 def test_cap_counts_jobs_that_run_and_older_ones_that_want_to() -> None:

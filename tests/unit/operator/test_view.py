@@ -8,10 +8,10 @@ import pytest
 from finetune_api.report import Stage
 from finetune_api.status import Phase
 from finetune_operator.observed import PodPhase
-from finetune_operator.view import child_view, job_view, packed_job, pod_view, status_of, trouble_told
+from finetune_operator.view import child_view, job_view, packed_job, pod_view, queue_told, status_of, trouble_told
 
 from .objects import NAME, NAMESPACE, UID
-from .raw_objects import CREATED, container, raw_child, raw_job, raw_pod
+from .raw_objects import CREATED, container, queue_condition, raw_child, raw_job, raw_pod, raw_workload
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 LATER = "2026-01-02T04:00:00Z"
@@ -257,3 +257,50 @@ def make_event(reason: str, time: str, kind: str = "Warning", **more: Any) -> di
 )
 def test_trouble_is_what_the_newest_event_warns_of(events: list[dict[str, Any]], reason: str) -> None:
     assert trouble_told(events)[0] == reason
+
+
+# --- a queue
+
+SHORT_OF_CPU = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor any, 1 more needed"
+PENDING = queue_condition("QuotaReserved", "False", SHORT_OF_CPU)
+PREEMPTED = queue_condition("Evicted", "True", "Preempted to accommodate a workload")
+
+
+@pytest.mark.parametrize(
+    ("workloads", "message"),
+    [
+        pytest.param([], "", id="Kueue has not seen it"),
+        pytest.param([{**raw_workload(), "status": None}], "", id="nor looked at it"),
+        pytest.param([raw_workload(PENDING)], SHORT_OF_CPU, id="it lacks quota"),
+        pytest.param([raw_workload(PENDING, owner="another")], "", id="another one lacks quota"),
+        pytest.param([raw_workload(PREEMPTED, PENDING)], SHORT_OF_CPU, id="evicted, it waits again"),
+        pytest.param(
+            [
+                raw_workload(
+                    queue_condition("QuotaReserved", "True", "Quota reserved"),
+                    PREEMPTED | {"lastTransitionTime": LATER},
+                )
+            ],
+            "Preempted to accommodate a workload",
+            id="evicted, it still holds its quota",
+        ),
+        pytest.param(
+            [raw_workload(PENDING, queue_condition("Evicted", "True", "The workload is deactivated", LATER))],
+            "The workload is deactivated",
+            id="deactivated while it waited",
+        ),
+        pytest.param(
+            [
+                raw_workload(
+                    queue_condition("Evicted", "False", "Previously: Preempted", LATER),
+                    queue_condition("Admitted", "False", "The workload has no reservation", LATER),
+                    queue_condition("QuotaReserved", "True", "Quota reserved in ClusterQueue gpu"),
+                )
+            ],
+            "Quota reserved in ClusterQueue gpu",
+            id="with quota, it waits for a check of its queue",
+        ),
+    ],
+)
+def test_queue_says_what_it_found_last(workloads: list[dict[str, Any]], message: str) -> None:
+    assert queue_told(workloads, "child") == ("Pending" if message else "", message)
