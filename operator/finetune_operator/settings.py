@@ -21,7 +21,7 @@ EndpointPrefix = Annotated[str, Field(pattern=r"^https?://[^/\s]+/(\S*/)?$")]
 
 
 LOCKABLE = (*(field.alias or name for name, field in PodSpec.model_fields.items()), "priorityClassName", "cacheVolume")
-"""Fields of ``spec.compute.pod``, and those of ``spec.compute`` beside it that decide on pods what no size does."""
+"""Fields of ``spec.compute.pod``, and two of ``spec.compute`` that end up in its pods as these do."""
 
 
 def _lockable(name: str) -> str:

@@ -1,5 +1,6 @@
 """Which jobs are accepted, what is said of the others, and what profile and defaults make of a spec."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -238,6 +239,13 @@ def test_every_field_that_can_be_locked_is_judged():
     assert isinstance(verdict, Refused)
     assert verdict.reason is Reason.POLICY_VIOLATED
     assert [word for word in FOREIGN_WORDS if word not in verdict.message] == []
+
+
+@pytest.mark.parametrize("name", LOCKABLE)
+def test_a_pod_field_that_is_locked_alone_is_refused_alone(name: str):
+    verdict = judge(make_view(FOREIGN), make_settings(policy={"lockedPodFields": [name]}))
+    assert isinstance(verdict, Refused)
+    assert re.findall(r"^spec\.compute\.(?:pod\.)?(\w+) .* is locked", verdict.message, re.MULTILINE) == [name]
 
 
 def test_what_is_allowed_is_accepted():
