@@ -11,7 +11,7 @@ from finetune_api.job import API_VERSION, KIND, FineTuneJob, spec_hash
 from finetune_api.problem import FieldError, shown, written
 from finetune_api.report import ArtifactKind
 from finetune_api.resolve import resolve
-from finetune_api.spec import ComputeSpec, StartFrom
+from finetune_api.spec import ComputeSpec, FineTuneJobSpec, StartFrom
 from finetune_api.status import Attempt, ConditionType, PublishedArtifact, Reason
 from finetune_api.support import Place, Refusal, unreachable_fields, unsupported_fields
 from finetune_operator import policy
@@ -109,13 +109,17 @@ def _resolved(
         start = find_start(job, job.start_job, starts)
         if isinstance(start, Refused):
             return start
-        model = resolved.spec.model.model_copy(update={"start_from": start})
-        resolved = resolved.model_copy(update={"spec": resolved.spec.model_copy(update={"model": model})})
-        if refusals := [*policy.violations(resolved.spec, settings.policy)]:
+        resolved = resolved.model_copy(update={"spec": _beginning_with(resolved.spec, start)})
+        # Not the resolved one: what a profile sets is the administrator's.
+        if refusals := [*policy.violations(_beginning_with(written_job.spec, start), settings.policy)]:
             return _refused(Reason.POLICY_VIOLATED, _as_errors(refusals), is_final=False)
     accepted = Accepted(resolved, spec_hash(resolved.spec), image_of(resolved, settings), output_path(resolved))
     errors = [*_taken_places(accepted, settings), *_too_large(resolved)]
     return _refused(Reason.SPEC_INVALID, errors, is_final=profile is None) if errors else accepted
+
+
+def _beginning_with(spec: FineTuneJobSpec, start: StartFrom) -> FineTuneJobSpec:
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"start_from": start})})
 
 
 def _too_large(job: FineTuneJob) -> Iterable[FieldError]:

@@ -81,7 +81,7 @@ def pod_template(run: Run, role: Role = Role.WHOLE) -> Manifest:
         "metadata": {
             "labels": {
                 # Costs are booked by the administrator's labels: whoever runs a job must not be able to change them.
-                **without_queue(run.job.metadata.labels | (run.extra.labels or {}) | run.settings.pod.labels),
+                **without_queue(_labels_of_job(run) | (run.extra.labels or {}) | run.settings.pod.labels),
                 **labels(run),
             },
             "annotations": {
@@ -136,6 +136,11 @@ def labels(run: Run) -> dict[str, str]:
     """Return the labels by which the attempt's child and pods are known."""
     metadata = run.job.metadata
     return naming.child_labels(metadata.name, metadata.uid, run.attempt.stage, run.attempt.number)
+
+
+def _labels_of_job(run: Run) -> dict[str, str]:
+    # They would be a way around the lock.
+    return {} if "labels" in run.settings.policy.locked_pod_fields else run.job.metadata.labels
 
 
 def without_queue(labels: Mapping[str, str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ def violations(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusa
     yield from _endpoint(spec, policy)
     yield from _environment(spec, policy)
     yield from _service_account(spec, policy)
+    yield from _pod_fields(spec, policy)
 
 
 def _image(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:
@@ -82,6 +83,21 @@ def _service_account(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[
             "is a service account that the administrator does not allow.",
             f"Leave it out, or take {_listed(allowed)}.",
         )
+
+
+def _pod_fields(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:
+    # An empty value counts: ``affinity: {}`` would take the place of the profile's.
+    compute = spec.compute.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+    blocks = {("spec", "compute"): compute, ("spec", "compute", "pod"): compute.get("pod", {})}
+    for path, block in blocks.items():
+        for name in policy.locked_pod_fields:
+            if name in block:
+                yield (
+                    (*path, name),
+                    block[name],
+                    "is locked by the administrator.",
+                    "Leave it out, or ask the administrator for a profile that sets it.",
+                )
 
 
 def _listed(values: Sequence[str]) -> str:

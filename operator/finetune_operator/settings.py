@@ -3,11 +3,11 @@
 from typing import Annotated
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from finetune_api.model import ApiModel
 from finetune_api.spec import ComputeSpec
-from finetune_api.spec.compute import ResourcesSpec
+from finetune_api.spec.compute import PodSpec, ResourcesSpec
 from finetune_api.spec.field import Annotations, Labels, Name, ObjectName
 
 RegistryPrefix = Annotated[str, Field(pattern=r"^[a-z0-9]\S*[/:@]$")]
@@ -18,6 +18,20 @@ StoragePrefix = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+://(\S*/)?$")]
 
 EndpointPrefix = Annotated[str, Field(pattern=r"^https?://[^/\s]+/(\S*/)?$")]
 """As a `RegistryPrefix`, with the whole host: ``https://minio.example:9000/``."""
+
+
+LOCKABLE = (*(field.alias or name for name, field in PodSpec.model_fields.items()), "priorityClassName", "cacheVolume")
+"""Fields of ``spec.compute.pod``, and two of ``spec.compute`` that end up in its pods as these do."""
+
+
+def _lockable(name: str) -> str:
+    if name not in LOCKABLE:
+        raise ValueError(f"{name} is no field that can be locked; these can: {', '.join(LOCKABLE)}")
+    return name
+
+
+LockedField = Annotated[str, AfterValidator(_lockable), Field(json_schema_extra={"enum": [*LOCKABLE]})]
+"""One of `LOCKABLE`."""
 
 
 class SettingsError(Exception):
@@ -48,6 +62,9 @@ class PolicySettings(ApiModel):
     endpoint takes the environment's."""
     service_accounts: tuple[ObjectName, ...] = ()
     """Service accounts that ``compute.pod.serviceAccountName`` may name."""
+    locked_pod_fields: tuple[LockedField, ...] = ()
+    """Fields of ``compute.pod``, ``priorityClassName`` and ``cacheVolume`` that no job may set; profiles may. With
+    ``labels`` those of the job's metadata do not reach its pods either."""
     max_running_jobs: Annotated[int, Field(ge=1)] | None = None
     """Jobs of one namespace that may have a pod at the same time, for clusters without Kueue. Absent: no limit."""
 

@@ -6,6 +6,8 @@ The same table meets the schema, the operator's own check and a real API server.
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_operator.settings import LOCKABLE
+
 POD = "spec.compute.pod"
 
 
@@ -83,9 +85,19 @@ FOREIGN = {
         "wandb": {"project": "a", "baseUrl": "https://wandb.other.example"},
     },
     "spec.compute.image": "other.example/a",
+    "spec.compute.priorityClassName": "system-node-critical",
+    "spec.compute.cacheVolume": {"claimName": "other"},
     "spec.compute.pod": {
         "serviceAccountName": "other",
         "env": [{"name": "AWS_ENDPOINT_URL", "value": "https://other.example"}],
+        "nodeSelector": {"pool": "other"},
+        "tolerations": [{"operator": "Exists"}],
+        "affinity": {},
+        "labels": {"egress": "open"},
+        "annotations": {"sidecar.example/inject": "true"},
+        "volumes": [{"name": "other", "secret": {"secretName": "other"}}],
+        "volumeMounts": [{"name": "other", "mountPath": "/other"}],
+        "terminationGracePeriodSeconds": 86400,
     },
 }
 """Every field that an administrator can lock, set to what none of `LOCKS` allows."""
@@ -94,7 +106,9 @@ FOREIGN_WORDS = (
     *(f"s3://other/{name}" for name in ("base", "rows.jsonl", "validation.jsonl", "test.jsonl", "general.jsonl")),
     *("s3://other/replay.jsonl", "s3://other/task.yaml", "s3://other/out", "https://other.example", "other.example/a"),
     *("https://mlflow.other.example", "https://wandb.other.example"),
-    *("serviceAccountName", "AWS_ENDPOINT_URL"),
+    *(" trainer", "leads to another store"),
+    *(f"spec.compute.pod.{name}" for name in LOCKABLE if name not in ("priorityClassName", "cacheVolume")),
+    *("spec.compute.priorityClassName", "spec.compute.cacheVolume"),
 )
 """What a refusal of `FOREIGN` names."""
 
@@ -103,4 +117,5 @@ LOCKS = {
     "storagePrefixes": ["pvc://models/", "pvc://rows/"],
     "storageEndpoints": ["https://minio.example/"],
     "serviceAccounts": ["trainer"],
+    "lockedPodFields": [*LOCKABLE],
 }

@@ -15,7 +15,7 @@ from jsonschema import Draft4Validator
 
 from finetune_api.crd import crd
 
-from .attacks import ATTACKS, Attack
+from .attacks import ATTACKS, FOREIGN, Attack
 from .bad_specs import BAD_SPECS, Admission, BadSpec
 from .builders import make_manifest
 
@@ -119,6 +119,10 @@ def test_the_schema_is_no_stricter_than_it_says(row: BadSpec) -> None:
 def test_the_schema_refuses_what_leads_out_of_the_own_pod_and_namespace(attack: Attack) -> None:
     refused = refused_paths(CLOSED, make_manifest(attack.given))
     assert any(attack.field in path for path in refused), refused
+
+
+def test_the_schema_leaves_what_can_be_locked_to_the_administrator() -> None:
+    assert refused_paths(CLOSED, make_manifest(FOREIGN)) == set()
 
 
 def test_the_minimal_manifest_passes() -> None:

@@ -18,7 +18,7 @@ from finetune_api.status import Phase, Reason
 from finetune_operator.cluster import CLUSTER_ACCESS, JOB_ACCESS, OWN_ACCESS
 from finetune_operator.metric import Metrics
 from finetune_operator.naming import CHILD_SELECTOR
-from finetune_operator.settings import ImageSettings, ProgressSettings, Settings, parse_settings
+from finetune_operator.settings import ImageSettings, ProgressSettings, Settings, SettingsError, parse_settings
 
 from .chart import CHART, EVERYTHING, NAMESPACE, HelmError, Manifest, faults, helm, only, render
 
@@ -190,6 +190,15 @@ def test_values_explain_every_setting() -> None:
             value = value[part]
 
 
+def test_an_operator_does_not_start_with_a_lock_that_it_cannot_keep(default: list[Manifest]) -> None:
+    content = settings_of(default).model_dump(mode="json", by_alias=True)
+    content["policy"]["lockedPodFields"] = ["tolerations", "hostNetwork"]
+    with pytest.raises(
+        SettingsError, match=r"policy\.lockedPodFields\.1\n.*hostNetwork is no field .*: nodeSelector, "
+    ):
+        parse_settings(yaml.safe_dump(content))
+
+
 def test_changed_settings_restart_the_operator(default: list[Manifest]) -> None:
     def checksum(manifests: list[Manifest]) -> str:
         return str(only(manifests, "Deployment")["spec"]["template"]["metadata"]["annotations"]["checksum/settings"])
@@ -221,6 +230,10 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a bucket without its end": (
         {"settings": {"policy": {"storagePrefixes": ["s3://models"]}}},
         "at '/settings/policy/storagePrefixes/0': 's3://models' does not match",
+    ),
+    "a locked field that no pod has": (
+        {"settings": {"policy": {"lockedPodFields": ["hostNetwork"]}}},
+        "at '/settings/policy/lockedPodFields/0': value must be one of 'nodeSelector', 'tolerations', 'affinity'",
     ),
     "a pull policy that does not exist": (
         {"image": {"pullPolicy": "Sometimes"}},
@@ -458,7 +471,19 @@ def test_one_lock_alone_is_judged(lock: str) -> None:
     variables = {one["name"]: one["expression"] for one in policy["variables"]}
     assert json.loads(variables[lock]) == allowed, "a text of CEL is a text of JSON"
     assert variables["refused"] == " + ".join(f"variables.{variable}" for variable in judging)
-    assert not ({other for others, _ in LOCKS.values() for other in others} - {*judging}) & set(variables)
+    others = {other for variables, _ in LOCKS.values() for other in variables} | {"refusedPodFields"}
+    assert not (others - {*judging}) & set(variables)
+
+
+def test_locked_pod_fields_are_looked_for_where_they_stand() -> None:
+    locked = ["tolerations", "priorityClassName"]
+    policy = only(render({"settings": {"policy": {"lockedPodFields": locked}}}), "ValidatingAdmissionPolicy")["spec"]
+    refused, whole = policy["variables"]
+    assert re.findall(r"(\S+)\.hasValue\(\) \? '(\S+)' : ''", refused["expression"]) == [
+        ("object.spec.?compute.?pod.?tolerations", "spec.compute.pod.tolerations"),
+        ("object.spec.?compute.?priorityClassName", "spec.compute.priorityClassName"),
+    ]
+    assert whole["expression"] == f"variables.{refused['name']}"
 
 
 def test_policy_holds_where_the_operator_looks_after_jobs(everything: list[Manifest]) -> None:

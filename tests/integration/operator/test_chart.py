@@ -13,7 +13,7 @@ import pytest
 
 from finetune_api.job import FineTuneJob
 from finetune_operator.policy import violations
-from finetune_operator.settings import PolicySettings
+from finetune_operator.settings import LOCKABLE, PolicySettings
 
 from ...cluster.folder import BIN
 from ...unit.builders import make_manifest
@@ -67,6 +67,7 @@ LOCKS: Manifest = {
     "storagePrefixes": ["s3://models/", "pvc://claim/shared/", "hf://"],
     "storageEndpoints": ["https://minio.example/"],
     "serviceAccounts": ["trainer", "store-writer"],
+    "lockedPodFields": [name for name in LOCKABLE if name not in ("serviceAccountName", "env")],
 }
 OBEYING: dict[str, Any] = {"spec.data.tasks[0].source": "s3://models/rows.jsonl", "spec.output.uri": "s3://models/out"}
 TOO_MUCH: dict[str, Any] = {
@@ -109,6 +110,16 @@ JOBS: dict[str, dict[str, Any]] = {
     "a variable that leads to a foreign store": {
         "spec.compute.pod.env": [{"name": "AWS_ENDPOINT_URL", "value": "https://other.example"}]
     },
+    "an allowed variable": {"spec.compute.pod.env": [{"name": "NCCL_DEBUG", "value": "INFO"}]},
+    "a taint, a node and a grace period": {
+        "spec.compute.pod": {
+            "tolerations": [{"operator": "Exists"}],
+            "nodeSelector": {"pool": "others"},
+            "terminationGracePeriodSeconds": 86400,
+        }
+    },
+    "nothing in place of what a profile sets": {"spec.compute.pod": {"affinity": {}, "labels": {}, "volumes": []}},
+    "a priority above others'": {"spec.compute.priorityClassName": "system-node-critical"},
     "everything at once": TOO_MUCH,
 }
 
@@ -157,7 +168,8 @@ def test_api_server_and_operator_judge_alike(api_server: ApiServer, locked: str,
     message = refusal(api_server, JOBS[case], locked)
     assert message.count(" is not allowed here") == len(expected), message
     for field, value in expected:
-        assert f"{field}: {value} is not allowed here" in message
+        subject = "setting it" if field in LOCKS["lockedPodFields"] else value
+        assert f"{field}: {subject} is not allowed here" in message
 
 
 def test_judgements_differ() -> None:

@@ -1,5 +1,6 @@
 """Which jobs are accepted, what is said of the others, and what profile and defaults make of a spec."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from finetune_api.status import ConditionStatus, ConditionType, FineTuneJobStatu
 from finetune_operator.acceptance import Accepted, Refused, judge
 from finetune_operator.condition import Statement, stated
 from finetune_operator.observed import JobView
-from finetune_operator.settings import Settings
+from finetune_operator.settings import LOCKABLE, Settings
 
 from ..attacks import ATTACKS, FOREIGN, FOREIGN_WORDS, LOCKS, Attack
 from .objects import ADAPTER, IMAGE, NOW, make_settings, make_view, published_job
@@ -162,6 +163,30 @@ REFUSALS = (
         {"serviceAccounts": ["trainer"]},
     ),
     Refusal(
+        "a taint that the administrator keeps for others",
+        {"spec.compute.pod": {"tolerations": [{"operator": "Exists"}]}},
+        NAMED,
+        ("spec.compute.pod.tolerations (1 entry): is locked", "ask the administrator"),
+        False,
+        {"lockedPodFields": ["nodeSelector", "tolerations"]},
+    ),
+    Refusal(
+        "nothing in place of what the profile sets",
+        {"spec.compute": {"profile": "a100", "pod": {"affinity": {}}}},
+        NAMED,
+        ("spec.compute.pod.affinity ({}): is locked",),
+        False,
+        {"lockedPodFields": ["affinity"]},
+    ),
+    Refusal(
+        "a priority above others'",
+        {"spec.compute.priorityClassName": "system-node-critical"},
+        NAMED,
+        ('spec.compute.priorityClassName ("system-node-critical"): is locked',),
+        False,
+        {"lockedPodFields": ["priorityClassName"]},
+    ),
+    Refusal(
         "a volume that is called like one of ours",
         {"spec.compute.pod": {"volumes": [{"name": "finetune-tmp", "emptyDir": {}}]}},
         Reason.SPEC_INVALID,
@@ -215,12 +240,20 @@ def test_every_field_that_can_be_locked_is_judged():
     assert [word for word in FOREIGN_WORDS if word not in verdict.message] == []
 
 
+@pytest.mark.parametrize("name", LOCKABLE)
+def test_a_pod_field_that_is_locked_alone_is_refused_alone(name: str):
+    verdict = judge(make_view(FOREIGN), make_settings(policy={"lockedPodFields": [name]}))
+    assert isinstance(verdict, Refused)
+    assert re.findall(r"^spec\.compute\.(?:pod\.)?(\w+) .* is locked", verdict.message, re.MULTILINE) == [name]
+
+
 def test_what_is_allowed_is_accepted():
     policy = {
         "imageRegistries": ["registry.example/"],
         "storagePrefixes": ["pvc://rows/", "pvc://models/", "hf://acme/"],
         "serviceAccounts": ["trainer"],
     }
+    policy["lockedPodFields"] = [name for name in LOCKABLE if name != "serviceAccountName"]
     given = {"spec.compute": {"image": "registry.example/own:1", "pod": {"serviceAccountName": "trainer"}}}
     assert accepted(given, make_settings(policy=policy)).image == "registry.example/own:1"
 
@@ -242,9 +275,16 @@ def test_the_image_is_the_jobs_or_the_profiles_or_the_operators():
     assert accepted({"spec.compute": {"profile": "a100", "image": "registry.example/own:1"}}).image.endswith("own:1")
 
 
-def test_a_profile_is_not_judged_by_what_users_may():
-    policy = make_settings(policy={"imageRegistries": ["other.example/"]}, profiles={"a100": PROFILE})
-    assert accepted({"spec.compute.profile": "a100"}, policy).image == "registry.example/gpu:1"
+@pytest.mark.parametrize("begins", ["bare", "with another job's model"])
+def test_a_profile_is_not_judged_by_what_users_may(begins: str):
+    policy = {"imageRegistries": ["other.example/"], "lockedPodFields": ["nodeSelector", "tolerations", "env"]}
+    settings = make_settings(policy=policy, profiles={"a100": PROFILE})
+    start = {} if begins == "bare" else FROM_GENERAL
+    verdict = judge(make_view({"spec.compute.profile": "a100"} | start), settings, (PUBLISHED,))
+    assert isinstance(verdict, Accepted), verdict
+    assert verdict.image == "registry.example/gpu:1"
+    assert verdict.job.spec.compute.pod is not None
+    assert verdict.job.spec.compute.pod.node_selector == {"gpu": "a100"}
 
 
 def test_what_a_job_sets_itself_wins_over_its_profile_entry_by_entry():

@@ -257,6 +257,15 @@ def test_costs_are_booked_as_the_administrator_says(stage: Stage):
         assert metadata["annotations"]["note"] == "theirs"
 
 
+def test_with_labels_locked_those_of_the_job_stay_off_its_pods():
+    job = make_resolved({"metadata.labels": {"egress": "open"}})
+    settings = make_settings(policy={"lockedPodFields": ["labels"]}, pod={"labels": {"cost": "none"}})
+    child = stage_child(Run(job, Attempt(stage=Stage.TRAIN, number=1, child="c"), IMAGE, HASH, settings))
+    labels = child["spec"]["template"]["metadata"]["labels"]
+    assert "egress" not in labels
+    assert labels["cost"] == "none"
+
+
 def test_no_job_can_say_that_its_progress_goes_elsewhere():
     given = {"spec.compute.pod": {"env": [{"name": "KUBEFLOW_TRAINER_SERVER_URL", "value": "https://other.example"}]}}
     run = Run(make_resolved(given), Attempt(stage=Stage.TRAIN, number=1, child="c"), IMAGE, HASH, make_settings())
