@@ -23,6 +23,7 @@ Raw = Mapping[str, Any]
 
 SECONDS_PER_REQUEST = 30.0
 OBJECTS_PER_PAGE = 500
+METADATA_ALONE = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 
 PROGRESS_MANAGER = f"{OPERATOR}-progress"
 """Field manager of the writer of progress."""
@@ -47,6 +48,9 @@ RESOURCES: Mapping[str, Resource] = {
     "Job": Resource("/apis/batch/v1", "jobs"),
     "RayJob": Resource("/apis/ray.io/v1", "rayjobs"),
     "Workload": Resource("/apis/kueue.x-k8s.io/v1beta2", "workloads"),
+    "CustomResourceDefinition": Resource(
+        "/apis/apiextensions.k8s.io/v1", "customresourcedefinitions", namespaced=False
+    ),
     "Pod": Resource("/api/v1", "pods"),
     "ConfigMap": Resource("/api/v1", "configmaps"),
     "Secret": Resource("/api/v1", "secrets"),
@@ -134,6 +138,9 @@ class Cluster(Protocol):
     async def identities(self, kind: str, namespace: str | None, selector: str = "") -> list[Identity]:
         """Return all objects with the labels of ``selector``; in all namespaces when that is None."""
 
+    async def definition(self) -> str | None:
+        """Return the UID of the definition of FineTuneJob; None when there is none."""
+
     async def first(self, kind: str, namespace: str | None) -> None:
         """Ask for one object, whichever; nothing comes of it but the answer that one may.
 
@@ -200,15 +207,21 @@ class KubernetesCluster:
     async def identities(self, kind: str, namespace: str | None, selector: str = "") -> list[Identity]:
         """See `Cluster`."""
         # Names and UIDs alone: whole objects of a big cluster would fill the memory.
-        items = await self._list(
-            RESOURCES[kind].path(namespace),
-            {"labelSelector": selector},
-            accept="application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io",
-        )
+        items = await self._list(RESOURCES[kind].path(namespace), {"labelSelector": selector}, accept=METADATA_ALONE)
         return [
             Identity(one["namespace"], one["name"], one["uid"], one["creationTimestamp"])
             for one in (item["metadata"] for item in items)
         ]
+
+    async def definition(self) -> str | None:
+        """See `Cluster`."""
+        path = RESOURCES["CustomResourceDefinition"].path(None)
+        found = await self._list(
+            path,
+            {"fieldSelector": f"metadata.name={PLURAL}.{GROUP}"},
+            accept=METADATA_ALONE,
+        )
+        return found[0]["metadata"]["uid"] if found else None
 
     async def first(self, kind: str, namespace: str | None) -> None:
         """See `Cluster`."""

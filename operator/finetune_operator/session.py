@@ -18,6 +18,7 @@ from finetune_operator import handlers
 from finetune_operator.cache import Cache
 from finetune_operator.certificate import CertificateHolder
 from finetune_operator.cluster import Cluster, Connection
+from finetune_operator.definition import Definition
 from finetune_operator.event_recorder import EventRecorder
 from finetune_operator.inbox import Inbox
 from finetune_operator.kuberay import KubeRay
@@ -77,6 +78,7 @@ class _Session:
         settings = operator.settings
         self._operator = operator
         self._kuberay = kuberay
+        self._definition = Definition(cluster)
         self._kinds = tuple(ChildKind) if has_kuberay else (ChildKind.JOB,)
         self._cache = Cache()
         self._inbox = Inbox(lambda key: self._queue.add(key))
@@ -143,6 +145,7 @@ class _Session:
                 group.create_task(self._sweep_for_ever(), name="sweep"),
                 group.create_task(self._stalled.watch(), name="stalled deletions"),
                 group.create_task(self._kuberay.watch(ChildKind.RAY_JOB in self._kinds), name="KubeRay"),
+                group.create_task(self._definition.watch(), name="definition"),
             ]
             # kopf cancels at its end what was begun after it: so it is begun last.
             await asyncio.sleep(0)

@@ -62,6 +62,10 @@ class FakeApiServer:
             if place[0] == kind and namespace in (None, place[1])
         ]
 
+    async def definition(self) -> str | None:
+        self._call("list", "CustomResourceDefinition")
+        return "the only one"
+
     async def first(self, kind: str, namespace: str | None) -> None:
         self._call("first", kind)
 
