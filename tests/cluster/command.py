@@ -5,8 +5,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-SAID = 2000
-"""Characters of a program's last words that an error repeats."""
+SAID = 6000
+"""Characters of a program's last words that an error repeats: all of the longest refusal by a policy, of 5 kB."""
 
 
 class ClusterUnavailableError(RuntimeError):
