@@ -215,12 +215,9 @@ class KubernetesCluster:
 
     async def definition(self) -> str | None:
         """See `Cluster`."""
-        path = RESOURCES["CustomResourceDefinition"].path(None)
-        found = await self._list(
-            path,
-            {"fieldSelector": f"metadata.name={PLURAL}.{GROUP}"},
-            accept=METADATA_ALONE,
-        )
+        selector = f"metadata.name={PLURAL}.{GROUP}"
+        path = RESOURCES["CustomResourceDefinition"].path()
+        found = await self._list(path, {"fieldSelector": selector}, accept=METADATA_ALONE)
         return found[0]["metadata"]["uid"] if found else None
 
     async def first(self, kind: str, namespace: str | None) -> None:

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetune_api.spec import REPLAY_TASK, DataSpec, ReplaySpec, SplitsSpec, TaskSpec, TemplateSpec
 from finetune_trainer.chat import ChatColumn
 from finetune_trainer.errors import DataError
@@ -24,7 +22,17 @@ from finetune_trainer.example import Example, pack_example, unpack_example
 from finetune_trainer.record_file import RecordFile
 from finetune_trainer.records import StoredRows
 from finetune_trainer.source import Fetch, Row, fetch_local, read_rows
-from finetune_trainer.split import ANYWHERE, SPLITS, Codes, DuplicateStats, Split, assign_splits, draw, input_key
+from finetune_trainer.split import (
+    ANYWHERE,
+    SPLITS,
+    Codes,
+    DuplicateStats,
+    Split,
+    assign_splits,
+    count_by_split,
+    draw,
+    input_key,
+)
 from finetune_trainer.template import Template
 
 _SHOWN_VALUES = 10
@@ -279,7 +287,7 @@ def load_dataset(
         start += task.count
     if data.replay is not None:
         _refuse_empty_replay(data.replay, by_task[REPLAY_TASK])
-    counts = {task.name: _counts(by_task[task.name]) for task in data.tasks}
+    counts = {task.name: count_by_split(by_task[task.name]) for task in data.tasks}
     _refuse_tasks_without_rows(data, counts)
     examples = StoredRows(rendered, unpack_example)
     opened, replay = _kept(rendered, by_task, splits)
@@ -580,12 +588,8 @@ def _other_labels(task: TaskSpec, others: Mapping[str, _Strays], field: str) -> 
     )
 
 
-def _counts(codes: Codes) -> dict[Split, int]:
-    return {split: int(np.count_nonzero(codes == code)) for code, split in enumerate(SPLITS)}
-
-
 def _refuse_empty_replay(replay: ReplaySpec, codes: Codes) -> None:
-    if not _counts(codes)[Split.TRAIN]:
+    if not count_by_split(codes)[Split.TRAIN]:
         raise DataError(
             f"spec.data.replay.source: all {len(codes)} rows of {replay.source} are like rows kept back for "
             f"validation and test, or drawn to be. Add rows, or leave replay out."

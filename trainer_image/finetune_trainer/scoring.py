@@ -37,6 +37,8 @@ class Scorer:
         scored = self._scored(items, on_progress, with_ranks=True)
         return [(float(scores[:, 0].sum()), bool(scores[:, 1].all())) for scores in scored]
 
+    # No inference mode: weights that are spread over workers are gathered here and learnt from later.
+    @torch.no_grad()
     def _scored(
         self, items: Sequence[Encoded], on_progress: Callable[[float], None], with_ranks: bool
     ) -> list[LogProbs]:
@@ -66,8 +68,6 @@ class Scorer:
         values = np.concatenate(self.token_logprobs(items))
         return float(-values.mean())
 
-    # No inference mode: weights that are spread over workers are gathered here and learnt from later.
-    @torch.no_grad()
     def _continued(self, items: Sequence[Encoded]) -> set[int]:
         """Return which items are read behind a prompt that has been read for all of its completions."""
         if self._layout is Layout.PACKED or any(item.decoder_start is not None for item in items):
@@ -75,7 +75,6 @@ class Scorer:
         shared = find_shared_prompts(items)
         return shared if shared and keeps_prompts(self._model) else set()
 
-    @torch.no_grad()
     def _score(self, items: Sequence[Encoded], with_ranks: bool) -> LogProbs:
         device = next(self._model.parameters()).device
         batch = {name: value.to(device) for name, value in build_batch(items, self._layout).items()}
@@ -83,7 +82,6 @@ class Scorer:
             logits, column = self._distinct_logits(batch)
         return _grade(logits, column, batch["labels"][:, 1:].to(logits.device), with_ranks)
 
-    @torch.no_grad()
     def _score_continued(self, items: Sequence[Encoded], with_ranks: bool) -> LogProbs:
         parts = continued_logits(self._model, items, self._batch_tokens)
         return np.concatenate(

@@ -272,8 +272,13 @@ def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def count_by_split(codes: Codes) -> dict[Split, int]:
+    """Return how many rows are in each split."""
+    return {split: int(np.count_nonzero(codes == code)) for code, split in enumerate(SPLITS)}
+
+
 def _refuse_empty(codes: Codes, validation: float, test: float, seed: int, largest: int) -> None:
-    rows = {split: int(np.count_nonzero(codes == code)) for code, split in enumerate(SPLITS)}
+    rows = count_by_split(codes)
     wanted = {Split.TRAIN: 1.0 - validation - test, Split.VALIDATION: validation, Split.TEST: test}
     empty = [split.value for split, share in wanted.items() if share > 0 and not rows[split]]
     if empty:
