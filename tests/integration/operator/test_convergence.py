@@ -13,7 +13,7 @@ import pytest
 
 from finetune_api.report import ExitCode, GateResult, Stage
 from finetune_api.status import ConditionStatus, ConditionType, EvaluationStatus, Phase, Reason, Summary
-from finetune_operator.action import Plan
+from finetune_operator.action import Emit, Plan, RecordStatus
 from finetune_operator.condition import holds
 from finetune_operator.observed import JobView, Observed, PodPhase
 from finetune_operator.planner import plan
@@ -51,10 +51,10 @@ class Scenario:
         )
 
     def operator(self, cluster: FakeCluster, **changes: Any) -> Operator:
-        def decide(job: JobView, observed: Observed, now: datetime) -> Plan:
-            return plan(job, observed, self.settings, now)
+        return Operator(cluster, self.decide, **changes)
 
-        return Operator(cluster, decide, **changes)
+    def decide(self, job: JobView, observed: Observed, now: datetime) -> Plan:
+        return plan(job, observed, self.settings, now)
 
 
 def suspend(value: bool) -> Callable[[FakeCluster], None]:
@@ -460,6 +460,22 @@ def test_late_caches_and_many_wake_ups_change_nothing_in_the_end(scenario: Scena
     random = Random(seed)
     troubled = lived(scenario, random=random, dies_after=random.randrange(1, 40))
     assert essence(troubled) == essence(lived(scenario))
+
+
+@by_sentence
+def test_no_phase_is_entered_without_an_event(scenario: Scenario):
+    cluster = scenario.begin()
+    silent: list[tuple[Phase | None, Phase | None]] = []
+
+    def decide(job: JobView, observed: Observed, now: datetime) -> Plan:
+        made = scenario.decide(job, observed, now)
+        entered = [one.status.phase for one in made.actions if isinstance(one, RecordStatus)]
+        if not any(isinstance(one, Emit) for one in made.actions):
+            silent.extend((job.status.phase, phase) for phase in entered if phase is not job.status.phase)
+        return made
+
+    Operator(cluster, decide).run()
+    assert silent == []
 
 
 def test_children_and_config_maps_go_when_their_time_is_over_and_the_job_stays():
