@@ -338,6 +338,8 @@ class FewShotComparison(ApiModel):
     low: float
     """Lower bound of the 95 % confidence interval of ``delta``."""
     high: float
+    p_value: float | None = None
+    """As of `MetricComparison`; absent in reports of versions that did not tell it."""
 
 
 class BaseAndTuned(ApiModel):

@@ -31,7 +31,6 @@ def measure(base: Figure, tuned: Figure, seed: int, groups: Sequence[Hashable] |
 def describe(task: str, metric: str, found: Measurement, note: str = "") -> MetricComparison:
     """Return ``found`` as the report has it."""
     interval = found.difference.interval()
-    p_value = found.difference.p_value
     return MetricComparison(
         task=task,
         metric=metric,
@@ -40,7 +39,7 @@ def describe(task: str, metric: str, found: Measurement, note: str = "") -> Metr
         delta=found.difference.measured,
         low=interval.low,
         high=interval.high,
-        p_value=None if math.isnan(p_value) else p_value,
+        p_value=_p_value(found),
         rows=found.rows,
         groups=found.groups,
         base_interval=_span(found.difference.base),
@@ -77,7 +76,13 @@ def few_shot_comparison(found: Measurement) -> FewShotComparison:
         delta=found.difference.measured,
         low=interval.low,
         high=interval.high,
+        p_value=_p_value(found),
     )
+
+
+def _p_value(found: Measurement) -> float | None:
+    p_value = found.difference.p_value
+    return None if math.isnan(p_value) else p_value
 
 
 def _span(interval: Interval | None) -> Span | None:

@@ -101,9 +101,8 @@ def _judge_tasks(evaluation: EvaluationReport) -> Verdict:
         if outcome in outcomes
     )
     better = sum(outcome is Outcome.BETTER for outcome in outcomes)
-    unsure = [one.task for one, outcome in zip(leading, outcomes, strict=True) if outcome is not outcome_of(one)]
-    luck = f" Among {len(leading)} tasks chance alone may make the difference on {', '.join(unsure)}." if unsure else ""
-    return Verdict(overall, f"The tuned model is better on {better} of {len(leading)} tasks: {tasks}.{luck}")
+    told = f"The tuned model is better on {better} of {len(leading)} tasks: {tasks}."
+    return Verdict(overall, f"{told} {_luck(leading, outcomes)}".strip())
 
 
 def _outcomes_together(leading: Sequence[MetricComparison]) -> list[Outcome]:
@@ -124,6 +123,13 @@ def _outcomes_together(leading: Sequence[MetricComparison]) -> list[Outcome]:
     ]
 
 
+def _luck(comparisons: Sequence[MetricComparison], outcomes: Sequence[Outcome]) -> str:
+    """Return where a difference counts alone and not among as many; empty where each counts as it would alone."""
+    unsure = [one.task for one, outcome in zip(comparisons, outcomes, strict=True) if outcome is not outcome_of(one)]
+    tasks = f"Among {len(comparisons)} tasks chance alone may make the difference on {', '.join(unsure)}."
+    return tasks if unsure else ""
+
+
 def judge_in_context(evaluation: EvaluationReport) -> Verdict | None:
     """Return whether examples in the prompt would have done instead; nothing where that was not measured.
 
@@ -132,12 +138,12 @@ def judge_in_context(evaluation: EvaluationReport) -> Verdict | None:
     against = [one for one in map(_against_few_shot, leading_comparisons(evaluation.metrics)) if one is not None]
     if not against:
         return None
-    outcomes = [outcome_of(comparison) for comparison in against]
+    outcomes = _outcomes_together(against)
     # Enough only where it is enough on every task: a single one that tuning serves better needs tuning.
     overall = next(one for one in _IN_CONTEXT if one in outcomes)
     reasons = "; ".join(_few_shot_reason(comparison) for comparison in against)
-    start = _IN_CONTEXT[overall]
-    return Verdict(overall, f"{start}: with {evaluation.few_shot} examples in its prompt the base reaches {reasons}.")
+    told = f"{_IN_CONTEXT[overall]}: with {evaluation.few_shot} examples in its prompt the base reaches {reasons}."
+    return Verdict(overall, f"{told} {_luck(against, outcomes)}".strip())
 
 
 _IN_CONTEXT = {
@@ -154,7 +160,13 @@ def _against_few_shot(comparison: MetricComparison) -> MetricComparison | None:
     if shown is None:
         return None
     return comparison.model_copy(
-        update={"base": shown.value, "delta": shown.delta, "low": shown.low, "high": shown.high}
+        update={
+            "base": shown.value,
+            "delta": shown.delta,
+            "low": shown.low,
+            "high": shown.high,
+            "p_value": shown.p_value,
+        }
     )
 
 

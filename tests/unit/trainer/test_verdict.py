@@ -129,8 +129,8 @@ def test_nothing_measured_says_so():
     assert judged()[0] is Outcome.CANNOT_TELL
 
 
-def shown(low: float, high: float) -> FewShotComparison:
-    return FewShotComparison(value=0.85, delta=0.05, low=low, high=high)
+def shown(low: float, high: float, p_value: float | None = None) -> FewShotComparison:
+    return FewShotComparison(value=0.85, delta=0.05, low=low, high=high, p_value=p_value)
 
 
 IN_CONTEXT = [
@@ -139,6 +139,8 @@ IN_CONTEXT = [
     ("nobody knows", [shown(-0.1, 0.1)], "Whether in-context learning is enough cannot be told: "),
     ("one task needs tuning", [shown(-0.1, 0.0), shown(0.01, 0.1)], "In-context learning is not enough: "),
     ("one task is unclear", [shown(-0.1, 0.0), shown(-0.1, 0.1)], "Whether in-context learning is enough cannot"),
+    ("one is sure among two", [shown(0.01, 0.1, 0.02), shown(-0.1, 0.1, 0.6)], "In-context learning is not enough: "),
+    ("by luck", [shown(0.01, 0.1, 0.03), shown(-0.1, 0.1, 0.6)], "Whether in-context learning is enough cannot"),
 ]
 
 
@@ -149,6 +151,14 @@ def test_whether_examples_would_have_done(sentence: str, against: list[FewShotCo
     assert verdict is not None
     assert verdict.sentence.startswith(start)
     assert "accuracy 0.850 on task0, the tuned model without any 0.900" in verdict.sentence
+
+
+def test_luck_is_told_where_it_decides_whether_examples_would_have_done():
+    against = [shown(0.01, 0.1, 0.03), shown(-0.1, 0.1, 0.6)]
+    metrics = tuple(make_comparison(task=f"task{n}", few_shot=few) for n, few in enumerate(against))
+    verdict = judge_in_context(EvaluationReport(metrics=metrics, few_shot=4))
+    assert verdict is not None
+    assert verdict.sentence.endswith("Among 2 tasks chance alone may make the difference on task0.")
 
 
 def test_nothing_is_said_of_examples_that_nobody_showed():
