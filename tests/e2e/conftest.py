@@ -15,6 +15,7 @@ import pytest
 
 from ..cluster.cluster import Cluster, find_cluster, start_cluster, stop_cluster
 from ..cluster.command import ClusterUnavailableError
+from ..cluster.kuberay import KubeRay, install_kuberay
 from ..cluster.object_store import ObjectStore, start_object_store
 from ..cluster.project_image import OPERATOR, TRAINER, provide
 from .object import Jobs
@@ -95,6 +96,12 @@ def operator(cluster: Cluster, operator_image: str) -> Iterator[OperatorRelease]
     if not was_there:
         release.uninstall()
         cluster.kubectl("delete", "crd", DEFINITION, "--ignore-not-found")
+
+
+@pytest.fixture(scope="module")
+def kuberay(cluster: Cluster) -> KubeRay:
+    """Return the real KubeRay, in the cluster; it stays there until the cluster goes, or a test takes it away."""
+    return install_kuberay(cluster)
 
 
 @pytest.fixture(scope="session")

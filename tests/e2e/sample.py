@@ -1,6 +1,7 @@
-"""Example 06 as tests apply it: its bucket, its Secret, how far a run of it has come."""
+"""The examples as tests apply them: their bucket, their Secret, how far a run has come."""
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from finetune_api.report import Stage
 from finetune_api.status import Phase
 
 from ..cluster.object_store import ObjectStore
-from ..integration.conftest import CHATML, save_tiny_model
+from ..integration.conftest import CHATML, save_tiny_encoder_decoder, save_tiny_model
 from ..integration.jobs import write_reviews
 from .object import Document, Job, Jobs
 
@@ -33,14 +34,33 @@ alone takes a minute to start, so they go without a share of their own."""
 
 
 def fill_bucket(s3: ObjectStore, folder: Path) -> None:
-    """Put a tiny model and rows into the bucket that example 06 names; ``folder`` holds them on the way."""
+    """Put tiny models and rows where the examples look for theirs; ``folder`` holds them on the way.
+
+    Example 06 names the bucket. What an example for a laptop reads lies below ``examples`` as it does in the project.
+    """
+    base, chat, both_ways = (folder / name for name in ("base", "chat", "both-ways"))
+    save_tiny_model(base)
+    save_tiny_model(chat, CHATML)
+    save_tiny_encoder_decoder(both_ways)
+    reviews = write_reviews(folder / "reviews.jsonl", rows=240)
+    renamed = folder / "renamed.jsonl"
+    rows = [json.loads(line) for line in reviews.read_text().splitlines()]
+    renamed.write_text("".join(json.dumps({"review_body": row["text"], "label": row["label"]}) + "\n" for row in rows))
+    content = {
+        "models/base": base,
+        "reviews.jsonl": reviews,
+        "examples/01-sentiment-lora/prepared/model": chat,
+        "examples/01-sentiment-lora/prepared/reviews.jsonl": renamed,
+        "examples/02-full-tiny/prepared/model": base,
+        "examples/09-encoder-decoder/prepared/model": both_ways,
+    }
+    beside = [file for file in EXAMPLES.glob("*/*") if file.suffix in (".jsonl", ".yaml")]
+    content |= {f"examples/{file.relative_to(EXAMPLES)}": file for file in beside}
     store = s3.client()
     s3.bucket(BUCKET)
-    for name, template in {"base": None, "chat": CHATML}.items():
-        (model := folder / name).mkdir()
-        for file in sorted(save_tiny_model(model, template).iterdir()):
-            store.upload_file(str(file), BUCKET, f"models/{name}/{file.name}")
-    store.upload_file(str(write_reviews(folder / "reviews.jsonl", rows=240)), BUCKET, "reviews.jsonl")
+    for key, path in content.items():
+        for file in [path] if path.is_file() else sorted(path.iterdir()):
+            store.upload_file(str(file), BUCKET, key if file is path else f"{key}/{file.name}")
 
 
 def add_secret(jobs: Jobs, s3: ObjectStore, name: str = SECRET) -> None:
@@ -50,25 +70,26 @@ def add_secret(jobs: Jobs, s3: ObjectStore, name: str = SECRET) -> None:
     )
 
 
-def example(s3: ObjectStore, name: str = "reviews-lora", of: str = "06-kubernetes", **changes: Document) -> Document:
-    """Return the job of example ``of``; ``changes`` are merged into the blocks of its spec."""
-    text = (EXAMPLES / of / "finetunejob.yaml").read_text()
+def example(
+    s3: ObjectStore,
+    name: str = "reviews-lora",
+    of: str = "06-kubernetes",
+    file: str = "finetunejob.yaml",
+    **changes: Document,
+) -> Document:
+    """Return the job in ``file`` of example ``of``; ``changes`` are merged into the blocks of its spec.
+
+    One for a laptop reads from the bucket what it reads there from folders.
+    """
+    folders = f"s3://{BUCKET}/examples"
+    text = (EXAMPLES / of / file).read_text()
+    text = text.replace("file://../", f"{folders}/").replace("file://./", f"{folders}/{of}/")
     document: Document = yaml.safe_load(text)
-    if "file://" in text:
-        _move_to_bucket(document["spec"])
     document["metadata"]["name"] = name
-    document["spec"]["output"]["endpoint"] = s3.endpoint_in_cluster
+    document["spec"]["output"] |= {"endpoint": s3.endpoint_in_cluster, "secretRef": {"name": SECRET}}
     for block, content in copy.deepcopy(changes).items():
         document["spec"].setdefault(block, {}).update(content)
     return document
-
-
-def _move_to_bucket(spec: Document) -> None:
-    """Let an example for a laptop read and write what example 06 does; its rows have the text in another column."""
-    chats = spec["data"].get("format") == "chat"
-    spec["model"]["source"] = f"s3://{BUCKET}/models/{'chat' if chats else 'base'}"
-    spec["data"]["tasks"][0] |= {"source": f"s3://{BUCKET}/reviews.jsonl", "columns": {"review_body": "text"}}
-    spec["output"] = {"uri": f"s3://{BUCKET}/output", "secretRef": {"name": SECRET}}
 
 
 def is_training(steps: int, attempt: int = 1) -> Callable[[Job], bool]:

@@ -65,14 +65,6 @@ def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: 
     assert again.status.evaluation == job.status.evaluation
 
 
-@pytest.mark.parametrize("of", ["01-sentiment-lora", "02-full-tiny", "03-prompt-tuning"])
-def test_the_examples_for_a_laptop_run_on_a_cluster_too(jobs: Jobs, s3: ObjectStore, of: str) -> None:
-    cpu = {"gpusPerWorker": 0, "resources": {"cpu": "1", "memory": "3Gi"}}
-    jobs.apply(example(s3, "laptop", of, training={"maxSteps": 10}, compute=cpu))
-    job = jobs.wait_phase("laptop", Phase.SUCCEEDED, seconds=250)
-    assert job.status.evaluation is not None and job.status.evaluation.tasks
-
-
 def test_pods_of_a_job_have_no_access_to_the_api(jobs: Jobs, s3: ObjectStore) -> None:
     jobs.apply(example(s3))
     job = jobs.wait("reviews-lora", "a pod", lambda job: bool(jobs.pods(job.uid)))
@@ -216,8 +208,8 @@ def waits_for(reason: Reason) -> Callable[[Job], bool]:
     return reached
 
 
-def test_pod_that_fits_no_node_is_said_within_15_seconds(jobs: Jobs, s3: ObjectStore) -> None:
-    jobs.apply(example(s3, compute={"resources": {"cpu": "512", "memory": "3Gi"}}, runPolicy={"preflight": "skip"}))
+def test_gpu_that_no_node_has_is_said_within_15_seconds(jobs: Jobs, s3: ObjectStore) -> None:
+    jobs.apply(example(s3, of="10-qlora", runPolicy={"preflight": "skip"}))
 
     def is_said(job: Job) -> bool:
         trained = job.condition(ConditionType.TRAINED)
@@ -228,7 +220,7 @@ def test_pod_that_fits_no_node_is_said_within_15_seconds(jobs: Jobs, s3: ObjectS
     job = jobs.wait("reviews-lora", "the reason", is_said, seconds=15)
     assert time.monotonic() - started < 15
     trained = job.condition(ConditionType.TRAINED)
-    assert trained is not None and "Insufficient cpu" in trained.message
+    assert trained is not None and "Insufficient nvidia.com/gpu" in trained.message
 
 
 def test_quota_is_said_within_15_seconds_and_waited_for(jobs: Jobs, s3: ObjectStore) -> None:

@@ -1,6 +1,6 @@
 """FineTuneJobs in a queue: the real Kueue holds them back, lets them go and takes their place away again.
 
-Inputs: as tests/e2e/test_jobs.py, and Kueue built from its Go module.
+Inputs: as tests/e2e/test_jobs.py, and Kueue and KubeRay built from their Go modules.
 """
 
 from collections.abc import Iterator
@@ -12,10 +12,11 @@ from finetune_api.status import ConditionStatus, ConditionType, Phase, Reason
 
 from ..cluster.cluster import Cluster, await_condition
 from ..cluster.command import CommandError
+from ..cluster.kuberay import KubeRay
 from ..cluster.kueue import install_kueue, uninstall_kueue
 from ..cluster.object_store import ObjectStore
 from .object import Document, Job, Jobs
-from .sample import LONG, example, has_checkpoint
+from .sample import CPUS, LONG, example, has_checkpoint
 
 QUEUES = """
 apiVersion: kueue.x-k8s.io/v1beta1
@@ -39,8 +40,10 @@ spec:
     - name: any
       resources:
       - {name: cpu, nominalQuota: "1"}
-      - {name: memory, nominalQuota: 6Gi}
+      - {name: memory, nominalQuota: 16Gi}
 """
+
+NO_CPU = QUEUES.replace('nominalQuota: "1"', 'nominalQuota: "0"')
 
 LOCAL_QUEUE = """
 apiVersion: kueue.x-k8s.io/v1beta1
@@ -53,8 +56,8 @@ KUEUE_SAYS = "couldn't assign flavors to pod set main: insufficient unused quota
 
 
 @pytest.fixture(scope="module")
-def queues(cluster: Cluster) -> Iterator[None]:
-    """Let Kueue hold one CPU for whoever queues."""
+def queues(cluster: Cluster, kuberay: KubeRay) -> Iterator[None]:
+    """Let Kueue hold one CPU for whoever queues, Ray clusters as well, which it must know when it starts."""
     install_kueue(cluster)
     await_condition(lambda: applied(cluster), "Kueue's webhooks", 60)
     yield
@@ -108,3 +111,26 @@ def test_a_job_waits_for_quota_and_makes_room_for_a_more_urgent_one(
     trained = [one for one in patient.status.attempts if one.stage is Stage.TRAIN][-1]
     assert trained.resumed_from_step, patient.status.attempts
     assert trained.failures == 0
+
+
+def is_admitted(job: Job) -> bool:
+    return job.holds(ConditionType.ADMITTED)
+
+
+def test_a_ray_cluster_waits_for_quota_before_it_has_any_pod(
+    jobs: Jobs, s3: ObjectStore, queues: None, cluster: Cluster
+) -> None:
+    cluster.apply(NO_CPU)
+    cluster.apply(LOCAL_QUEUE, jobs.namespace)
+    jobs.apply(queued(example(s3, of="05-multi-gpu-lora", compute=CPUS, runPolicy={"preflight": "skip"})))
+    job = jobs.wait("reviews-lora", "what its queue says", lambda job: "quota for cpu" in headline(job), seconds=30)
+    assert is_held_back(job) and job.phase is Phase.QUEUED
+    assert "RayJob reviews-lora-train-a1 is held back by its queue" in headline(job)
+    assert jobs.pods(job.uid) == []
+    assert cluster.list("rayclusters.ray.io", jobs.namespace) == []
+
+    cluster.apply(QUEUES)
+    jobs.wait("reviews-lora", "its place", is_admitted, seconds=60)
+    await_condition(lambda: len(jobs.pods(job.uid)) == 3, "a head and two workers", 60)
+    jobs.delete("reviews-lora")
+    await_condition(lambda: not jobs.pods(job.uid), "the end of all pods", 120)

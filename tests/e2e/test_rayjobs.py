@@ -13,7 +13,7 @@ from finetune_api.report import ExitCode, Stage
 from finetune_api.status import Attempt, ConditionType, Phase, Reason
 
 from ..cluster.cluster import Cluster, await_condition
-from ..cluster.kuberay import KubeRay, install_kuberay, remove_definitions
+from ..cluster.kuberay import KubeRay, remove_definitions
 from ..cluster.object_store import ObjectStore
 from .object import Document, Job, Jobs
 from .release import OperatorRelease
@@ -21,12 +21,6 @@ from .sample import CPUS, LONG, example, is_training, uploaded_steps
 
 UNCHECKED: Document = {"preflight": "skip"}
 """For what begins with training: the first test has the check as well."""
-
-
-@pytest.fixture(scope="module")
-def kuberay(cluster: Cluster) -> KubeRay:
-    """Return the real KubeRay, in the cluster; it stays there until the cluster goes."""
-    return install_kuberay(cluster)
 
 
 def ray_clusters(cluster: Cluster, namespace: str) -> list[str]:
