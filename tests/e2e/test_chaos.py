@@ -36,6 +36,8 @@ AT_ONCE = 4
 SECONDS = 900 + 90 * JOBS
 STEPS = 60
 CLEAN_SECONDS = 120
+CHECKED = (Fate.PUBLISHED, Fate.BAD_DATA)
+"""Jobs that begin with the check stage; the others begin to learn at once, for faults to hit them at it."""
 BEFORE = (Phase.PENDING, Phase.QUEUED, Phase.CHECKING, Phase.TRAINING)
 """Phases in which there is something to learn yet."""
 PAUSE_SECONDS = 0.5
@@ -57,7 +59,7 @@ def document(planned: PlannedJob, s3: ObjectStore, store: FaultyStore) -> Docume
         training={"maxSteps": 1_000_000 if planned.fate is Fate.WITHDRAWN else STEPS, "globalBatchSize": 4},
         checkpoint={"everySteps": 5},
         output={"endpoint": store.endpoint_in_cluster},
-        runPolicy={"preflight": "skip", "retries": 20},
+        runPolicy={"preflight": "enforce" if planned.fate in CHECKED else "skip", "retries": 20},
     )
     # No limit: the pods share what the machine has.
     job["spec"]["compute"] = {"gpusPerWorker": 0}
