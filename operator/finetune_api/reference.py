@@ -13,8 +13,6 @@ from finetune_api.crd import CHANGEABLE, structural_schema
 from finetune_api.model import ApiModel
 from finetune_api.resolve import (
     BIAS_LEARNING_RATE,
-    BIAS_LEARNING_RATE_SOURCE,
-    LEARNING_RATE_SOURCES,
     LEARNING_RATES,
 )
 from finetune_api.spec import FineTuneJobSpec
@@ -175,10 +173,9 @@ def _learning_rates() -> str:
         "Peak learning rate where `training.learningRate` is absent, from literature and experience; not measured here."
     ]
     lines += ["", "| method | learning rate | source |", "|---|---|---|"]
-    lines += [
-        _row(f"`{method.value}`", f"{rate:g}", LEARNING_RATE_SOURCES[method]) for method, rate in LEARNING_RATES.items()
-    ]
-    lines += [_row("`selective` with `train: bias`", f"{BIAS_LEARNING_RATE:g}", BIAS_LEARNING_RATE_SOURCE), ""]
+    rates = {f"`{method.value}`": rate for method, rate in LEARNING_RATES.items()}
+    rates["`selective` with `train: bias`"] = BIAS_LEARNING_RATE
+    lines += [_row(what, f"{rate:g}", source) for what, (rate, source) in rates.items()] + [""]
     return "\n".join(lines)
 
 

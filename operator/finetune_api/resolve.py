@@ -5,7 +5,7 @@ hardware: ``data.maxLength``, ``training.microBatchSize``, ``training.maxSteps``
 ``evaluation.generation.maxNewTokens``.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from finetune_api.job import FineTuneJob
 from finetune_api.library import written_out
@@ -24,34 +24,27 @@ from finetune_api.spec import (
     SelectiveTrain,
 )
 
+
+class LearningRate(NamedTuple):
+    """A peak learning rate that is taken from literature and experience, not measured here."""
+
+    rate: float
+    source: str
+
+
 LEARNING_RATES = {
-    MethodType.FULL: 2e-5,
-    MethodType.LORA: 2e-4,
-    MethodType.QLORA: 2e-4,
-    MethodType.PROMPT_TUNING: 3e-2,
-    MethodType.PREFIX_TUNING: 5e-3,
-    MethodType.IA3: 3e-3,
-    MethodType.ADAPTER: 5e-4,
-    MethodType.SELECTIVE: 2e-5,
+    MethodType.FULL: LearningRate(2e-5, "arXiv:2203.02155, and most instruction tuning since"),
+    MethodType.LORA: LearningRate(2e-4, "arXiv:2305.14314; small models take up to 0.001"),
+    MethodType.QLORA: LearningRate(2e-4, "arXiv:2305.14314"),
+    MethodType.PROMPT_TUNING: LearningRate(3e-2, "after arXiv:2104.08691, which uses 0.3 with Adafactor"),
+    MethodType.PREFIX_TUNING: LearningRate(5e-3, "arXiv:2101.00190, scaled for AdamW"),
+    MethodType.IA3: LearningRate(3e-3, "arXiv:2205.05638"),
+    MethodType.ADAPTER: LearningRate(5e-4, "arXiv:1902.00751"),
+    MethodType.SELECTIVE: LearningRate(2e-5, "as for full"),
 }
-"""Peak learning rates: taken from literature and experience, not measured here."""
 
-LEARNING_RATE_SOURCES = {
-    MethodType.FULL: "arXiv:2203.02155, and most instruction tuning since",
-    MethodType.LORA: "arXiv:2305.14314; small models take up to 0.001",
-    MethodType.QLORA: "arXiv:2305.14314",
-    MethodType.PROMPT_TUNING: "after arXiv:2104.08691, which uses 0.3 with Adafactor",
-    MethodType.PREFIX_TUNING: "arXiv:2101.00190, scaled for AdamW",
-    MethodType.IA3: "arXiv:2205.05638",
-    MethodType.ADAPTER: "arXiv:1902.00751",
-    MethodType.SELECTIVE: "as for full",
-}
-"""Where each comes from, as the reference says it."""
-
-BIAS_LEARNING_RATE = 1e-3
+BIAS_LEARNING_RATE = LearningRate(1e-3, "arXiv:2106.10199")
 """Bias terms alone bear and need larger steps."""
-
-BIAS_LEARNING_RATE_SOURCE = "arXiv:2106.10199"
 
 LAST_LAYERS = 2
 MIXING_TEMPERATURE = 2.0
@@ -82,8 +75,8 @@ def resolve(job: FineTuneJob) -> FineTuneJob:
 
 def _learning_rate(method: MethodSpec) -> float:
     if method.selective is not None and method.selective.train is SelectiveTrain.BIAS:
-        return BIAS_LEARNING_RATE
-    return LEARNING_RATES[method.type]
+        return BIAS_LEARNING_RATE.rate
+    return LEARNING_RATES[method.type].rate
 
 
 def _resolve_method(method: MethodSpec) -> MethodSpec:
