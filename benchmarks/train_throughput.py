@@ -188,7 +188,8 @@ def run_ours(options: argparse.Namespace, encoded: list[Any], folder: Path) -> l
     from finetune_api.spec import MixingSpec
     from finetune_trainer.mixture import TaskRows, plan_mixture
     from finetune_trainer.model import fetch_model
-    from finetune_trainer.train import TrainingInput, train
+    from finetune_trainer.train import train
+    from finetune_trainer.training_input import TrainingInput
     from finetune_trainer.workspace import Workspace
 
     class Silence:

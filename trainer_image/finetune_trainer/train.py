@@ -8,12 +8,10 @@ import math
 import os
 import resource
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -30,8 +28,7 @@ from transformers import (
     set_seed,
 )
 
-from finetune_api.job import FineTuneJob
-from finetune_api.report import LossPoint, Progress, SampleQuestion, Stage, TaskShare, TimeEstimate, TrainingReport
+from finetune_api.report import Stage, TaskShare, TrainingReport
 from finetune_api.spec import GradientCheckpointing
 from finetune_trainer.best_weights import BestWeights
 from finetune_trainer.bottleneck import has_adapters, save_adapters
@@ -46,18 +43,15 @@ from finetune_trainer.errors import (
     TrainingDivergedError,
 )
 from finetune_trainer.example import Encoded
-from finetune_trainer.first_losses import find_high_rate, is_looked_at, last_step
 from finetune_trainer.layout import Layout, LayoutChoice, build_batch, forward, load_for_rows, token_losses
-from finetune_trainer.location import Mounts
 from finetune_trainer.manifest import write_manifest
 from finetune_trainer.memory import available_bytes, is_out_of_memory, kept_bytes, memory_errors
 from finetune_trainer.methods import count_parameters, prepare_model, why_padded
 from finetune_trainer.mixture import EpochRows, Mixture
-from finetune_trainer.model import ModelFiles, find_broken_tensors, load_tokenizer
+from finetune_trainer.model import find_broken_tensors, load_tokenizer
 from finetune_trainer.precision import PrecisionChoice, choose_precision
-from finetune_trainer.process_group import ProcessGroup
-from finetune_trainer.progress import Reporter, Sink
-from finetune_trainer.published_model import PublishedModel
+from finetune_trainer.progress import Reporter
+from finetune_trainer.recorder import Recorder
 from finetune_trainer.regularization import regularize
 from finetune_trainer.sample_answers import SampleAnswers
 from finetune_trainer.scoring import Scorer
@@ -65,19 +59,15 @@ from finetune_trainer.settings_map import (
     Steps,
     checkpoints_activations,
     deepspeed_config,
-    estimating_step,
     plan_steps,
     spreads_weights,
     training_arguments,
-    warm_up_steps,
 )
 from finetune_trainer.start import first_weights, take_over
 from finetune_trainer.tracker import Trackers, open_trackers, put_event_files
+from finetune_trainer.training_input import TrainingInput
 from finetune_trainer.workspace import Workspace
 from finetune_trainer.zero import join_without_gpu
-
-# The validation loss during training guides the eye; the numbers that count come from evaluation.
-VALIDATION_ROWS = 128
 
 # Tokens of the row that shows how much a forward pass keeps: enough to be typical, little enough to fit anywhere.
 _SAMPLE_TOKENS = 256
@@ -85,41 +75,6 @@ _SAMPLE_TOKENS = 256
 _LESS_MEMORY = (
     "lower spec.training.microBatchSize or spec.data.maxLength, or set spec.training.gradientCheckpointing: always"
 )
-
-
-class Flag(Protocol):
-    """A request to stop that may come at any time."""
-
-    def is_set(self) -> bool:
-        """Whether it has come."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingInput:
-    """Everything one worker needs."""
-
-    job: FineTuneJob
-    files: ModelFiles
-    train: Sequence[Encoded]
-    """The training rows of all tasks, then the replayed ones."""
-    mixture: Mixture
-    """Which of them make an epoch."""
-    validation: Mapping[str, Sequence[Encoded]]
-    """By task."""
-    workspace: Workspace
-    sink: Sink
-    stop: Flag
-    """Set from outside: save a checkpoint behind the current step and end."""
-    on_checkpoint: Callable[[Path], None] | None = None
-    """Told of every sealed checkpoint, which may be removed as soon as this returns."""
-    general: Sequence[Encoded] = ()
-    """What no task is about: looked at with the validation rows, to see what is forgotten on the way."""
-    start: PublishedModel | None = None
-    """What training goes on from instead of the bare base."""
-    group: ProcessGroup = field(default_factory=ProcessGroup)
-    """Who trains with this process; they share the workspace with those of the same node."""
-    mounts: Mounts = field(default_factory=Mounts)
 
 
 def train(given: TrainingInput) -> TrainingReport:
@@ -296,7 +251,7 @@ def _build_trainer(
     checkpoint_activations: bool,
     best: BestWeights | None,
     trackers: Trackers,
-) -> tuple[Trainer, "_Recorder"]:
+) -> tuple[Trainer, Recorder]:
     spec = given.job.spec
     without_gpu = not torch.cuda.is_available()
     if without_gpu and spec.compute.deepspeed is not None:
@@ -318,7 +273,7 @@ def _build_trainer(
     # Weights that are spread are gathered by all workers for every token: too slow to look at.
     asks = given.group.is_first and not spreads_weights(spec)
     sampled = SampleAnswers(model, load_tokenizer(given.files), given.validation) if asks else None
-    recorder = _Recorder(given, epoch_rows, Scorer(model, layout.layout), sampled, every, steps)
+    recorder = Recorder(given, epoch_rows, Scorer(model, layout.layout), sampled, every, steps)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**arguments),
@@ -434,144 +389,6 @@ def divergence(what: str, step: int, learning_rate: float, model: Path, broken: 
     )
 
 
-class _Recorder(TrainerCallback):
-    """Keeps the curve, measures speed, scores the validation rows and tells the sink."""
-
-    def __init__(
-        self,
-        given: TrainingInput,
-        epoch: EpochRows[Encoded],
-        scorer: Scorer,
-        sampled: SampleAnswers | None,
-        every: int,
-        steps: Steps,
-    ) -> None:
-        self._reporter = Reporter(given.sink, Stage.TRAIN)
-        self._scorer = scorer
-        self._sampled = sampled
-        self._validation = {
-            task: rows for task, items in given.validation.items() if (rows := _spread(items, len(given.validation)))
-        }
-        self._general = given.general
-        self._every = every
-        self._rows_per_step = steps.rows
-        self._warm_up = warm_up_steps(given.job.spec.training, steps)
-        self._tokens_per_row = sum(len(epoch[index].ids) for index in range(len(epoch))) / len(epoch)
-        self._curve: dict[int, LossPoint] = {}
-        self._loss: float | None = None
-        self._started = 0.0
-        self._first_step = 0
-        self._aside = 0.0  # seconds spent on anything but training steps
-        self.estimate: TimeEstimate | None = None
-        self.rows_per_second = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Since training began, looks at the validation rows included."""
-        return time.monotonic() - self._started
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.rows_per_second * self._tokens_per_row
-
-    def curve(self, state: TrainerState) -> tuple[LossPoint, ...]:
-        """Return the whole curve, what a resumed run had logged before included."""
-        for entry in _history(state):
-            step = int(entry["step"])
-            point = self._curve.get(step, LossPoint(step=step))
-            fields: dict[str, Any] = {
-                "loss": entry.get("loss", point.loss),
-                "learning_rate": entry.get("learning_rate", point.learning_rate),
-                "validation_loss": entry.get("validation_loss", point.validation_loss),
-                "validation_losses": entry.get("validation_losses", point.validation_losses),
-                "general_loss": entry.get("general_loss", point.general_loss),
-                "answers": tuple(entry.get("answers", point.answers)),
-            }
-            self._curve[step] = point.model_copy(update=fields)
-        points = [point for _, point in sorted(self._curve.items())]
-        return tuple(point for point in points if point.loss or point.validation_loss or point.general_loss)
-
-    def samples(self, state: TrainerState) -> tuple[SampleQuestion, ...]:
-        """Return what the model was asked, with the base's answers."""
-        found = next((entry["samples"] for entry in _history(state) if "samples" in entry), ())
-        return tuple(SampleQuestion.model_validate(question) for question in found)
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._sampled is not None and state.global_step == 0:
-            questions = [question.model_dump(by_alias=True) for question in self._sampled.before_training()]
-            # A resumed run cannot ask the base any more.
-            _history(state).append({"step": 0, "samples": questions} | self._forgotten())
-        self._started, self._first_step = time.monotonic(), state.global_step
-
-    def warnings(self, state: TrainerState) -> tuple[str, ...]:
-        """Return what the losses give reason to warn of."""
-        warning = find_high_rate(self.curve(state), self._warm_up)
-        return () if warning is None else (warning,)
-
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._loss = kwargs["logs"].get("loss", self._loss)
-        # Behind the last step there is a log without a loss as well.
-        if "loss" in kwargs["logs"] and state.global_step == min(last_step(self._warm_up), state.max_steps):
-            for warning in self.warnings(state):
-                self._reporter.say(f"note: {warning}")
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if is_looked_at(state.global_step, self._warm_up):
-            control.should_log = True
-        seconds = self.seconds - self._aside
-        done = state.global_step - self._first_step
-        self.rows_per_second = done * self._rows_per_step / seconds
-        eta = seconds / done * (state.max_steps - state.global_step)
-        if state.global_step == estimating_step(self._first_step, state.max_steps):
-            self.estimate = TimeEstimate(step=state.global_step, seconds=self.seconds + eta)
-        validation_loss = self._validate(state)
-        self._reporter.tell(
-            Progress(
-                stage=Stage.TRAIN,
-                message="training",
-                percent=100 * state.global_step / state.max_steps,
-                step=state.global_step,
-                total_steps=state.max_steps,
-                epoch=state.epoch,
-                loss=self._loss,
-                validation_loss=validation_loss,
-                rows_per_second=self.rows_per_second,
-                tokens_per_second=self.tokens_per_second,
-                eta_seconds=eta,
-            ),
-            always=validation_loss is not None or state.global_step == state.max_steps,
-        )
-
-    def _validate(self, state: TrainerState) -> float | None:
-        if not self._validation or (state.global_step % self._every and state.global_step != state.max_steps):
-            return None
-        started = time.monotonic()
-        losses = {task: self._scorer.mean_loss(rows) for task, rows in self._validation.items()}
-        # A task counts as one, however many rows or tokens it has.
-        loss = sum(losses.values()) / len(losses)
-        # In the trainer's own history, so that a resumed run knows it.
-        entry = {"step": state.global_step, "validation_loss": loss, "validation_losses": losses} | self._forgotten()
-        if self._sampled is not None:
-            entry["answers"] = self._sampled.ask()
-        self._aside += time.monotonic() - started
-        _history(state).append(entry)
-        return loss
-
-    def _forgotten(self) -> dict[str, Any]:
-        return {"general_loss": self._scorer.mean_loss(self._general)} if self._general else {}
-
-
-def _history(state: TrainerState) -> list[dict[str, Any]]:
-    """Return what is kept of every step; more than the numbers that transformers puts there."""
-    return cast("list[dict[str, Any]]", state.log_history)
-
-
-def _spread(items: Sequence[Encoded], tasks: int) -> Sequence[Encoded]:
-    """Return a task's part of the rows to look at, from all over them: sources are often sorted."""
-    step = max(1, math.ceil(len(items) * tasks / VALIDATION_ROWS))
-    return items[::step]
-
-
 def _save_tuned(trainer: Trainer, model: nn.Module, given: TrainingInput) -> None:
     """Write what was trained, once, whole."""
     assert isinstance(model, PreTrainedModel | PeftModel)
@@ -597,7 +414,7 @@ def _summarise(
     given: TrainingInput,
     parameters: tuple[int, int],
     trainer: Trainer,
-    recorder: _Recorder,
+    recorder: Recorder,
     steps: Steps,
     layout: LayoutChoice,
     precision: PrecisionChoice,

@@ -37,7 +37,8 @@ from finetune_trainer.stage_input import (
     make_renderer,
     rows_by_task,
 )
-from finetune_trainer.train import TrainingInput, threads_of_each, train
+from finetune_trainer.train import threads_of_each, train
+from finetune_trainer.training_input import TrainingInput
 
 
 def train_stage(run: Run) -> TrainingReport:

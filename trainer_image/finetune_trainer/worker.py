@@ -32,7 +32,8 @@ from finetune_trainer.published_model import PublishedModel
 from finetune_trainer.shared_state import SharedState
 from finetune_trainer.start import fetch_start
 from finetune_trainer.storage import Storage
-from finetune_trainer.train import TrainingInput, train_here
+from finetune_trainer.train import train_here
+from finetune_trainer.training_input import TrainingInput
 from finetune_trainer.trust import add_private_authorities
 from finetune_trainer.workspace import Workspace
 

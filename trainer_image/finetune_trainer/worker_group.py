@@ -23,7 +23,7 @@ from finetune_api.spec.compute import gpus, processes
 from finetune_trainer.desk import Letter, Stored, open_desk
 from finetune_trainer.errors import FineTuneError, SpecError, WorkerLostError
 from finetune_trainer.progress import Sink
-from finetune_trainer.train import Flag
+from finetune_trainer.training_input import Flag
 from finetune_trainer.worker import Assignment, work
 
 _PAUSE_SECONDS = 0.25
