@@ -8,18 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from datasets import Dataset, DatasetDict
 from lm_eval import evaluator
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.report import Report
 from finetune_trainer import stages
+from finetune_trainer.benchmark import figure_of, pool
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
-from finetune_trainer.harness import HarnessModel, Tasks, ask, load_task
+from finetune_trainer.harness import SUITE_NAMES, HarnessModel, Tasks, ask, figure_names, load_suite, load_task
 from finetune_trainer.layout import Layout
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.split import Split
+from finetune_trainer.squad_metrics import compute_exact, compute_f1
 from finetune_trainer.task_file import TaskFile, read_task_file
 from finetune_trainer.workspace import Workspace
 
@@ -254,6 +259,79 @@ def test_a_task_that_cannot_be_asked_is_found_by_the_check(
     assert isinstance(error, kind)
     assert message in str(error)
     assert "spec.evaluation.benchmarks[0].suite" in str(error)
+
+
+ANY_ROW = {
+    **{name: f"some {name}" for name in ("sentence", "sentence1", "sentence2", "premise", "hypothesis", "question1")},
+    **{name: f"some {name}" for name in ("question2", "choice1", "choice2", "paragraph", "input", "word")},
+    "question": "cause",
+    "passage": "some passage\n@highlight\nsome highlight",
+    "query": "@placeholder came",
+    "entities": ["Ada", "Bert"],
+    "answers": ["Ada"],
+    "answer": 1,
+    "choices": ["one", "two", "three", "four"],
+    "text": "Ada met Bert because he came",
+    "span1_index": 2,
+    "span1_text": "Bert",
+    "span2_index": 4,
+    "span2_text": "he",
+    "target": "yes",
+    **{"start1": 0, "end1": 4, "start2": 0, "end2": 4},
+}
+"""Columns of every dataset of the named suites."""
+
+TASKS_OF = {"glue": 9, "superglue": 8, "mmlu": 57, "bigbench-hard": 27}
+
+
+class Guesser(LM):  # type: ignore[misc]
+    """Finds the second of two answers likelier, and writes yes."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        return [(float(request.idx), False) for request in requests]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        return [0.0 for _ in requests]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        return ["yes" for _ in requests]
+
+
+@pytest.mark.parametrize("suite", SUITE_NAMES)
+def test_a_named_suite_is_asked_and_pooled(suite: str, monkeypatch: pytest.MonkeyPatch):
+    split = Dataset.from_list([{**ANY_ROW, "label": number % 2, "idx": number} for number in range(4)])
+    names = ("train", "dev", "validation", "validation_matched", "validation_mismatched", "test")
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: DatasetDict(dict.fromkeys(names, split)))
+    tasks = load_suite(suite, "spec.evaluation.benchmarks[0].suite", limit=2)
+    assert len(tasks) == TASKS_OF[suite]
+    answers = ask(tasks, Guesser(), 2)
+    assert all(len(one.values) == 2 for scores in answers.values() for one in scores)
+    measured = {f"{name}.{one.figure}" for name, scores in answers.items() for one in scores if figure_of(one)}
+    measured |= {f"{suite}.{one.figure}" for one, _ in pool(answers)}
+    assert measured == set(figure_names(suite, tasks)), "gates may be about what is measured, and nothing else"
+
+
+def test_answers_are_compared_as_squad_has_it():
+    assert compute_exact("The red house.", "red  House") == 1
+    assert compute_exact("red house", "house red") == 0
+    assert compute_f1("the red house", "a red car") == pytest.approx(0.5)
+    assert compute_f1("red red house", "red") == pytest.approx(0.5)
+    assert (compute_f1("the", "a"), compute_f1("the", "house")) == (1.0, 0.0)
+
+
+def test_a_gate_on_what_has_no_interval_is_found_by_the_check(tiny_model_dir: Path, tmp_path: Path):
+    correlation = [{"metric": "acc"}, {"metric": "mcc", "aggregation": "matthews_corrcoef", "higher_is_better": True}]
+    suite = write_task(tmp_path, {**CHOICE, "metric_list": correlation}).as_uri()
+    error = check_error(tiny_model_dir, tmp_path, suite, gates=[{"metric": "pick.mcc"}])
+    assert isinstance(error, SpecError)
+    assert "spec.evaluation.gates[0].metric: pick.mcc is not measured" in str(error)
+
+
+def test_f1_of_more_than_two_answers_is_refused(tiny_model_dir: Path, tmp_path: Path):
+    of_two = [{"metric": "f1", "aggregation": "f1", "higher_is_better": True}]
+    error = check_error(tiny_model_dir, tmp_path, write_task(tmp_path, {**CHOICE, "metric_list": of_two}).as_uri())
+    assert isinstance(error, SpecError)
+    assert "benchmarks[0].suite: pick lets choose among 3 answers, and the harness's f1 is of two" in str(error)
 
 
 def test_a_gate_on_what_no_benchmark_measures_is_found_by_the_check(tiny_model_dir: Path, tmp_path: Path):

@@ -254,3 +254,9 @@ _PARTS: dict[str, tuple[Callable[[Sequence[Any]], Floats | None], Callable[[Floa
     "weighted_perplexity": (_weighted_rows, _exp),
     "bits_per_byte": (_weighted_rows, _bits),
 }
+
+COMBINED = frozenset(_PARTS)
+"""Aggregations of the harness that can be computed from sums over rows, so that figures have intervals."""
+
+BINARY = frozenset(name for name, (to_rows, _) in _PARTS.items() if to_rows is _binary_rows)
+"""Those of them that are so for two labels alone."""

@@ -27,10 +27,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.spec import BenchmarkSpec
-from finetune_trainer.benchmark import Advance, Answers, Benchmark, BenchmarkRun, Scores
+from finetune_trainer.benchmark import BINARY, COMBINED, Advance, Answers, Benchmark, BenchmarkRun, Scores
 from finetune_trainer.errors import DataError, SpecError, StorageError
 from finetune_trainer.example import Encoded
 from finetune_trainer.generation import generate
+from finetune_trainer.squad_metrics import stand_in
 from finetune_trainer.task_file import TaskFile
 
 SUITE_NAMES = {"glue": "glue", "superglue": "super-glue-lm-eval-v1", "mmlu": "mmlu", "bigbench-hard": "bbh"}
@@ -63,6 +64,9 @@ _SANDBOX.filters["regex_replace"] = utils.regex_replace
 _SANDBOX.from_string = lru_cache(maxsize=1024)(_SANDBOX.from_string)  # type: ignore[assignment, method-assign]
 utils.env = _SANDBOX
 
+# SuperGLUE imports it.
+stand_in()
+
 # Its bars would be drawn over the stage's own progress, and its warnings are about its own command line.
 task_module.tqdm = partial(task_module.tqdm, disable=True)
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -73,11 +77,14 @@ def load_task(file: TaskFile, limit: int | None) -> Tasks:
 
     Raises:
         DataError: a template does not go with the rows.
+        SpecError: a figure does not go with the answers.
     """
     rows = {split: datasets.Dataset.from_list([dict(row) for row in found]) for split, found in file.rows.items()}
     config = {**file.config, "custom_dataset": lambda **settings: datasets.DatasetDict(rows)}
     with _rendering(file.field):
-        return _prepared({file.name: ConfigurableTask(config=config)}, limit)
+        tasks = _prepared({file.name: ConfigurableTask(config=config)}, limit)
+    _refuse_f1_of_many(tasks, file.field)
+    return tasks
 
 
 def load_suite(suite: str, field: str, limit: int | None) -> Tasks:
@@ -173,7 +180,7 @@ def open_benchmarks(
                 suite=spec.suite,
                 name=name,
                 sha256=None if file is None else file.sha256,
-                figures=_figure_names(name, tasks),
+                figures=figure_names(name, tasks),
                 questions=partial(_questions, tasks),
                 requests=requests,
                 ask=ask_all,
@@ -286,18 +293,34 @@ def _questions(tasks: Tasks) -> list[str]:
     return [str(task.doc_to_text(doc)) for task in tasks.values() for doc in task.eval_docs]
 
 
-def _figure_names(name: str, tasks: Tasks) -> tuple[str, ...]:
-    """Return ``<suite or task>.<figure>`` for what gates can be about."""
-    owners = [*([name] if len(tasks) > 1 else []), *tasks]
-    found = {owner: tasks[owner].aggregation() if owner in tasks else {} for owner in owners}
+def figure_names(name: str, tasks: Tasks) -> tuple[str, ...]:
+    """Return ``<suite or task>.<figure>`` for what gates can be about: what has an interval."""
+    found = {owner: [metric for metric, _ in _with_interval(task)] for owner, task in tasks.items()}
     if len(tasks) > 1:
-        found[name] = {
-            metric: combine
-            for task in tasks.values()
-            for metric, combine in task.aggregation().items()
-            if combine is AGGREGATION_REGISTRY["mean"]
-        }
+        means = (
+            metric for task in tasks.values() for metric, aggregation in _with_interval(task) if aggregation == "mean"
+        )
+        found = {name: list(dict.fromkeys(means))} | found
     return tuple(f"{owner}.{metric}" for owner, metrics in found.items() for metric in metrics)
+
+
+def _with_interval(task: Task) -> Iterator[tuple[str, str]]:
+    """Yield the figures of ``task`` whose rows can be drawn again, and how these are combined."""
+    for metric, combine in task.aggregation().items():
+        aggregation = _aggregation_name(combine)
+        if aggregation in COMBINED and not (aggregation in BINARY and _labels(task) > 2):
+            yield metric, aggregation
+
+
+def _aggregation_name(combine: Callable[..., Any]) -> str:
+    """Return what the harness calls ``combine``; empty where it is a task's own."""
+    return next((name for name, known in AGGREGATION_REGISTRY.items() if known is combine), "")
+
+
+def _labels(task: Task) -> int:
+    """Return among how many answers the first question of ``task`` lets choose; 0 where none is chosen."""
+    chooses = task.get_config("output_type") == "multiple_choice"
+    return len(task.doc_to_choice(next(iter(task.eval_docs)))) if chooses else 0
 
 
 def _prepared(tasks: Mapping[str, Task], limit: int | None) -> Tasks:
@@ -309,6 +332,15 @@ def _prepared(tasks: Mapping[str, Task], limit: int | None) -> Tasks:
         for doc in task.eval_docs:
             task.doc_to_target(doc)
     return dict(tasks)
+
+
+def _refuse_f1_of_many(tasks: Tasks, field: str) -> None:
+    for name, task in tasks.items():
+        if (labels := _labels(task)) > 2 and "f1" in map(_aggregation_name, task.aggregation().values()):
+            raise SpecError(
+                f"{field}: {name} lets choose among {labels} answers, and the harness's f1 is of two. Write acc in "
+                f"metric_list."
+            )
 
 
 @contextmanager
@@ -324,7 +356,6 @@ def _rendering(field: str) -> Iterator[None]:
 
 def _scores(task: Task, samples: Sequence[Mapping[str, Any]]) -> Iterator[Scores]:
     """Yield every figure of a task; of several filters the first gives the plain names."""
-    names = {function: name for name, function in AGGREGATION_REGISTRY.items()}
     filters = list(dict.fromkeys(sample["filter"] for sample in samples))
     for place, one in enumerate(filters):
         chosen = [sample for sample in samples if sample["filter"] == one]
@@ -337,6 +368,6 @@ def _scores(task: Task, samples: Sequence[Mapping[str, Any]]) -> Iterator[Scores
                 figure=metric if place == 0 else f"{metric}_{one.replace('-', '_')}",
                 values=values,
                 value=float(combine(values)),
-                aggregation=names.get(combine, ""),
+                aggregation=_aggregation_name(combine),
                 higher_is_better=bool(task.higher_is_better().get(metric, True)),
             )
