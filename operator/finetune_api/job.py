@@ -15,7 +15,7 @@ from finetune_api.block import Block, Problem
 from finetune_api.explanation import field_errors, line_of
 from finetune_api.manifest_text import Document, read_manifest
 from finetune_api.problem import FieldError, InvalidJobError, shown, written
-from finetune_api.spec import FineTuneJobSpec, RunPolicySpec
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec.field import DNS_LABEL, Annotations, Labels
 from finetune_api.status import FineTuneJobStatus
 from finetune_api.support import unsupported_fields
@@ -24,12 +24,13 @@ __all__ = [
     "API_VERSION",
     "KIND",
     "MAX_NAME",
+    "NO_PART_OF_THE_RESULT",
     "FieldError",
     "FineTuneJob",
     "InvalidJobError",
     "Metadata",
+    "content_hash",
     "load_job",
-    "request_hash",
     "spec_hash",
 ]
 
@@ -184,28 +185,15 @@ def _absolute(uri: str, folder: Path) -> str:
 
 # --- identity
 
-_NO_PART_OF_THE_RESULT = {"run_policy": {"suspend", "active_deadline_seconds", "child_ttl_seconds"}}
+NO_PART_OF_THE_RESULT = {"run_policy": {"suspend", "active_deadline_seconds", "child_ttl_seconds"}}
 """What may change while the job exists, so that it stays the same job."""
 
 
 def spec_hash(spec: FineTuneJobSpec) -> str:
     """Return the sha256 of ``spec`` as canonical JSON: equal jobs, equal hash. Wants a resolved spec."""
-    return _sha256(spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_NO_PART_OF_THE_RESULT))
+    return content_hash(spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=NO_PART_OF_THE_RESULT))
 
 
-def request_hash(spec: FineTuneJobSpec) -> str:
-    """Return the sha256 of what ``spec`` asks for beyond the defaults, in which releases may differ.
-
-    Unlike `spec_hash` it stays as it is when a later release adds a field with a default, or changes one; values that
-    `finetune_api.resolve` fills in count. Whether a default was written out, by the user or by an API server, makes no
-    difference. Wants a resolved spec.
-    """
-    policy = spec.run_policy
-    left_out = {name: RunPolicySpec.model_fields[name].default for name in _NO_PART_OF_THE_RESULT["run_policy"]}
-    # Not by exclude: a block of nothing but defaults would stay, as an empty one.
-    asked = spec.model_copy(update={"run_policy": policy.model_copy(update=left_out)})
-    return _sha256(asked.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True))
-
-
-def _sha256(content: dict[str, Any]) -> str:
+def content_hash(content: dict[str, Any]) -> str:
+    """Return the sha256 of ``content`` as canonical JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

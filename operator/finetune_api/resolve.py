@@ -11,6 +11,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.library import written_out
 from finetune_api.spec import (
     AdapterSpec,
+    FineTuneJobSpec,
     GradientCheckpointing,
     Ia3Spec,
     LoraSpec,
@@ -52,7 +53,11 @@ MIXING_TEMPERATURE = 2.0
 
 def resolve(job: FineTuneJob) -> FineTuneJob:
     """Return ``job`` with nothing left to choose but what hardware and rows decide. Idempotent."""
-    spec = job.spec
+    return job.model_copy(update={"spec": resolve_spec(job.spec)})
+
+
+def resolve_spec(spec: FineTuneJobSpec) -> FineTuneJobSpec:
+    """Return ``spec`` as `resolve` does."""
     method = _resolve_method(spec.method)
     training: dict[str, Any] = {}
     if spec.training.learning_rate is None:
@@ -70,7 +75,7 @@ def resolve(job: FineTuneJob) -> FineTuneJob:
             }
         ),
     }
-    return job.model_copy(update={"spec": spec.model_copy(update=changed)})
+    return spec.model_copy(update=changed)
 
 
 def _learning_rate(method: MethodSpec) -> float:

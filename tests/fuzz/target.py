@@ -7,6 +7,7 @@ nothing may be opened, started or connected to: an audit hook makes every attemp
 import contextlib
 import html.parser
 import io
+import itertools
 import json
 import os
 import re
@@ -349,7 +350,7 @@ _NAMES = (
 
 
 def hub(data: bytes) -> None:
-    """A hub that lies: names that climb, sizes, hashes and commits that are none. Nothing is written elsewhere."""
+    """A hub that lies: names that climb, sizes, hashes, commits that are none, no end. Nothing is written elsewhere."""
     given = atheris.FuzzedDataProvider(data)
     names = ["README.md", *(_repository_name(given) for _ in range(given.ConsumeIntInRange(0, 3)))]
     commit = given.PickValueInList(
@@ -375,6 +376,7 @@ def hub(data: bytes) -> None:
         "X-Repo-Commit": commit,
     }
     lie = given.PickValueInList(["", "", "", "1", "-1", "99999999999999", "x"])
+    is_endless = given.ConsumeProbability() < 0.1
     info = {"id": "acme/some", "sha": commit, "siblings": [{"rfilename": name} for name in names]}
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -385,6 +387,8 @@ def hub(data: bytes) -> None:
             return httpx2.Response(200, json=entries)
         name = path.partition("/resolve/")[2].partition("/")[2]
         content = files.get(name, b"{}")
+        if is_endless and name and request.method == "GET":
+            return httpx2.Response(200, headers=headers, content=itertools.repeat(bytes(1 << 20)))
         return httpx2.Response(200, headers=headers | {"X-Linked-Size": lie or str(len(content))}, content=content)
 
     huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(answer)))

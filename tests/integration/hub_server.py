@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -31,6 +32,12 @@ class FakeHub:
     """HTTP statuses for the next requests, one each, before it works again."""
     cut_downloads: int = 0
     """How many of the next weight downloads end after half of the bytes."""
+    endless: str = ""
+    """Name of a file that is sent without end, in pieces that nothing announces the number of."""
+    encoding: str = ""
+    """Of that file: gzip, or none."""
+    listed_sizes: dict[str, int] = field(default_factory=dict)
+    """Sizes by name that the listing tells in the place of the true ones."""
     requests: list[tuple[str, str]] = field(default_factory=list)
     """Method and path of every request."""
     tokens: set[str | None] = field(default_factory=set)
@@ -99,7 +106,7 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             entry: dict[str, object] = {
                 "type": "file",
                 "path": name,
-                "size": len(content),
+                "size": hub.listed_sizes.get(name, len(content)),
                 "oid": hashlib.sha1(content).hexdigest(),
             }
             if name.endswith(".safetensors"):
@@ -119,11 +126,30 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                     "X-Repo-Commit": hub.commit,
                     "Accept-Ranges": "bytes",
                 }
+                if name == hub.endless and with_body:
+                    self.send_without_end(headers)
+                    return
                 start = self.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
                 status = 206 if start else 200
                 if start:
                     headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
                 self.send(status, content[int(start or 0) :], with_body, headers, cut=name.endswith(".safetensors"))
+
+        def send_without_end(self, headers: dict[str, str]) -> None:
+            packed = zlib.compressobj(wbits=31)
+            self.send_response(200)
+            for name, value in (headers | {"Transfer-Encoding": "chunked"}).items():
+                self.send_header(name, value)
+            if hub.encoding:
+                self.send_header("Content-Encoding", hub.encoding)
+            self.end_headers()
+            self.close_connection = True
+            with suppress(ConnectionError):
+                while True:
+                    piece = bytes(1 << 20)
+                    if hub.encoding:
+                        piece = packed.compress(piece) + packed.flush(zlib.Z_SYNC_FLUSH)
+                    self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
 
         def refuse(self, status: int, code: str, message: str) -> None:
             headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})

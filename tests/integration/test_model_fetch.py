@@ -464,6 +464,41 @@ def test_download_that_breaks_off_goes_on(hub: FakeHub, tmp_path: Path) -> None:
     assert (files.path / "model.safetensors").read_bytes() == (hub.folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_file_that_never_ends_is_written_no_further_than_the_hub_has_listed_it(
+    hub: FakeHub, tmp_path: Path, name: str, encoding: str
+) -> None:
+    hub.endless, hub.encoding = name, encoding
+    listed = (hub.folder / name).stat().st_size
+    said = rf"127\.0\.0\.1:\d+ announces {listed:,} bytes for '{name}' and sends more; ended after [\d,]+\. Check HF_"
+    with pytest.raises(StorageError, match=said):
+        fetch_from(hub, tmp_path)
+    kept = sorted(path.name for path in (tmp_path / "cache").rglob("snapshots/*/*"))
+    assert name not in kept and not list((tmp_path / "cache").rglob("*.incomplete"))
+
+
+def test_file_that_is_longer_than_listed_is_not_taken(hub: FakeHub, tmp_path: Path) -> None:
+    hub.listed_sizes["model.safetensors"] = 1000
+    with pytest.raises(StorageError, match=r"announces 1,000 bytes for 'model\.safetensors' and sends more"):
+        fetch_from(hub, tmp_path)
+
+
+def test_nothing_is_written_of_a_file_that_the_disk_has_no_room_for(hub: FakeHub, tmp_path: Path) -> None:
+    hub.listed_sizes["model.safetensors"] = 1 << 60
+    with pytest.raises(StorageError, match=r"1,152,921,504,606,846,976 bytes for 'model\.safet.*Free space"):
+        fetch_from(hub, tmp_path)
+    assert all(path.stat().st_size < 100_000 for path in (tmp_path / "cache").rglob("blobs/*"))
+
+
+def test_what_the_cache_holds_of_another_commit_needs_no_room(hub: FakeHub, tmp_path: Path) -> None:
+    fetch_from(hub, tmp_path)
+    hub.commit = "f" * 40
+    hub.listed_sizes["model.safetensors"] = 1 << 60
+    assert fetch_from(hub, tmp_path).revision == "f" * 40
+
+
 @pytest.mark.parametrize(("spoil", "error", "said"), [pytest.param(*case[1:], id=case[0]) for case in BAD_FOLDERS])
 def test_bad_hub_model_is_refused_before_its_weights_are_fetched(
     folder: Path, tmp_path: Path, spoil: Callable[[Path], None], error: type[FineTuneError], said: str

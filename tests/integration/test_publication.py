@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune_api.job import FineTuneJob
 from finetune_api.report import ArtifactKind, DataReport, ExitCode, Report, SplitRows, Stage, TrainingReport
+from finetune_api.resolve import LEARNING_RATES
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PublishedArtifact
 from finetune_trainer.durable import write_file
@@ -44,10 +46,25 @@ def test_what_was_published_is_found_by_name_and_spec(store: FileStore, tmp_path
     assert find_publication(store, moved) is None
 
 
+def test_a_release_with_another_learning_rate_finds_what_was_published(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def job() -> FineTuneJob:
+        """Without a rate of its own."""
+        return tiny_job(tmp_path, tmp_path, training__learningRate=None)
+
+    before = job()
+    record_publication(store, before, published(store, tmp_path))
+    monkeypatch.setitem(LEARNING_RATES, before.spec.method.type, 0.123)
+    assert job().spec.training.learning_rate == 0.123
+    assert find_publication(store, job()) is not None
+    assert find_publication(store, tiny_job(tmp_path, tmp_path, training__learningRate=0.5)) is None
+
+
 def test_a_record_of_an_earlier_release_is_found_by_what_its_report_says_was_asked_for(
     store: FileStore, tmp_path: Path
 ):
-    job = tiny_job(tmp_path, tmp_path)
+    job = tiny_job(tmp_path, tmp_path, training__learningRate=None)
     resolved = job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     # The earlier release had this field not yet.
     del resolved["checkpoint"]["keep"]

@@ -11,8 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_api.job import InvalidJobError, load_job, request_hash, spec_hash
+import finetune_api.resolve
+from finetune_api.job import InvalidJobError, content_hash, load_job, spec_hash
 from finetune_api.report import ExitCode
+from finetune_api.request import request_hash
 from finetune_api.resolve import resolve
 from finetune_api.spec import FineTuneJobSpec, TrainingSpec
 
@@ -216,6 +218,42 @@ def test_defaults_that_are_written_out_make_no_other_request():
     job = resolve(make_job())
     written_out = job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     assert request_hash(FineTuneJobSpec.model_validate(written_out)) == request_hash(job.spec)
+
+
+FILLED_IN = {
+    "the rate of lora": {"spec.method": {"type": "lora"}},
+    "the rate of bias terms": {"spec.method": {"type": "selective"}},
+    "how many last layers": {"spec.method": {"type": "selective", "selective": {"train": "lastLayers"}}},
+    "a prefix": {"spec.method": {"type": "prefixTuning"}},
+    "a soft prompt": {"spec.method": {"type": "promptTuning"}},
+    "IA3": {"spec.method": {"type": "ia3"}},
+    "an adapter": {"spec.method": {"type": "adapter"}},
+    "the temperature of mixing": {"spec.data.mixing.strategy": "temperature"},
+}
+
+
+@pytest.mark.parametrize("asked", FILLED_IN.values(), ids=FILLED_IN)
+def test_a_later_release_that_derives_other_defaults_takes_the_same_request_for_the_same(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    job = resolve(make_job(asked))
+    earlier = request_hash(job.spec)
+    for method, rate in finetune_api.resolve.LEARNING_RATES.items():
+        monkeypatch.setitem(finetune_api.resolve.LEARNING_RATES, method, 2 * rate)
+    for name in ("BIAS_LEARNING_RATE", "LAST_LAYERS", "MIXING_TEMPERATURE"):
+        monkeypatch.setattr(finetune_api.resolve, name, 2 * getattr(finetune_api.resolve, name))
+    later = resolve(make_job(asked))
+    assert spec_hash(later.spec) != spec_hash(job.spec)
+    assert request_hash(later.spec) == earlier
+    assert request_hash(resolve(make_job(asked | {"spec.training.learningRate": 0.5})).spec) != earlier
+
+
+@pytest.mark.parametrize("asked", FILLED_IN.values(), ids=FILLED_IN)
+def test_nothing_that_is_filled_in_is_part_of_a_request(asked: dict[str, Any]):
+    spec = make_job(asked).spec
+    assert request_hash(spec) == content_hash(
+        spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+    )
 
 
 def test_a_block_that_asks_for_something_counts_though_all_in_it_is_default():

@@ -5,14 +5,18 @@ No token is taken from anywhere but the job's Secret or HF_TOKEN. Nothing that c
 
 import logging
 import os
+import shutil
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx2
-from huggingface_hub import constants, get_cached_repo_tree, snapshot_download
+from huggingface_hub import constants, get_cached_repo_tree, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     GatedRepoError,
@@ -22,6 +26,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.tqdm import tqdm
 
 from finetune_trainer.durable import disk_errors
 from finetune_trainer.errors import FineTuneError, SpecError, StorageError
@@ -34,6 +40,11 @@ _RETRY_SECONDS = (1.0, 3.0, 9.0)
 """Waits between the attempts to reach the hub; after the last one the stage ends with a retryable exit code."""
 _LONGEST_QUOTE = 300
 """Characters of an answer in a message."""
+_CONNECTIONS = 8
+"""Files that are fetched at a time."""
+
+# It warns when no file is wanted, which is how a listing is asked for.
+logging.getLogger("huggingface_hub._snapshot_download").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,8 @@ class Hub:
     ) -> Path:
         """Bring the files that match ``patterns`` to the cache and return their folder, which is named by the commit.
 
+        No more is written of a file than the hub's listing announces, and nothing of one that the disk has no room for.
+
         Args:
             wanted: the repository.
             patterns: as of a shell.
@@ -85,26 +98,126 @@ class Hub:
             revision: the commit, where it is known already.
         """
         with _HubErrors(self, wanted):
-            return Path(
-                snapshot_download(
-                    wanted.repository,
-                    repo_type=wanted.kind,
-                    revision=revision or wanted.revision,
-                    cache_dir=self.cache,
-                    endpoint=self.endpoint,
-                    token=self.token or False,  # None would search the user's home for one
-                    allow_patterns=list(patterns),
-                    ignore_patterns=list(ignored),
-                )
+            folder = self._list(wanted, revision or wanted.revision)
+            files = [
+                file
+                for file in self._tree(wanted, folder)
+                if _matches(file.path, patterns) and not _matches(file.path, ignored)
+            ]
+            allowance = _Allowance(
+                f"cannot read {wanted.where}: {self.endpoint}", self.cache, shutil.disk_usage(self.cache).free
             )
+            with ThreadPoolExecutor(_CONNECTIONS) as pool:
+                for _ in pool.map(lambda file: self._fetch_file(wanted, file, folder.name, allowance), files):
+                    pass
+            return folder
 
     def names(self, wanted: Wanted, folder: Path) -> set[str]:
         """Return the names of all files of the commit that `fetch` found, fetched or not."""
         with _HubErrors(self, wanted):
-            tree = get_cached_repo_tree(
-                wanted.repository, repo_type=wanted.kind, revision=folder.name, cache_dir=self.cache
+            return {file.path for file in self._tree(wanted, folder)}
+
+    def _list(self, wanted: Wanted, revision: str) -> Path:
+        """Bring the listing of ``revision`` to the cache and return the folder for its files."""
+        return Path(
+            snapshot_download(
+                wanted.repository,
+                repo_type=wanted.kind,
+                revision=revision,
+                cache_dir=self.cache,
+                endpoint=self.endpoint,
+                token=self._token,
+                allow_patterns=[],
+                tqdm_class=_Silent,
             )
-        return {file.path for file in tree}
+        )
+
+    def _tree(self, wanted: Wanted, folder: Path) -> list[RepoFile]:
+        return get_cached_repo_tree(
+            wanted.repository, repo_type=wanted.kind, revision=folder.name, cache_dir=self.cache
+        )
+
+    def _fetch_file(self, wanted: Wanted, file: RepoFile, commit: str, allowance: "_Allowance") -> None:
+        hf_hub_download(
+            wanted.repository,
+            file.path,
+            repo_type=wanted.kind,
+            revision=commit,
+            cache_dir=self.cache,
+            endpoint=self.endpoint,
+            token=self._token,
+            tqdm_class=allowance.bar(file),
+        )
+
+    @property
+    def _token(self) -> str | Literal[False]:
+        return self.token or False  # None would search the user's home for one
+
+
+class _Silent(tqdm):
+    """Shows nothing of a listing, which is no download."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"disable": True})  # type: ignore[no-untyped-call]
+
+
+def _matches(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+@dataclass
+class _Allowance:
+    """How much a fetch may write: of a file what its listing announces, of all together what the disk has room for."""
+
+    start: str
+    """Of its messages: what cannot be read, and who sends it."""
+    cache: Path
+    room: int
+    """Bytes that are free and that no download has been begun for."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def bar(self, file: RepoFile) -> type[tqdm]:
+        """Return the progress bar for ``file``: the client tells nobody else of a piece before it is written."""
+        allowance = self
+
+        class Bar(tqdm):
+            came = 0
+
+            def __init__(self, **options: Any) -> None:
+                allowance.begin(file)
+                super().__init__(**options)  # type: ignore[no-untyped-call]
+
+            def update(self, n: float | None = 1) -> bool | None:
+                self.came += int(n or 0)
+                allowance.refuse_excess(file, self.came)
+                shown: bool | None = super().update(n)
+                return shown
+
+            def update_transfer(self, n: float) -> None:
+                """What Xet moves for a file is not what is written of it."""
+
+            def set_transfer_postfix_str(self, postfix: str, refresh: bool = False) -> None:
+                """Goes with `update_transfer`."""
+
+        return Bar
+
+    def begin(self, file: RepoFile) -> None:
+        """Set room for ``file`` aside."""
+        with self.lock:
+            if file.size > self.room:
+                raise StorageError(
+                    f"{self.start} announces {file.size:,} bytes for {file.path!r}, and the disk of {self.cache} has "
+                    f"room for {self.room:,}. Free space there or choose another place."
+                )
+            self.room -= file.size
+
+    def refuse_excess(self, file: RepoFile, came: int) -> None:
+        """End the download of ``file`` once more has come than was announced."""
+        if came > file.size:
+            raise StorageError(
+                f"{self.start} announces {file.size:,} bytes for {file.path!r} and sends more; ended after {came:,}. "
+                "Check HF_ENDPOINT and the proxy, then try again."
+            )
 
 
 def retry(fetch: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:

@@ -1,8 +1,8 @@
 """Which specs were published already: a job that is restored from a backup, or applied again, must not train again.
 
 Beside the jobs' own folders, ``<namespace>/<name>.published/<hash of the request>.json`` holds what the evaluate stage
-said when it had published. No job's folder is called so: names have no dot. Earlier releases named the file by the hash
-of the whole spec, defaults included; the report that it leads to tells what was asked for.
+said when it had published. No job's folder is called so: names have no dot. Earlier releases named the file by a hash
+that defaults were part of, all of them or the derived ones; the report that it leads to tells what was asked for.
 """
 
 import logging
@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 from pydantic import ValidationError
 
-from finetune_api.job import FineTuneJob, request_hash
+from finetune_api.job import FineTuneJob
 from finetune_api.report import ArtifactKind, Report, Stage
+from finetune_api.request import request_hash
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.stage_result import StageResult
 from finetune_trainer.manifest import COMPLETE_NAME

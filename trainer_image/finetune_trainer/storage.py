@@ -216,8 +216,7 @@ def _fetch_data_set(uri: str, field: str, secret_field: str, hub: Hub) -> Path:
     wanted = Wanted("dataset", field, uri, f"{organisation}/{name}", "main", secret_field)
 
     def fetch() -> Path:
-        # A file that every repository has tells the commit and the names of all others.
-        commit = hub.fetch(wanted, ["README.md"])
+        commit = hub.fetch(wanted, ())
         names = [
             found
             for found in hub.names(wanted, commit)
