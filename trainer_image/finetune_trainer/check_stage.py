@@ -18,7 +18,7 @@ from finetune_trainer.examiner import LONGEST_ANSWER_TOKENS
 from finetune_trainer.example import Encoded
 from finetune_trainer.fit import LONGEST_TEXT, check_fit, find_room, find_row_length
 from finetune_trainer.general_suite import GeneralSuite
-from finetune_trainer.in_context import check_room
+from finetune_trainer.in_context import check_room, check_shown
 from finetune_trainer.inputs import Inputs
 from finetune_trainer.layout import Layout, load_for_rows
 from finetune_trainer.methods import why_padded
@@ -112,6 +112,7 @@ def _check(
     if job.spec.evaluation.benchmarks:
         reporter.say("reading the benchmarks")
         questions |= _check_benchmarks(run, files, tokenizer, dataset)
+    check_shown(dataset)
     encoded: dict[Split, Sequence[Encoded]] = {}
     for split in Split:
         reporter.say(f"tokenising the {split.value} split")

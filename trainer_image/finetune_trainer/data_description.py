@@ -9,6 +9,7 @@ from finetune_api.report import DataReport, SplitRows
 from finetune_trainer.data_profile import describe_task, find_personal_data, find_warnings
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.example import Encoded
+from finetune_trainer.in_context import as_asked
 from finetune_trainer.overlap import SEARCHED_ROWS, find_overlaps, find_shared_passages
 from finetune_trainer.renderer import Renderer
 from finetune_trainer.split import Split
@@ -25,7 +26,7 @@ def describe_data(
     """Describe the rows of all splits; ``questions`` are those of other tests, by test, which rows may give away."""
     totals = _count_tokens(itertools.chain.from_iterable(encoded.values()))
     trained = _count_tokens(encoded[Split.TRAIN])
-    first = dataset.examples(Split.TRAIN)[0]
+    first = as_asked(dataset, Split.TRAIN)[0]
     whole = renderer.encode(first, dataset)
     report = DataReport(
         rows=SplitRows(**{split.value: len(items) for split, items in encoded.items()}),

@@ -27,6 +27,7 @@ from finetune_trainer.split import (
     SPLITS,
     Codes,
     DuplicateStats,
+    Numbers,
     Split,
     assign_splits,
     count_by_split,
@@ -74,6 +75,8 @@ class Dataset:
     duplicates: DuplicateStats
     leaks: tuple[tuple[str, int], ...]
     """Task and number of the rows of validation and test sources that are nearly equal to a training row."""
+    seed: int
+    """Of all that is drawn: splits, phrasings, rows that are shown."""
     hash: str
     """sha256 over every example's task, prompt and completion in order, opened or not: equal data, equal hash."""
     _opened: Mapping[Split, _Opened] = dataclasses.field(repr=False)
@@ -135,8 +138,9 @@ class Dataset:
         return len(self._phrasings[task])
 
     def rendered(self, example: Example, template_index: int) -> Example:
-        """Return the same row through another template of its task."""
-        return self._render(example, template_index, example.values)
+        """Return the same row, and those shown before it, through another template of their task."""
+        shown = tuple(self.rendered(row, template_index) for row in example.shown)
+        return dataclasses.replace(self._render(example, template_index, example.values), shown=shown)
 
     def asked(self, example: Example) -> str:
         """Return the texts that the prompt alone is made of, without the template; of a chat what was said before."""
@@ -270,7 +274,7 @@ def load_dataset(
     if data.replay is not None:
         loaded[REPLAY_TASK] = _load_replay(data.replay, data.splits.seed, fetch, rendered)
     sources = [source for task in loaded.values() for source in task.sources]
-    places, duplicates = assign_splits(
+    places, clusters, duplicates = assign_splits(
         (row.text for source in sources for row in source.rows),
         data.splits.validation,
         data.splits.test,
@@ -290,7 +294,8 @@ def load_dataset(
     counts = {task.name: count_by_split(by_task[task.name]) for task in data.tasks}
     _refuse_tasks_without_rows(data, counts)
     examples = StoredRows(rendered, unpack_example)
-    opened, replay = _kept(rendered, by_task, splits)
+    clustered = {task.name for task in data.tasks if task.few_shot is not None}
+    opened, replay = _kept(rendered, by_task, splits, clusters, clustered)
     return Dataset(
         tasks=tuple(task.name for task in data.tasks),
         specs={task.name: task for task in data.tasks} | {REPLAY_TASK: _REPLAY_SPEC},
@@ -301,6 +306,7 @@ def load_dataset(
             for example in map(examples.__getitem__, duplicates.leaks)
             if example.task != REPLAY_TASK
         ),
+        seed=data.splits.seed,
         hash=_hash(examples),
         _opened={
             split: _Opened.of(rows, {task: count[split] for task, count in counts.items()})
@@ -312,22 +318,35 @@ def load_dataset(
 
 
 def _kept(
-    rendered: RecordFile, by_task: Mapping[str, Codes], splits: Collection[Split]
+    rendered: RecordFile,
+    by_task: Mapping[str, Codes],
+    splits: Collection[Split],
+    clusters: Numbers,
+    clustered: Collection[str],
 ) -> tuple[dict[Split, StoredRows[Example]], StoredRows[Example]]:
-    """Return the rows of ``splits`` and the replayed ones, in files where no others are."""
+    """Return the rows of ``splits`` and the replayed ones, in files where no others are.
+
+    Rows of the tasks ``clustered`` know the number of their cluster.
+    """
     opened, replay = {split: rendered.empty() for split in splits}, rendered.empty()
     records = rendered.records(0, len(rendered))
+    start = 0
     for name, codes in by_task.items():
-        for place, record in zip(map(SPLITS.__getitem__, codes), records, strict=False):
+        for number, (place, record) in enumerate(zip(map(SPLITS.__getitem__, codes), records, strict=False), start):
             if name == REPLAY_TASK:
                 if place is Split.TRAIN:
                     replay.append(record)
             elif place in opened:
-                opened[place].append(record)
+                opened[place].append(_with_cluster(record, clusters[number]) if name in clustered else record)
+        start += len(codes)
     return (
         {split: StoredRows(rows, unpack_example) for split, rows in opened.items()},
         StoredRows(replay, unpack_example),
     )
+
+
+def _with_cluster(record: bytes, cluster: int) -> bytes:
+    return pack_example(dataclasses.replace(unpack_example(record), cluster=int(cluster)))
 
 
 def _load_task(

@@ -21,10 +21,12 @@ class Example:
     """Hash of the normalised input (no label, task or template in it): decides the split."""
     values: Mapping[str, object]
     """The row itself: what a template renders; needed to render it another way or shortened."""
-    shown: tuple[tuple[str, str], ...] = ()
-    """Prompt and completion of other rows that the model sees answered before this one."""
+    shown: tuple["Example", ...] = ()
+    """Other rows that the model sees answered before this one."""
     earlier: tuple[tuple[str, str], ...] = ()
     """Role and text of the turns of a chat that come before the prompt."""
+    cluster: int | None = None
+    """Number of the rows that stay with this one in one split; known where rows of its task are shown to others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ _HEADER_LENGTH = 4
 
 
 def pack_example(example: Example) -> bytes:
-    """Return ``example``, to which no other rows are shown yet, as bytes for this process and those it starts."""
+    """Return ``example`` as bytes for this process and those it starts."""
     # Keeps dates and decimals what they are. Safe: what is read back lay in a file without a name (`RecordFile`), which
     # nobody else can have written.
     return pickle.dumps(
@@ -86,7 +88,9 @@ def pack_example(example: Example) -> bytes:
             example.template,
             example.key,
             example.values,
+            example.shown,
             example.earlier,
+            example.cluster,
         ),
         pickle.HIGHEST_PROTOCOL,
     )
@@ -94,8 +98,7 @@ def pack_example(example: Example) -> bytes:
 
 def unpack_example(record: bytes) -> Example:
     """Return what `pack_example` was given."""
-    task, row, prompt, completion, template, key, values, earlier = pickle.loads(record)
-    return Example(task, row, prompt, completion, template, key, values, earlier=earlier)
+    return Example(*pickle.loads(record))
 
 
 def pack_encoded(item: Encoded) -> bytes:

@@ -1,14 +1,18 @@
-"""Rows shown answered before a question: the base model may learn a task from its prompt alone.
+"""Rows shown answered before a question: those of a task with fewShot, and what may serve the base instead of tuning.
 
-They are training rows, rendered as the question is: earlier turns of a chat, or text above it.
+They are training rows, rendered as the question is: earlier turns of a chat, or text above it. A task's own are drawn
+for each row anew, whenever the row is asked for, by its task, its number and its text: equal in every stage and life.
 """
 
 import dataclasses
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice, zip_longest
+from typing import overload
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError
@@ -17,6 +21,136 @@ from finetune_trainer.renderer import Renderer
 from finetune_trainer.split import Split
 
 _ROWS_AT_ONCE = 1024
+_NO_CLUSTER = -1
+
+
+class _Drawer:
+    """Draws training rows of one task by their number: memory holds two numbers of each."""
+
+    def __init__(self, dataset: Dataset, task: str) -> None:
+        self._rows = dataset.examples(Split.TRAIN, task)
+        labels, clusters = {label: number for number, label in enumerate(dataset.labels(task))}, array("q")
+        answers = array("q")
+        for row in self._rows:
+            answers.append(labels[row.completion.strip()] if labels else 0)
+            clusters.append(_NO_CLUSTER if row.cluster is None else row.cluster)
+        self._clusters = np.array(clusters)
+        found = np.array(answers)
+        members = [np.flatnonzero(found == label) for label in range(len(labels) or 1)]
+        self._pools = [_Pool.of(places, self._clusters[places]) for places in members]
+
+    def draw(self, count: int, generator: random.Random, cluster: int | None = None) -> list[Example]:
+        """Return ``count`` rows, or all there are, that are not of ``cluster``; every label as often as can be."""
+        pools = generator.sample(self._pools, len(self._pools))
+        turns = zip_longest(*(pool.places(generator, cluster) for pool in pools))
+        drawn = list(islice((place for turn in turns for place in turn if place is not None), count))
+        # Neighbours of one label would teach that labels come in runs.
+        generator.shuffle(drawn)
+        return [self._rows[place] for place in drawn]
+
+    @property
+    def largest_cluster(self) -> int:
+        """Rows of the largest cluster."""
+        return int(np.unique(self._clusters, return_counts=True)[1].max())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Pool:
+    """Rows of one label, or of an open task all; those of one cluster lie side by side."""
+
+    rows: npt.NDArray[np.int64]
+    clusters: npt.NDArray[np.int64]
+    """Ascending."""
+
+    @classmethod
+    def of(cls, rows: npt.NDArray[np.int64], clusters: npt.NDArray[np.int64]) -> "_Pool":
+        order = np.argsort(clusters, kind="stable")
+        return cls(rows[order], clusters[order])
+
+    def places(self, generator: random.Random, cluster: int | None) -> Iterator[int]:
+        """Yield the rows that are not of ``cluster`` in a random order, drawn one by one."""
+        first, last = (0, 0) if cluster is None else np.searchsorted(self.clusters, [cluster, cluster + 1]).tolist()
+        for number in _shuffled(len(self.rows) - (last - first), generator):
+            yield int(self.rows[number if number < first else number + last - first])
+
+
+def _shuffled(size: int, generator: random.Random) -> Iterator[int]:
+    """Yield the numbers below ``size`` in a random order; the first ones cost no more than they are."""
+    moved: dict[int, int] = {}
+    for last in range(size - 1, -1, -1):
+        place = generator.randrange(last + 1)
+        yield moved.get(place, place)
+        moved[place] = moved.pop(last, last)
+
+
+# --- of a task with fewShot
+
+
+def as_asked(dataset: Dataset, split: Split, task: str | None = None) -> Sequence[Example]:
+    """Return the examples of ``split`` as the model sees them: where their task says so, behind shown rows."""
+    rows = dataset.examples(split, task)
+    names = dataset.tasks if task is None else (task,)
+    drawers = {name: _Drawer(dataset, name) for name in names if dataset.task(name).few_shot is not None}
+    return _Behind(rows, dataset, drawers) if drawers else rows
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Behind(Sequence[Example]):
+    """Rows of which each gets its shown ones when it is asked for."""
+
+    rows: Sequence[Example]
+    dataset: Dataset
+    drawers: dict[str, _Drawer]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_Behind": ...
+    def __getitem__(self, index: int | slice) -> "Example | _Behind":
+        if isinstance(index, slice):
+            return dataclasses.replace(self, rows=self.rows[index])
+        return self._behind_shown(self.rows[index])
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self._behind_shown, self.rows)
+
+    def _behind_shown(self, example: Example) -> Example:
+        count = self.dataset.task(example.task).few_shot
+        if count is None:
+            return example
+        generator = random.Random(f"{self.dataset.seed}/shown/{example.task}/{example.row}/{example.key}")
+        drawn = self.drawers[example.task].draw(count, generator, example.cluster)
+        return dataclasses.replace(example, shown=tuple(self._in_template(row, example.template) for row in drawn))
+
+    def _in_template(self, row: Example, template: int) -> Example:
+        return row if row.template == template else self.dataset.rendered(row, template)
+
+
+def check_shown(dataset: Dataset) -> None:
+    """Find tasks that have too few training rows to show before every row.
+
+    Raises:
+        DataError: one has.
+    """
+    for index, name in enumerate(dataset.tasks):
+        if (count := dataset.task(name).few_shot) is None:
+            continue
+        drawer = _Drawer(dataset, name)
+        if len(drawer) - drawer.largest_cluster < count:
+            raise DataError(
+                f"spec.data.tasks[{index}].fewShot ({count}): task {name!r} has {len(drawer)} training rows, of which "
+                f"{drawer.largest_cluster} are nearly equal or of one group and are not shown to each other, so only "
+                f"{len(drawer) - drawer.largest_cluster} can be shown. Lower it, or add rows."
+            )
+
+
+# --- of the base, beside its answers to the prompt alone
 
 
 def draw_shown(dataset: Dataset, task: str, count: int, seed: int) -> list[Example]:
@@ -24,30 +158,14 @@ def draw_shown(dataset: Dataset, task: str, count: int, seed: int) -> list[Examp
 
     Which ones depends on the rows and the seed alone.
     """
-    rows = dataset.examples(Split.TRAIN, task)
-    generator = random.Random(seed)
-    order = array("q", range(len(rows)))
-    generator.shuffle(order)
-    if not dataset.labels(task):
-        return [rows[place] for place in order[:count]]
-    met: dict[str, int] = {}
-    ranks = array("q")
-    for place in order:
-        answer = rows[place].completion.strip()
-        ranks.append(met.get(answer, 0))
-        met[answer] = ranks[-1] + 1
-    # The first of every label, then the second of every label: a stable sort keeps the shuffled order in each round.
-    in_rounds = [rows[order[number]] for number in np.argsort(ranks, kind="stable")[:count]]
-    # Neighbours of one label would teach that labels come in runs.
-    generator.shuffle(in_rounds)
-    return in_rounds
+    return _Drawer(dataset, task).draw(count, random.Random(seed))
 
 
 def with_shown(dataset: Dataset, examples: Sequence[Example], template: int, shown: Sequence[Example]) -> list[Example]:
-    """Return ``examples`` rendered by ``template``, each behind ``shown`` rendered by the same."""
-    answered = [dataset.rendered(row, template) for row in shown]
-    pairs = tuple((row.prompt, row.completion) for row in answered)
-    return [dataclasses.replace(dataset.rendered(example, template), shown=pairs) for example in examples]
+    """Return ``examples`` rendered by ``template``, each behind ``shown``, or what it has, rendered by the same."""
+    answered = tuple(dataset.rendered(row, template) for row in shown)
+    rendered = [dataset.rendered(example, template) for example in examples]
+    return [dataclasses.replace(row, shown=answered) for row in rendered] if answered else rendered
 
 
 def check_room(dataset: Dataset, renderer: Renderer, count: int, seed: int, room: int) -> None:

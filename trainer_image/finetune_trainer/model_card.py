@@ -95,6 +95,8 @@ def render_card(report: Report, facts: CardFacts) -> str:
         merge=facts.merge,
         licence=facts.licence,
         front_matter=_front_matter(report, facts),
+        few_shot={task.name: task.few_shot for task in facts.prompt.tasks if task.few_shot is not None},
+        format=facts.prompt.format,
         snippet=_snippet(report, facts),
         vllm=_vllm(report, facts),
     )

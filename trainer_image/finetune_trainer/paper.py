@@ -10,7 +10,7 @@ from finetune_api.spec import Metric
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError
 from finetune_trainer.example import Example
-from finetune_trainer.in_context import draw_shown
+from finetune_trainer.in_context import as_asked, draw_shown
 from finetune_trainer.split import Split
 
 CHOICE_ROWS = 200
@@ -55,10 +55,10 @@ def set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> Paper:
     labels = dataset.labels(task)
     is_kept_back = job.spec.data.splits.validation or dataset.task(task).validation_source is not None
     choice_split = Split.VALIDATION if is_kept_back else Split.TRAIN
-    choice, test = (dataset.examples(split, task) for split in (choice_split, Split.TEST))
+    choice, test = (as_asked(dataset, split, task) for split in (choice_split, Split.TEST))
     count = job.spec.evaluation.baselines.few_shot
     shown = draw_shown(dataset, task, count, seed) if count else []
-    if choice_split is Split.TRAIN:
+    if shown and choice_split is Split.TRAIN:
         choice = [example for example in choice if example not in shown]
     templates = dataset.phrasings(task)
     has_choice = bool(labels) or templates > 1
@@ -86,7 +86,7 @@ def set_paper(task: str, dataset: Dataset, job: FineTuneJob) -> Paper:
 
 def validation_paper(task: str, dataset: Dataset, seed: int) -> Paper:
     """Return a task's validation rows as questions whose answers are scored, never generated."""
-    rows = dataset.examples(Split.VALIDATION, task)
+    rows = as_asked(dataset, Split.VALIDATION, task)
     if not rows:
         raise DataError(
             f"task {task!r} has no validation rows, on which spec.evaluation.forgetting.remedy chooses. Raise "

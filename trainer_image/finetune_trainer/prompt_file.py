@@ -44,6 +44,8 @@ class PromptTask(ApiModel):
     name: str
     templates: tuple[PromptTemplate, ...]
     """Empty for a task of chats: its questions go in as they are, behind the turns before them."""
+    few_shot: int | None = None
+    """How many rows with their answers it saw before every question; null where it saw the question alone."""
     labels: tuple[str, ...] = ()
     """Closed set of answers; empty when answers are free text."""
 
@@ -54,7 +56,9 @@ class PromptFile(ApiModel):
     Render ``tasks[].templates[].prompt`` with a row. Format raw: strip white space at its end and tokenise with the
     tokenizer's own special tokens. Format chat: strip it on both ends, make it the user message behind ``system``
     (when not null), apply the chat template with a generation prompt, append ``assistantHeader``, and tokenise without
-    special tokens. Generate until one of ``endTokenIds``; strip white space around the answer.
+    special tokens. Where a task has ``fewShot``, so many rows of yours go before the question: in format raw each
+    prompt with its completion (of a seq2seq-lm on a line of its own) and an empty line behind it, in format chat each
+    as a user and an assistant message. Generate until one of ``endTokenIds``; strip white space around the answer.
     """
 
     version: Literal[1] = 1
@@ -87,6 +91,7 @@ def make_prompt_file(renderer: RendererInfo, job: FineTuneJob, tokenizer: PreTra
                     PromptTemplate(prompt=template.prompt, completion=template.completion)
                     for template in task.templates
                 ),
+                few_shot=task.few_shot,
                 labels=tuple(task.labels or ()),
             )
             for task in job.spec.data.tasks

@@ -5,6 +5,7 @@ boundary, and the completion is tokenised on its own so that every candidate lab
 model and no padding; what is learnt follows from positions, never from token ids.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,7 +129,9 @@ class Renderer:
         return str(self._tokenizer.decode(list(ids)))
 
     def encode(self, example: Example, dataset: Dataset) -> Encoded:
-        """Return the tokens of prompt, completion and end token, the prompt's long column cut when they are too many.
+        """Return the tokens of prompt, completion and end token.
+
+        When they are too many, rows shown before it are left out, then the prompt's long column is cut.
 
         Raises:
             DataError: the example does not fit even so.
@@ -235,16 +238,13 @@ class Renderer:
             reserved = 0
         shortened = example
         while (excess := len(prompt) + reserved - self.max_length) > 0:
-            value = dataset.cuttable(shortened)
-            if not value:
+            if not shortened.shown and not dataset.cuttable(shortened):
                 raise DataError(
                     f"spec.data.maxLength: row {example.row} (counted from 0) of task {example.task!r} needs "
                     f"{len(prompt)} prompt and {reserved} completion tokens, {self.max_length} are allowed, and it has "
                     f"no text column left to shorten. Raise spec.data.maxLength or drop the row."
                 )
-            tokens = len(self._tokenise([value])[0])
-            keep = len(value) * (tokens - excess) // tokens if tokens > excess else 0
-            shortened = dataset.shortened(shortened, min(keep, len(value) - 1))
+            shortened = self._shorter(shortened, dataset, excess)
             prompt = self._prompt_ids([self._texts(shortened)[0]])[0]
         if len(prompt) <= len(self._trailing_ids):
             raise DataError(
@@ -252,6 +252,15 @@ class Renderer:
                 f"the model needs at least one token to go on from. Put words into the prompt template."
             )
         return shortened, prompt, completion
+
+    def _shorter(self, example: Example, dataset: Dataset, excess: int) -> Example:
+        """Return the example with one row less shown before it, else with about ``excess`` tokens less in a column."""
+        if example.shown:
+            return replace(example, shown=example.shown[1:])
+        value = dataset.cuttable(example)
+        tokens = len(self._tokenise([value])[0])
+        keep = len(value) * (tokens - excess) // tokens if tokens > excess else 0
+        return dataset.shortened(example, min(keep, len(value) - 1))
 
     def _check_completion(self, example: Example, tokens: int) -> None:
         if tokens > self.max_length:
@@ -276,7 +285,7 @@ class Renderer:
         """Return the texts before and behind the boundary."""
         completion = self._completion_text(example, example.completion)
         if self._frame is None:
-            before = "".join(f"{prompt}{answer.rstrip()}\n\n" for prompt, answer in example.shown)
+            before = "".join(f"{self._answered(row)}\n\n" for row in example.shown)
             before += "".join(f"{text.strip()}\n\n" for _, text in example.earlier)
             return before + example.prompt.rstrip(), completion
         question = _as_messages(self._turns(example))
@@ -289,6 +298,11 @@ class Renderer:
                 f"{_shown(whole[-_SHOWN_CHARACTERS:])}"
             )
         return prompt, completion
+
+    def _answered(self, example: Example) -> str:
+        if self._decoder_start is not None:  # the completion is a text of its own, which nothing parts from a prompt
+            return f"{example.prompt.rstrip()}\n{example.completion.strip()}"
+        return example.prompt + example.completion.rstrip()
 
     def _completion_text(self, example: Example, completion: str) -> str:
         if self._frame is not None:
@@ -383,7 +397,7 @@ class Renderer:
 
     def _turns(self, example: Example) -> list[tuple[str, str]]:
         """Return role and text of all that comes before the answer."""
-        shown = [turn for pair in example.shown for turn in zip(("user", "assistant"), pair, strict=True)]
+        shown = [turn for row in example.shown for turn in (("user", row.prompt), ("assistant", row.completion))]
         # A chat's own system prompt takes the place of the job's.
         own = [turn for turn in example.earlier if turn[0] == "system"]
         talk = example.earlier[len(own) :]
@@ -425,15 +439,19 @@ def encode_all(
     With ``loss_on`` all every token but the first is learnt: the prompt's length is 0.
 
     Raises:
-        DataError: more than MAX_TRUNCATED_SHARE were shortened, or one does not fit at all.
+        DataError: more than MAX_TRUNCATED_SHARE were shortened, of all or of a task whose rows are shown, or one does
+            not fit at all.
     """
     tokens = RecordFile(folder)
-    truncated = 0
+    rows, cut = Counter[str](), Counter[str]()
     for start in range(0, len(examples), _ROWS_AT_ONCE):
         some = list(examples[start : start + _ROWS_AT_ONCE])
-        for item in _encode_some(renderer, dataset, some, loss_on):
-            truncated += item.truncated
+        for example, item in zip(some, _encode_some(renderer, dataset, some, loss_on), strict=True):
+            rows[example.task] += 1
+            cut[example.task] += item.truncated
             tokens.append(pack_encoded(item))
+    _refuse_shown_without_room(renderer, dataset, rows, cut)
+    truncated = cut.total()
     share = truncated / len(examples) if examples else 0.0
     if share > MAX_TRUNCATED_SHARE:
         raise DataError(
@@ -442,6 +460,16 @@ def encode_all(
             f"shorten the rows."
         )
     return StoredRows(tokens, unpack_encoded), share
+
+
+def _refuse_shown_without_room(renderer: Renderer, dataset: Dataset, rows: Counter[str], cut: Counter[str]) -> None:
+    for index, task in enumerate(map(dataset.task, dataset.tasks)):
+        if task.few_shot is not None and cut[task.name] > MAX_TRUNCATED_SHARE * rows[task.name]:
+            raise DataError(
+                f"spec.data.tasks[{index}].fewShot ({task.few_shot}): behind so many shown rows {cut[task.name]} of "
+                f"{rows[task.name]} rows of task {task.name!r} do not fit into {renderer.max_length} tokens; at most "
+                f"{MAX_TRUNCATED_SHARE:.0%} may lose shown rows or be cut. Lower it, or raise spec.data.maxLength."
+            )
 
 
 def _encode_some(renderer: Renderer, dataset: Dataset, examples: Sequence[Example], loss_on: LossOn) -> list[Encoded]:

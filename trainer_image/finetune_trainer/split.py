@@ -99,8 +99,8 @@ def assign_splits(
     strata: Iterable[str] | None = None,
     allowed: Iterable[Collection[Split]] | None = None,
     kind: Records = _IN_MEMORY,
-) -> tuple[Codes, DuplicateStats]:
-    """Return the split of every input as its number in `SPLITS`, and how many were near-duplicates.
+) -> tuple[Codes, Numbers, DuplicateStats]:
+    """Return of every input its split as a number in `SPLITS` and its cluster's number; how many were near-duplicates.
 
     Args:
         inputs: the texts. They are not held in memory.
@@ -134,7 +134,7 @@ def assign_splits(
     places = _places(draws, *cut, kind) if strata is None else _stratified(roots, draws, strata, *cut, kind)
     codes = _taken(places, roots, kind) if allowed is None else _within(allowed, roots, places, kind)
     _refuse_empty(codes, validation, test, seed, largest=_most(_counts(roots, len(draws), kind)))
-    return codes, _duplicate_stats(alike, order.ranks, codes, kind)
+    return codes, roots, _duplicate_stats(alike, order.ranks, codes, kind)
 
 
 def _slices(size: int) -> Iterator[slice]:

@@ -16,6 +16,7 @@ from finetune_trainer.example import Encoded, Example
 from finetune_trainer.fit import find_room, find_row_length
 from finetune_trainer.general_source import name_sources, read_general_rows
 from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_rows, general_texts, open_questions
+from finetune_trainer.in_context import as_asked
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.layout import Layout
 from finetune_trainer.model import ModelFiles, fetch_model, read_config
@@ -139,7 +140,7 @@ def encode_split(
     """Return the tokens of one split's rows."""
     # lossOn is about what is learnt; scores are always of the completion.
     loss_on = run.job.spec.data.loss_on if split is Split.TRAIN else LossOn.COMPLETION
-    return encode_rows(run, files, renderer, dataset, dataset.examples(split), loss_on)
+    return encode_rows(run, files, renderer, dataset, as_asked(dataset, split), loss_on)
 
 
 def encode_rows(

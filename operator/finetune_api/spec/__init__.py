@@ -390,6 +390,17 @@ def _weights_are_used(data: DataSpec) -> Iterator[Problem]:
             )
 
 
+def _examples_are_shown_once(data: DataSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
+    shown = [index for index, task in enumerate(data.tasks) if task.few_shot is not None]
+    if evaluation.baselines.few_shot is not None and shown:
+        yield Problem(
+            ("evaluation", "baselines", "fewShot"),
+            evaluation.baselines.few_shot,
+            f"cannot go with spec.data.tasks[{shown[0]}].fewShot, by which the base is shown training rows already",
+            "Leave one of them out.",
+        )
+
+
 def _accuracy_needs_labels(data: DataSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
     if any(task.labels for task in data.tasks):
         return
@@ -501,6 +512,7 @@ class FineTuneJobSpec(Block):
         _encoders_read_plain_prompts,
         _benchmarks_ask_decoders,
         _weights_are_used,
+        _examples_are_shown_once,
         _accuracy_needs_labels,
         _gates_name_what_is_measured,
         _something_is_evaluated,

@@ -108,10 +108,20 @@ def _labels_differ(labels: tuple[str, ...]) -> Iterator[Problem]:
             )
 
 
+def _chats_have_their_own_turns(messages: str | None, few_shot: int | None) -> Iterator[Problem]:
+    if messages is not None and few_shot is not None:
+        yield Problem(
+            ("fewShot",),
+            few_shot,
+            "has no place before chats, whose earlier turns are their own",
+            "Leave it out, or write templates instead of messages.",
+        )
+
+
 class TaskSpec(Block):
     """Rows with the templates and labels that belong to them."""
 
-    rules = (_one_way_to_render, _library_has_the_entry, _labels_differ)
+    rules = (_one_way_to_render, _library_has_the_entry, _labels_differ, _chats_have_their_own_turns)
 
     name: TaskName
     """Short name, unique in the job; gates and reports use it."""
@@ -139,6 +149,12 @@ class TaskSpec(Block):
     labels: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=256)], ...], Field(max_length=256)] = ()
     """The closed set of answers. With it the task is scored by likelihood: accuracy instead of generated text. Every
     completion must be one of them."""
+    few_shot: Annotated[Int, Field(ge=1, le=64)] | None = None
+    """Show this many other rows with their answers before every question: while training, and alike when base and tuned
+    model are evaluated. Drawn for each row by ``splits.seed`` from this task's training rows alone, never the row
+    itself or one that is nearly equal or of its group; of a closed set every label as often as can be. Only the row's
+    own completion is learnt. Those that leave no room within ``maxLength`` are left out. Tokens, time and memory grow
+    with them. For a mix of prompts with and without, name the same source in two tasks. Absent: the prompt alone."""
     max_examples: Annotated[Int, Field(ge=1, le=100_000_000)] | None = None
     """Use this many rows at most, drawn by the seed. Absent: all."""
     weight: Annotated[Number, Field(gt=0, le=1000)] = 1.0
@@ -269,10 +285,27 @@ def _messages_are_chat(tasks: tuple[TaskSpec, ...], format: Format) -> Iterator[
             )
 
 
+def _shown_rows_are_not_learnt(tasks: tuple[TaskSpec, ...], loss_on: LossOn) -> Iterator[Problem]:
+    for index, task in enumerate(tasks):
+        if task.few_shot is not None and loss_on is LossOn.ALL:
+            yield Problem(
+                ("tasks", index, "fewShot"),
+                task.few_shot,
+                "cannot go with lossOn: all, under which the shown rows would be learnt again with every question",
+                "Set spec.data.lossOn: completion, or leave fewShot out.",
+            )
+
+
 class DataSpec(Block):
     """The rows."""
 
-    rules = (_task_names_differ, _replay_is_no_task, _raw_prompts_have_no_system, _messages_are_chat)
+    rules = (
+        _task_names_differ,
+        _replay_is_no_task,
+        _raw_prompts_have_no_system,
+        _messages_are_chat,
+        _shown_rows_are_not_learnt,
+    )
 
     tasks: Annotated[tuple[TaskSpec, ...], Field(min_length=1, max_length=32)]
     """One task, or several for multi-task instruction tuning."""

@@ -24,6 +24,7 @@ def card(
     task: ModelTask = ModelTask.CAUSAL_LM,
     base: BaseReference = HUB,
     lora: LoraSpec | None = None,
+    few_shot: int | None = None,
 ) -> str:
     prompt = PromptFile(
         model_task=task,
@@ -33,7 +34,7 @@ def card(
         max_length=64,
         end_token_ids=(2,),
         end_tokens=("</s>",),
-        tasks=(PromptTask(name="t", templates=()),),
+        tasks=(PromptTask(name="t", templates=(), few_shot=few_shot),),
     )
     training = TrainingReport(method=method, parameters=100, trainable_parameters=10, steps=1, epochs=1)
     data = DataReport(rows=SplitRows(train=8, validation=1, test=1), hash="cd", format="raw")
@@ -107,3 +108,9 @@ def test_nothing_is_said_about_an_encoder_decoder(method: MethodType, kind: Arti
 def test_every_method_is_among_those_that_are_served_or_not():
     served = {MethodType.LORA, MethodType.QLORA, *(method for method, _ in WEIGHTS)}
     assert served | {method for method, _, _ in NOT_LOADED.values()} == set(MethodType)
+
+
+def test_who_asks_is_told_that_the_model_was_trained_with_examples_before_the_question():
+    told = "Task t was trained and measured with 4 rows and their answers before every question"
+    assert told in card(MethodType.LORA, few_shot=4)
+    assert "before every question" not in card(MethodType.LORA)

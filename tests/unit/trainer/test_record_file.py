@@ -103,5 +103,6 @@ def test_tokens_are_read_as_they_were_written(item):
 
 
 def test_an_example_is_read_as_it_was_written():
-    example = Example("t", 3, "p", "c", 1, "key", {"a": [1, {"b": None}]}, earlier=(("user", "hi"),))
+    shown = Example("t", 4, "q", "d", 1, "other", {})
+    example = Example("t", 3, "p", "c", 1, "key", {"a": [1, {"b": None}]}, (shown,), (("user", "hi"),), 7)
     assert unpack_example(pack_example(example)) == example

@@ -92,6 +92,7 @@ def make_dataset(
     completion: str = " {{ label }}",
     labels: tuple[str, ...] = ("negative", "positive", "entirely mixed"),
     words: int = 0,
+    few_shot: int | None = None,
 ) -> Dataset:
     source = folder / "rows.jsonl"
     chooser = random.Random(0)
@@ -100,6 +101,7 @@ def make_dataset(
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = {"name": "t", "source": source.as_uri(), "templates": [{"prompt": prompt, "completion": completion}]}
     task |= {"labels": labels} if completion.strip() == "{{ label }}" and len(labels) > 1 else {}
+    task |= {"fewShot": few_shot}
     return load_dataset(
         DataSpec.model_validate({"tasks": [task], "splits": {"validation": 0.2, "test": 0.2, "seed": 3}})
     )
@@ -167,6 +169,28 @@ def make_renderer(format: str, chat_template: str | None, max_length: int = 200)
 
 
 FORMATS = {"raw": ("raw", None), **{name: ("chat", template) for name, template in TEMPLATES.items()}}
+
+
+def behind_shown(dataset: Dataset) -> list[Example]:
+    shown = tuple(dataset.examples(Split.TRAIN)[:2])
+    return [dataclasses.replace(row, shown=shown) for row in dataset.examples(Split.TEST)]
+
+
+@pytest.mark.parametrize("format, chat_template", FORMATS.values(), ids=FORMATS.keys())
+def test_shown_rows_are_left_out_before_the_question_is_cut(tmp_path, format, chat_template):
+    dataset = make_dataset(tmp_path, labels=("negative", "positive"))
+    asked, roomy = behind_shown(dataset)[0], make_renderer(format, chat_template, 500)
+    whole, less = (roomy.encode(row, dataset) for row in (asked, dataclasses.replace(asked, shown=asked.shown[1:])))
+    fitted = make_renderer(format, chat_template, len(whole.ids) - 1).encode(asked, dataset)
+    assert fitted == dataclasses.replace(less, truncated=True)
+
+
+def test_shown_rows_that_leave_no_room_are_told_with_their_task(tmp_path):
+    dataset = make_dataset(tmp_path, few_shot=2)
+    asked = behind_shown(dataset)
+    problem = rf"spec.data.tasks\[0\].fewShot \(2\): behind so many shown rows {len(asked)} of {len(asked)} rows"
+    with pytest.raises(DataError, match=problem):
+        encode_all(make_renderer("raw", None, 30), dataset, asked)
 
 
 @pytest.mark.parametrize("format, chat_template", FORMATS.values(), ids=FORMATS.keys())

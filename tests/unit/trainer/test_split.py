@@ -36,7 +36,7 @@ def split_of(texts, validation=0.1, test=0.1, seed=17, groups=None):
 
 
 def placed(*arguments, **settings):
-    codes, stats = assign_splits(*arguments, **settings)
+    codes, _, stats = assign_splits(*arguments, **settings)
     return [SPLITS[code] for code in codes], stats
 
 
@@ -142,7 +142,7 @@ def test_the_pairs_found_are_those_that_a_comparison_of_all_finds():
         for j, right in enumerate(texts)
         if i < j and jaccard(shingles_of(left), shingles_of(right)) >= SIMILARITY
     }
-    _, stats = assign_splits(texts, 0.2, 0.2, 17, None)
+    _, _, stats = assign_splits(texts, 0.2, 0.2, 17, None)
     assert 10 < len(close) < 60
     assert stats.rows == len({row for pair in close for row in pair})
 
@@ -189,7 +189,7 @@ def test_groups_that_share_a_text_stay_together():
 
 
 def test_groups_are_no_duplicates():
-    _, stats = assign_splits(make_texts(100), 0.2, 0.2, 17, [f"film {number % 20}" for number in range(100)])
+    _, _, stats = assign_splits(make_texts(100), 0.2, 0.2, 17, [f"film {number % 20}" for number in range(100)])
     assert stats.rows == 0
 
 

@@ -11,6 +11,7 @@ import pytest
 from finetune_api.spec import DataSpec, LossOn
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.example import Encoded, pack_encoded, unpack_encoded
+from finetune_trainer.in_context import as_asked
 from finetune_trainer.records import ListRecords, StoredRows
 from finetune_trainer.split import Split
 from finetune_trainer.token_cache import TokenCache, token_key
@@ -30,7 +31,7 @@ def key(folder: Path, text: str = "row", template: str = "{{ text }}?", loss_on=
     dataset = load_dataset(DataSpec.model_validate({"tasks": [task]}))
     model = changes.pop("model", "0" * 40)
     renderer: Any = SimpleNamespace(**(SETTINGS | changes))
-    return token_key(dataset.examples(Split.TRAIN), dataset.specs, renderer, model, loss_on)
+    return token_key(as_asked(dataset, Split.TRAIN), dataset.specs, renderer, model, loss_on)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,7 @@ def key(folder: Path, text: str = "row", template: str = "{{ text }}?", loss_on=
         {"max_length": 32},
         {"loss_on": LossOn.ALL},
         {"task": {"labels": ["a", "a longer one"]}},
+        {"task": {"fewShot": 2}},
     ],
     ids=str,
 )
