@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 MAX_TRUNCATED_SHARE = 0.25
 """Above this share of shortened examples a model learns from fragments: an error, not a warning."""
 
-_ROWS_AT_ONCE = 1024
+# A tokenizer's threads have heaps of their own, which grow with the rows of a call and are never given back.
+_ROWS_AT_ONCE = 128
 
 _ANCHOR = "\n"
 _SHOWN_CHARACTERS = 80

@@ -43,10 +43,10 @@ _HASHES_PER_BAND = 5
 _ALL_PAIRS_UP_TO = 32  # candidates in one band; beyond, each is compared with its neighbours in alphabetical order
 _NEIGHBOURS = 4
 _SIGNATURE_SEED = 0
-_SHINGLES_AT_ONCE = 1 << 19  # keeps the working set near 10 MB
+_SHINGLES_AT_ONCE = 1 << 17
 _TEXTS_AT_ONCE = 1 << 11
 _NUMBERS_AT_ONCE = 1 << 16
-_HASHES_AT_ONCE = 1 << 18
+_HASHES_AT_ONCE = 1 << 17
 _HASHES = 1 << 64
 
 Hashes = npt.NDArray[np.uint64]
@@ -342,13 +342,11 @@ class _Clusters:
 def _join_near_duplicates(distinct: Sequence[str], clusters: _Clusters, kind: Records) -> None:
     """Join the texts that are nearly equal."""
 
-    # Candidates come in alphabetical order, so a text's shingles are needed again soon or not for long.
-    @lru_cache(maxsize=512)
+    # A text's shingles are needed again while candidates of one hash are compared, and seldom later.
+    @lru_cache(maxsize=2 * _ALL_PAIRS_UP_TO)
     def shingles(number: int) -> frozenset[str]:
         return shingles_of(distinct[number])
 
-    # Pairs come again in every band.
-    @lru_cache(maxsize=1 << 16)
     def are_alike(left: int, right: int) -> bool:
         return jaccard(shingles(left), shingles(right)) >= SIMILARITY
 
@@ -379,33 +377,31 @@ def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
     return common / (len(left) + len(right) - common)
 
 
-def _bands(texts: Iterable[str], kind: Records) -> Iterator[_Hashed]:
+def _bands(texts: Sequence[str], kind: Records) -> Iterator[_Hashed]:
     """Yield for each band one hash per text, some hashes at a time: equal ones together make candidate pairs."""
-    signed = kind.empty()
+    numbers = kind.numbers(len(texts), np.int64)
+    bands = kind.numbers(_BANDS * len(texts), np.uint64).reshape(_BANDS, len(texts))
     count = 0
     for some in _portions(texts):
         signatures = _sign([text for _, text in some]).reshape(len(some), _BANDS, _HASHES_PER_BAND)
         combined = np.zeros((len(some), _BANDS), dtype=np.uint64)
         for place in range(_HASHES_PER_BAND):
             combined = _mix(combined ^ signatures[:, :, place])
-        signed.append(np.array([number for number, _ in some], dtype=np.int64).tobytes())
-        for column in combined.T:
-            signed.append(column.tobytes())
+        numbers[count : count + len(some)] = [number for number, _ in some]
+        bands[:, count : count + len(some)] = combined.T
         count += len(some)
     span = _HASHES // (1 + count // _HASHES_AT_ONCE) + 1
-    for band in range(_BANDS):
+    for hashes in bands[:, :count]:
         for least in range(0, _HASHES, span):
-            yield _between(signed, band, least, min(least + span, _HASHES) - 1)
+            yield _between(hashes, numbers[:count], least, min(least + span, _HASHES) - 1)
 
 
-def _between(signed: Records, band: int, least: int, most: int) -> _Hashed:
-    hashes, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    for first in range(0, len(signed), 1 + _BANDS):
-        column = np.frombuffer(signed[first + 1 + band], np.uint64)
-        chosen = (column >= least) & (column <= most)
-        hashes.append(column[chosen])
-        numbers.append(np.frombuffer(signed[first], np.int64)[chosen])
-    return np.concatenate(hashes), np.concatenate(numbers)
+def _between(hashes: Hashes, numbers: Numbers, least: int, most: int) -> _Hashed:
+    found = [
+        some.start + np.flatnonzero((hashes[some] >= least) & (hashes[some] <= most)) for some in _slices(len(hashes))
+    ]
+    places = np.concatenate([np.empty(0, np.int64), *found])
+    return hashes[places], numbers[places]
 
 
 def _portions(texts: Iterable[str]) -> Iterator[list[tuple[int, str]]]:

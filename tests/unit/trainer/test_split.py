@@ -1,12 +1,13 @@
 import random
 import time
+import tracemalloc
 from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_trainer import split
+from finetune_trainer import split, text_order
 from finetune_trainer.errors import DataError
 from finetune_trainer.record_file import RecordFile
 from finetune_trainer.split import (
@@ -157,6 +158,26 @@ def test_portions_change_nothing(tmp_path, monkeypatch):
     for name in ("_NUMBERS_AT_ONCE", "_HASHES_AT_ONCE", "_TEXTS_AT_ONCE"):
         monkeypatch.setattr(split, name, 7)
     assert placed(**given, kind=RecordFile(tmp_path)) == whole
+
+
+def test_memory_does_not_grow_with_the_number_of_texts(tmp_path, monkeypatch):
+    # Portions that 1,000 texts are many of, so that what grows beyond is what is held of every text.
+    for name, most in {"_NUMBERS_AT_ONCE": 256, "_HASHES_AT_ONCE": 256, "_TEXTS_AT_ONCE": 64}.items():
+        monkeypatch.setattr(split, name, most)
+    monkeypatch.setattr(text_order, "_PIECE_BYTES", 1 << 16)
+
+    def peak_bytes(count):
+        # Ten texts begin alike, so that many are compared and few are joined.
+        starts, ends = make_texts(count // 10) * 10, make_texts(count, seed=1, words=10)
+        texts = [f"{start} {end}" for start, end in zip(starts, ends, strict=True)]
+        tracemalloc.start()
+        try:
+            assign_splits(texts, 0.2, 0.2, 17, kind=RecordFile(tmp_path))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak_bytes(4000) - peak_bytes(1000) < 100_000, "33 bytes a text"
 
 
 def test_a_chain_of_similar_texts_stays_together():
