@@ -5,7 +5,7 @@ The trainer's own word counts most; then the exit code; then what Kubernetes tel
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
@@ -66,7 +66,7 @@ def classify(child: ChildView | None, pods: Sequence[PodView], delivered: Delive
         delivered: what the trainer posted.
     """
     if delivered is not None:
-        return _from_result(delivered.result, None)
+        return _with_its_cause(_from_result(delivered.result, None), pods)
     if child is not None and child.kind is ChildKind.RAY_JOB:
         # How its pods end is KubeRay's doing; the program ran in one of them as one process of several.
         return _from_child(child) if child.is_over else None
@@ -83,6 +83,22 @@ def _from_result(result: StageResult, ended: datetime | None) -> Outcome:
         return _skew(result.contract_version, ended)
     reason = EXIT_REASONS[result.exit_code]
     return Outcome(reason, result.message, result.exit_code.value, result, ended)
+
+
+def _with_its_cause(outcome: Outcome, pods: Sequence[PodView]) -> Outcome:
+    """Return ``outcome`` by its cause: who misses a worker cannot know that its memory limit killed it."""
+    killed = next((pod for pod in pods if pod.out_of_memory), None)
+    if outcome.reason is not Reason.WORKER_LOST or killed is None:
+        return outcome
+    return replace(outcome, reason=Reason.OUT_OF_MEMORY, message=_killed_at_its_limit(_where(killed)))
+
+
+def _where(pod: PodView) -> str:
+    return f"pod {pod.name}" + (f" on node {pod.node}" if pod.node else "")
+
+
+def _killed_at_its_limit(where: str) -> str:
+    return f"{where} was killed at its memory limit. Raise spec.compute.resources.memory if it happens again."
 
 
 def _skew(version: int, ended: datetime | None) -> Outcome:
@@ -106,14 +122,13 @@ def _from_pod(pod: PodView) -> Outcome:
 
 def _from_exit(pod: PodView) -> Outcome:
     """Return the outcome of a pod whose trainer left no usable word."""
-    code, where = pod.exit_code, f"pod {pod.name}" + (f" on node {pod.node}" if pod.node else "")
+    code, where = pod.exit_code, _where(pod)
 
     def outcome(reason: Reason, message: str) -> Outcome:
         return Outcome(reason, message, code, ended=pod.finished)
 
     if pod.out_of_memory:
-        message = f"{where} was killed at its memory limit. Raise spec.compute.resources.memory if it happens again."
-        return outcome(Reason.OUT_OF_MEMORY, message)
+        return outcome(Reason.OUT_OF_MEMORY, _killed_at_its_limit(where))
     if code == 0:
         remedy = "The image must hold the trainer of this release: spec.compute.image."
         # No exit code: 0 would say that all is well.

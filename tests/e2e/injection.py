@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from kubernetes import client
 
-from ..cluster import kind
 from ..cluster.cluster import Cluster, await_condition
 from ..cluster.command import CommandError
 from .fault import Fault, FaultKind
 from .faulty_proxy import Behaviour
 from .faulty_store import FaultyStore
+from .node import Node
 from .object import Jobs
 from .release import OperatorRelease
 
@@ -19,7 +19,7 @@ BACK_SECONDS = 120
 """How long the API server may take to come back: the kubelet waits longer before every restart."""
 QUIET_SECONDS = 60
 """How long a fault of the store waits for somebody to hit."""
-API_SERVER = "io.kubernetes.container.name==kube-apiserver"
+CONTAINER = "io.kubernetes.container.name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,10 @@ class Injector:
     jobs: Jobs
     operator: OperatorRelease
     store: FaultyStore
+
+    @property
+    def _node(self) -> Node:
+        return Node(self.cluster)
 
     def inject(self, fault: Fault, withdrawn: Sequence[str]) -> str:
         """Do it, wait until it is over, and return what was hit; ``withdrawn`` are jobs that may still be deleted."""
@@ -54,11 +58,14 @@ class Injector:
                 return self._withdraw(withdrawn)
 
     def _kill_api_server(self) -> str:
-        [before] = self._tasks(API_SERVER)
-        self._kill([before])
-        await_condition(lambda: self._tasks(API_SERVER) not in ([], [before]), "another API server", BACK_SECONDS)
+        [before] = self._api_servers()
+        self._node.kill([before])
+        await_condition(lambda: self._api_servers() not in ([], [before]), "another API server", BACK_SECONDS)
         await_condition(self._api_answers, "an answer of the API server", BACK_SECONDS)
         return before[:12]
+
+    def _api_servers(self) -> list[str]:
+        return self._node.containers(CONTAINER, "kube-apiserver")
 
     def _api_answers(self) -> bool:
         try:
@@ -85,13 +92,13 @@ class Injector:
 
     def _reboot(self, seconds: float) -> str:
         """Let the jobs' pods die as a node's do: all at once, unseen by a kubelet that comes back later."""
-        self._node("systemctl", "stop", "kubelet")
+        self._node.run("systemctl", "stop", "kubelet")
         try:
-            found = self._tasks(f"io.kubernetes.pod.namespace=={self.jobs.namespace}")
-            self._kill(found)
+            found = self._node.containers("io.kubernetes.pod.namespace", self.jobs.namespace)
+            self._node.kill(found)
             time.sleep(seconds)  # the fault itself
         finally:
-            self._node("systemctl", "start", "kubelet")
+            self._node.run("systemctl", "start", "kubelet")
         return f"{len(found)} containers"
 
     def _let_misbehave(self, how: Behaviour, seconds: float) -> str:
@@ -115,26 +122,3 @@ class Injector:
             return "nothing: none is left"
         self.jobs.delete(names[0])
         return names[0]
-
-    def _tasks(self, label: str) -> list[str]:
-        """Return the ids of the containers that run and have ``label`` (``key==value``)."""
-        key, _, value = label.partition("==")
-        labelled = set(self._ctr("containers", "list", "--quiet", f'labels."{key}"=={value}').split())
-        running = [line.split()[0] for line in self._ctr("tasks", "list").splitlines() if line.endswith("RUNNING")]
-        return sorted(labelled.intersection(running))
-
-    def _kill(self, tasks: Sequence[str]) -> None:
-        for task in tasks:
-            try:
-                self._ctr("tasks", "kill", "--signal", "SIGKILL", task)
-            except CommandError as error:
-                # A pod's other container may have taken this one with it.
-                if "not found" not in str(error) and "process already finished" not in str(error):
-                    raise
-
-    def _ctr(self, *arguments: str) -> str:
-        return self._node("ctr", "--namespace=k8s.io", *arguments)
-
-    def _node(self, *arguments: str) -> str:
-        assert self.cluster.docker is not None, "the node is not ours"
-        return self.cluster.docker("exec", kind.NODE, *arguments)

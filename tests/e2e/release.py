@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..cluster.cluster import Cluster, await_condition
 from ..cluster.folder import ROOT
+from .node import Node
 
 CHART = ROOT / "charts" / "finetune-operator"
 NAME = "finetune-operator"
@@ -73,7 +74,13 @@ class OperatorRelease:
         return self.cluster.kubectl(*listed).split()
 
     def kill(self) -> None:
-        """Kill the pod without any time to end well; the Deployment makes another one."""
+        """Kill the pod without any time to end well; the Deployment makes another one.
+
+        On a node that is ours its processes die by SIGKILL: the kubelet gives a pod that is deleted two seconds.
+        """
+        if self.cluster.docker is not None:
+            node = Node(self.cluster)
+            node.kill(node.containers("io.kubernetes.pod.namespace", NAMESPACE))
         now = ("--grace-period=0", "--force", "--wait=false")
         self.cluster.kubectl("delete", *self.pods(), f"--namespace={NAMESPACE}", *now)
 

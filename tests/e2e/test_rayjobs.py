@@ -60,6 +60,18 @@ def delete_and_find_nothing(jobs: Jobs, cluster: Cluster, job: Job) -> None:
         lambda: not jobs.pods(job.uid) and not ray_clusters(cluster, jobs.namespace), "the end of all pods", 180
     )
     await_condition(lambda: not cluster.list("rayjobs.ray.io", jobs.namespace), "the end of the RayJob", 60)
+    await_condition(lambda: not owned(jobs), "the end of what KubeRay and the operator put beside it", 60)
+
+
+def owned(jobs: Jobs) -> list[str]:
+    """Names of what belongs to other objects of the namespace, as a job's does to the job."""
+    core, namespace = jobs.core, jobs.namespace
+    lists = (
+        core.list_namespaced_config_map(namespace),
+        core.list_namespaced_service(namespace),
+        core.list_namespaced_secret(namespace),
+    )
+    return [one.metadata.name for found in lists for one in found.items if one.metadata.owner_references]
 
 
 def attempts_at_training(job: Job) -> list[Attempt]:

@@ -60,6 +60,16 @@ ENDINGS = (
         exit_code=137,
         says="spec.compute.resources.memory",
     ),
+    Ending(
+        "a worker that the kernel kills at its memory limit",
+        Reason.OUT_OF_MEMORY,
+        child={},
+        pod=OVER | {"exit_code": 137, "out_of_memory": True},
+        delivered=ExitCode.WORKER_LOST,
+        exit_code=ExitCode.WORKER_LOST.value,
+        says="was killed at its memory limit",
+    ),
+    Ending("a lost worker", Reason.WORKER_LOST, {}, OVER | {"exit_code": 137}, ExitCode.WORKER_LOST, 68),
     Ending("an evicted pod", Reason.PREEMPTED, pod=OVER | {"exit_code": 137, "disrupted": True}, exit_code=137),
     Ending(
         "killed when its node went down",
