@@ -53,6 +53,7 @@ def fill_bucket(s3: ObjectStore, folder: Path) -> None:
         "examples/01-sentiment-lora/prepared/reviews.jsonl": renamed,
         "examples/02-full-tiny/prepared/model": base,
         "examples/09-encoder-decoder/prepared/model": both_ways,
+        "examples/15-chat/prepared/model": chat,
     }
     beside = [file for file in EXAMPLES.glob("*/*") if file.suffix in (".jsonl", ".yaml")]
     content |= {f"examples/{file.relative_to(EXAMPLES)}": file for file in beside}

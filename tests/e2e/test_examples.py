@@ -27,10 +27,12 @@ FILES = {
     "requests-weakened": "12-forgetting/lora.yaml",
     "requests-measured": "13-evaluation-only/finetunejob.yaml",
     "requests-benchmark": "14-benchmark/finetunejob.yaml",
+    "chats": "15-chat/finetunejob.yaml",
+    "requests-questioned": "16-is-tuning-needed/finetunejob.yaml",
 }
 """By the name of the job."""
 
-CHECKED = ("sentiment-lora", "full-tiny", "mixture", "headlines")
+CHECKED = ("sentiment-lora", "full-tiny", "mixture", "headlines", "chats")
 
 GO_ON_FROM = {"reviews-sentiment": "reviews-general", "requests-measured": "requests-weakened"}
 """On a laptop these read a folder that their reader has copied; on a cluster they name the other job."""

@@ -1,4 +1,4 @@
-"""Examples 09 to 14: each capability from its YAML to what its README tells to look at, a few steps long."""
+"""Examples 09 to 16: each capability from its YAML to what its README tells to look at, a few steps long."""
 
 import json
 import shutil
@@ -94,3 +94,24 @@ def test_gates_name_a_benchmark_of_ones_own(tmp_path: Path, tiny_base: Path) -> 
     assert {metric.rows for metric in benchmark.metrics} == {30}
     assert [gate.metric for gate in report.evaluation.gates] == ["unseen-requests.acc"] * 2
     assert report.published
+
+
+def test_every_answer_of_a_chat_is_learnt(tmp_path: Path, tiny_base: Path) -> None:
+    assert load_script("15-chat").main() == 0
+    report = report_of(run_example("15-chat", tmp_path, steps=STEPS))
+    assert perplexity_fell(report)
+    (task,) = report.data.tasks
+    assert [part.learnt for part in task.sample] == [False, True, False, True]
+
+
+def test_a_tuned_model_is_held_against_examples_in_the_prompt_and_looked_at_beside_accuracy(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    report = report_of(run_example("16-is-tuning-needed", tmp_path, steps=STEPS))
+    assert report.training.best_step is not None
+    assert report.evaluation is not None
+    assert report.evaluation.few_shot == 3
+    assert figure(report, "accuracy").few_shot is not None
+    assert report.evaluation.holistic is not None
+    assert {axis.metric for axis in report.evaluation.holistic.metrics} >= {"accuracy_typos", "subgroup_gap"}
+    assert {group.subgroup for group in report.evaluation.holistic.subgroups if group.compared} == {"chat", "letter"}

@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ArtifactKind, DataReport, ExitCode, Report, SplitRows, Stage, TrainingReport
-from finetune_api.resolve import LEARNING_RATES
+from finetune_api.resolve import LEARNING_RATES, LearningRate
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PublishedArtifact
 from finetune_trainer.durable import write_file
@@ -55,7 +55,7 @@ def test_a_release_with_another_learning_rate_finds_what_was_published(
 
     before = job()
     record_publication(store, before, published(store, tmp_path))
-    monkeypatch.setitem(LEARNING_RATES, before.spec.method.type, 0.123)
+    monkeypatch.setitem(LEARNING_RATES, before.spec.method.type, LearningRate(0.123, "test"))
     assert job().spec.training.learning_rate == 0.123
     assert find_publication(store, job()) is not None
     assert find_publication(store, tiny_job(tmp_path, tmp_path, training__learningRate=0.5)) is None

@@ -15,7 +15,7 @@ import finetune_api.resolve
 from finetune_api.job import InvalidJobError, content_hash, load_job, spec_hash
 from finetune_api.report import ExitCode
 from finetune_api.request import request_hash
-from finetune_api.resolve import resolve
+from finetune_api.resolve import LearningRate, resolve
 from finetune_api.spec import FineTuneJobSpec, TrainingSpec
 
 from .builders import make_job, make_manifest
@@ -238,9 +238,10 @@ def test_a_later_release_that_derives_other_defaults_takes_the_same_request_for_
 ):
     job = resolve(make_job(asked))
     earlier = request_hash(job.spec)
-    for method, rate in finetune_api.resolve.LEARNING_RATES.items():
-        monkeypatch.setitem(finetune_api.resolve.LEARNING_RATES, method, 2 * rate)
-    for name in ("BIAS_LEARNING_RATE", "LAST_LAYERS", "MIXING_TEMPERATURE"):
+    for method, usual in finetune_api.resolve.LEARNING_RATES.items():
+        monkeypatch.setitem(finetune_api.resolve.LEARNING_RATES, method, usual._replace(rate=2 * usual.rate))
+    monkeypatch.setattr(finetune_api.resolve, "BIAS_LEARNING_RATE", LearningRate(0.123, "test"))
+    for name in ("LAST_LAYERS", "MIXING_TEMPERATURE"):
         monkeypatch.setattr(finetune_api.resolve, name, 2 * getattr(finetune_api.resolve, name))
     later = resolve(make_job(asked))
     assert spec_hash(later.spec) != spec_hash(job.spec)
