@@ -1,13 +1,16 @@
 """Training: what must not depend on how rows are batched, packed or interrupted, and what ends it early."""
 
+import json
 import shutil
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Progress, TrainingReport
@@ -21,12 +24,13 @@ from finetune_trainer.progress import Sink
 from finetune_trainer.run import Run
 from finetune_trainer.sample_answers import MOST_QUESTIONS
 from finetune_trainer.settings_map import plan_steps
+from finetune_trainer.split import Split
 from finetune_trainer.stage_summary import train_result
 from finetune_trainer.train import divergence
 from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
-from .jobs import Silence, tiny_job
+from .jobs import Silence, tiny_job, write_reviews
 
 # The same sums in another order, float32, eight steps of AdamW at 1e-2, whose first steps divide by |gradient| and so
 # blow up rounding where gradients are near zero. Measured: 2e-6 in the loss.
@@ -82,6 +86,54 @@ def test_training_lowers_the_loss(tiny_model_dir: Path, tmp_path: Path):
     assert report.trainable_parameters < report.parameters
 
 
+def test_training_goes_down_the_curve_of_transformers_own_trainer(tiny_model_dir: Path, tmp_path: Path):
+    rows = [json.loads(line) for line in write_reviews(tmp_path / "reviews.jsonl", 20).read_text().splitlines()]
+    changes: dict[str, Any] = {
+        "method": {"type": "full"},
+        "data__splits": {"validation": 0, "test": 0.2},
+        "training__learningRate": 1e-3,
+        "training__schedule": "constant",
+        "training__warmupRatio": 0,
+        "training__weightDecay": 0.01,
+    }
+    spec = tiny_job(tiny_model_dir, tmp_path, **changes).spec
+    chosen = [rows[example.row] for example in load_dataset(spec.data).examples(Split.TRAIN)]
+    # Every step sees all rows, whatever their order.
+    report = train(tiny_model_dir, tmp_path, training__globalBatchSize=len(chosen), **changes)
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    features = []
+    for row in chosen:
+        prompt = tokenizer(f"Review: {row['text']}\nSentiment:").input_ids
+        answer = [*tokenizer(f" {row['label']}").input_ids, tokenizer.eos_token_id]
+        features.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+    reference = Trainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32),
+        args=TrainingArguments(
+            output_dir=str(tmp_path / "reference"),
+            per_device_train_batch_size=len(chosen),
+            max_steps=8,
+            learning_rate=1e-3,
+            lr_scheduler_type="constant",
+            weight_decay=0.01,
+            max_grad_norm=spec.training.max_grad_norm,
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        ),
+        train_dataset=features,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+    )
+    reference.train()
+    curve = [entry["loss"] for entry in reference.state.log_history if "loss" in entry]
+    assert curve[-1] < curve[0] - 0.1
+    # transformers rounds what it logs to four digits.
+    assert losses(report) == pytest.approx(curve, abs=2e-4)
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "promptTuning"])
 def test_packed_and_padded_training_agree(tiny_model_dir: Path, tmp_path: Path, method: str):
     same = {"method": {"type": method, **({"lora": {"rank": 4, "dropout": 0.0}} if method == "lora" else {})}}
@@ -129,8 +181,6 @@ def test_an_unfinished_checkpoint_is_passed_over(tiny_model_dir: Path, tmp_path:
 
 
 def test_the_test_split_is_not_opened(tiny_model_dir: Path, tmp_path: Path):
-    from finetune_trainer.split import Split
-
     dataset = load_dataset(tiny_job(tiny_model_dir, tmp_path).spec.data, splits=(Split.TRAIN, Split.VALIDATION))
     with pytest.raises(LookupError, match="test split"):
         dataset.examples(Split.TEST)
