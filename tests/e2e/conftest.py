@@ -18,6 +18,7 @@ from ..cluster.command import ClusterUnavailableError
 from ..cluster.kuberay import KubeRay, install_kuberay
 from ..cluster.object_store import ObjectStore, start_object_store
 from ..cluster.project_image import OPERATOR, TRAINER, provide
+from ..cluster.trace import traces
 from .object import Jobs
 from .release import DEFINITION, OperatorRelease
 from .sample import BUCKET, add_secret, fill_bucket
@@ -43,8 +44,8 @@ class Images:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Yield the development cluster when it runs, else one for this session."""
-    running = None
+    """Yield the development cluster when it runs, else one for this session, which leaves nothing behind."""
+    running, before = None, traces()
     try:
         running = find_cluster()
         yield running or start_cluster()
@@ -55,6 +56,7 @@ def cluster() -> Iterator[Cluster]:
     finally:
         if running is None:
             stop_cluster()
+            assert traces() <= before, f"the cluster has left {sorted(traces() - before)}"
 
 
 @pytest.fixture

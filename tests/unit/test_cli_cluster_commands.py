@@ -304,6 +304,16 @@ def test_a_job_from_a_cluster_is_rendered_with_its_uid(tmp_path, capsys):
     assert {one["metadata"]["ownerReferences"][0]["uid"] for one in document["items"]} == {"1a2b3c4d-5"}
 
 
+@pytest.mark.parametrize(
+    ("example", "engine"), [("04-full-deepspeed", "RayJob"), ("05-multi-gpu-lora", "RayJob"), ("06-kubernetes", "Job")]
+)
+def test_an_example_for_a_cluster_is_rendered_for_its_engine(example: str, engine: str, capsys):
+    file = Path(__file__).parents[2] / "examples" / example / "finetunejob.yaml"
+    assert run_command(["render", str(file), "-o", "json"]) == ExitCode.OK
+    children = [one["kind"] for one in json.loads(capsys.readouterr().out)["items"] if one["kind"] != "ConfigMap"]
+    assert children == ["Job", engine, "Job"]
+
+
 def test_no_check_is_rendered_where_it_is_skipped(tmp_path, capsys):
     run_command(["render", str(write_manifest(tmp_path, {"spec.runPolicy.preflight": "skip"})), "-o", "json"])
     kinds = [one["metadata"]["name"] for one in json.loads(capsys.readouterr().out)["items"]]
