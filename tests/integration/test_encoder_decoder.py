@@ -19,12 +19,9 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    DataCollatorForSeq2Seq,
     DynamicCache,
     EncoderDecoderCache,
     PreTrainedModel,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
     T5Config,
 )
 
@@ -51,6 +48,7 @@ from finetune_trainer.workspace import Workspace
 
 from .conftest import save_tiny_encoder_decoder
 from .jobs import Silence, tiny_job, write_reviews
+from .reference_trainer import ROUNDING, reference_losses
 from .test_methods import answer_of_the_card, low_rank_updates, made_by_network
 from .test_train import losses
 
@@ -183,31 +181,8 @@ def test_training_goes_down_the_curve_of_transformers_own_trainer(tmp_path: Path
         {"input_ids": tokenizer(prompt).input_ids, "labels": tokenizer(text_target=row["label"]).input_ids}
         for prompt, row in zip(prompts, chosen, strict=True)
     ]
-    reference = Seq2SeqTrainer(
-        model=base_of(folder),
-        args=Seq2SeqTrainingArguments(
-            output_dir=str(tmp_path / "reference"),
-            per_device_train_batch_size=len(chosen),
-            max_steps=5,
-            learning_rate=1e-3,
-            lr_scheduler_type="constant",
-            weight_decay=0.01,
-            max_grad_norm=training.max_grad_norm,
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            use_cpu=True,
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        ),
-        train_dataset=features,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-    )
-    reference.train()
-    curve = [entry["loss"] for entry in reference.state.log_history if "loss" in entry]
-    assert curve[-1] < curve[0] - 0.1
-    # transformers rounds what it logs to four digits.
-    assert losses(report) == pytest.approx(curve, abs=2e-4)
+    expected = reference_losses(base_of(folder), tokenizer, features, tmp_path / "reference", 5, training.max_grad_norm)
+    assert losses(report) == pytest.approx(expected, abs=ROUNDING)
 
 
 def test_the_encoder_reads_each_prompt_once_for_all_its_labels(tiny_encoder_decoder_dir: Path):

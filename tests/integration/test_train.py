@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Progress, TrainingReport
@@ -31,6 +31,7 @@ from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
 from .jobs import Silence, tiny_job, write_reviews
+from .reference_trainer import ROUNDING, reference_losses
 
 # The same sums in another order, float32, eight steps of AdamW at 1e-2, whose first steps divide by |gradient| and so
 # blow up rounding where gradients are near zero. Measured: 2e-6 in the loss.
@@ -107,31 +108,9 @@ def test_training_goes_down_the_curve_of_transformers_own_trainer(tiny_model_dir
         prompt = tokenizer(f"Review: {row['text']}\nSentiment:").input_ids
         answer = [*tokenizer(f" {row['label']}").input_ids, tokenizer.eos_token_id]
         features.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
-    reference = Trainer(
-        model=AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32),
-        args=TrainingArguments(
-            output_dir=str(tmp_path / "reference"),
-            per_device_train_batch_size=len(chosen),
-            max_steps=8,
-            learning_rate=1e-3,
-            lr_scheduler_type="constant",
-            weight_decay=0.01,
-            max_grad_norm=spec.training.max_grad_norm,
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            use_cpu=True,
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        ),
-        train_dataset=features,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-    )
-    reference.train()
-    curve = [entry["loss"] for entry in reference.state.log_history if "loss" in entry]
-    assert curve[-1] < curve[0] - 0.1
-    # transformers rounds what it logs to four digits.
-    assert losses(report) == pytest.approx(curve, abs=2e-4)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    expected = reference_losses(base, tokenizer, features, tmp_path / "reference", 8, spec.training.max_grad_norm)
+    assert losses(report) == pytest.approx(expected, abs=ROUNDING)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "promptTuning"])
