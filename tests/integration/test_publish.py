@@ -310,6 +310,7 @@ def test_prompt_file_holds_all_that_the_prompt_is_made_of(tiny_chat_model_dir: P
             {
                 "name": "sentiment",
                 "templates": ({"prompt": PROMPT, "completion": " {{ label }}"},),
+                "fewShot": None,
                 "labels": ("negative", "positive"),
             },
         ),

@@ -78,7 +78,7 @@ def test_chats_are_tuned_on_all_answers_evaluated_and_published(tiny_chat_model_
     assert report.training.curve[0].loss > report.training.final_loss
     model = Path(report.artifacts[0].uri.removeprefix("file://"))
     prompt = json.loads((model / "prompt.json").read_text())
-    assert prompt["tasks"] == [{"name": "talk", "templates": [], "labels": []}]
+    assert prompt["tasks"] == [{"name": "talk", "templates": [], "fewShot": None, "labels": []}]
     assert 'messages = [{"role": "user"' in (model / "README.md").read_text()
 
 
