@@ -50,7 +50,7 @@ def test_the_examples_for_a_laptop_run_on_a_cluster_too(jobs: Jobs, s3: ObjectSt
 
 def shortened(name: str, s3: ObjectStore) -> Document:
     folder, _, file = FILES[name].partition("/")
-    cpu = {"gpusPerWorker": 0, "resources": {"cpu": "300m", "memory": "3Gi"}}
+    cpu = {"gpusPerWorker": 0, "resources": {"memory": "3Gi"}}
     checks = {} if name in CHECKED else {"preflight": "skip"}
     document = example(s3, name, folder, file, compute=cpu, runPolicy=checks)
     training = document["spec"]["training"]
