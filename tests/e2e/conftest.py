@@ -7,7 +7,8 @@ with the reason, elsewhere.
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..cluster.cluster import Cluster, find_cluster, start_cluster, stop_cluster
 from ..cluster.command import ClusterUnavailableError
 from ..cluster.kuberay import KubeRay, install_kuberay
 from ..cluster.object_store import ObjectStore, start_object_store
-from ..cluster.project_image import OPERATOR, TRAINER, provide
+from ..cluster.project_image import OPERATOR, TRAINER, ProjectImage, provide
 from ..cluster.trace import traces
 from .object import Jobs
 from .release import DEFINITION, OperatorRelease
@@ -27,11 +28,19 @@ TEST_SECONDS = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the time limit of a test here begin after its fixtures: the first of them may have a cluster to make."""
+    """Put what needs the trainer's image behind all else: it is built meanwhile.
+
+    The time limit of a test here begins after its fixtures: the first of them may have a cluster to make.
+    """
     for item in items:
         if Path(__file__).parent in item.path.parents:
             # A test's own marker stands before this one.
             item.add_marker(pytest.mark.timeout(TEST_SECONDS, func_only=True))
+    items.sort(key=needs_trainer)
+
+
+def needs_trainer(item: pytest.Item) -> bool:
+    return "images" in getattr(item, "fixturenames", ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +84,23 @@ def s3(cluster: Cluster) -> ObjectStore:
 
 
 @pytest.fixture(scope="session")
-def operator_image(cluster: Cluster) -> str:
-    """Return the operator's image, built from this checkout and loaded: also the small Python image for test pods."""
-    return provide(OPERATOR, cluster)
+def builds(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Mapping[ProjectImage, Future[str]]]:
+    """Yield the names of this checkout's images, built and loaded one after the other; the trainer's takes minutes."""
+    wanted = [OPERATOR, *([TRAINER] if any(map(needs_trainer, request.session.items)) else [])]
+    with ThreadPoolExecutor(1, "images") as pool:
+        yield {image: pool.submit(provide, image, cluster) for image in wanted}
 
 
 @pytest.fixture(scope="session")
-def images(cluster: Cluster, operator_image: str) -> Images:
-    """Return both images of the project; the trainer's takes minutes where the cluster has none of its packages yet."""
-    return Images(operator_image, provide(TRAINER, cluster))
+def operator_image(builds: Mapping[ProjectImage, Future[str]]) -> str:
+    """Return the operator's image: also the small Python image for test pods."""
+    return builds[OPERATOR].result()
+
+
+@pytest.fixture(scope="session")
+def images(builds: Mapping[ProjectImage, Future[str]]) -> Images:
+    """Return both images of the project."""
+    return Images(builds[OPERATOR].result(), builds[TRAINER].result())
 
 
 @pytest.fixture(scope="session")
