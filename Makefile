@@ -9,6 +9,8 @@ PACKAGES := $(sort $(wildcard operator/*/__init__.py trainer_image/*/__init__.py
 # stamp is written before all is installed.
 INPUTS := $(sort $(wildcard requirements/*.txt)) pyproject.toml
 STAMP := $(VENV)/.installed-$(shell { cat $(INPUTS); echo $(PACKAGES); } | cksum | cut -d ' ' -f 1)
+# Tests wait for servers and programs of theirs a third of the time.
+WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 DEMO := examples/01-sentiment-lora
 # Programs that no image and no test has, in an environment of their own.
 AUDIT := build/audit
@@ -50,7 +52,7 @@ programs: setup  # What tests and their cluster are made of, from Go modules: ab
 	$(BIN)/python -m tests.cluster programs
 
 test: programs check prepare  ## Everything: check, then integration tests, examples and a real cluster.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n auto --dist loadfile tests/integration tests/examples tests/fuzz tests/gpu
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n $(WORKERS) --dist loadfile tests/integration tests/examples tests/fuzz tests/gpu
 	$(BIN)/pytest -q --durations=25 tests/e2e
 
 soak: programs  ## Fuzz for about half an hour: every target 12,000 cases; then a chaos run over 30 jobs.
