@@ -94,12 +94,11 @@ class Injector:
         """Let the jobs' pods die as a node's do: all at once, unseen by a kubelet that comes back later."""
         self._node.run("systemctl", "stop", "kubelet")
         try:
-            found = self._node.containers("io.kubernetes.pod.namespace", self.jobs.namespace)
-            self._node.kill(found)
+            found = self._node.kill_pods("namespace", self.jobs.namespace)
             time.sleep(seconds)  # the fault itself
         finally:
             self._node.run("systemctl", "start", "kubelet")
-        return f"{len(found)} containers"
+        return f"{found} containers"
 
     def _let_misbehave(self, how: Behaviour, seconds: float) -> str:
         """Harm all requests for ``seconds``, and longer until there was one."""

@@ -25,6 +25,12 @@ class Node:
         running = [line.split()[0] for line in self._ctr("tasks", "list").splitlines() if line.endswith("RUNNING")]
         return sorted(labelled.intersection(running))
 
+    def kill_pods(self, key: str, value: str) -> int:
+        """Kill what runs of the pods whose ``name`` or ``namespace``, the ``key``, is ``value``; return how many."""
+        found = self.containers(f"io.kubernetes.pod.{key}", value)
+        self.kill(found)
+        return len(found)
+
     def kill(self, containers: Sequence[str]) -> None:
         """Send SIGKILL to every process that a container began with."""
         for container in containers:

@@ -79,8 +79,7 @@ class OperatorRelease:
         On a node that is ours its processes die by SIGKILL: the kubelet gives a pod that is deleted two seconds.
         """
         if self.cluster.docker is not None:
-            node = Node(self.cluster)
-            node.kill(node.containers("io.kubernetes.pod.namespace", NAMESPACE))
+            Node(self.cluster).kill_pods("namespace", NAMESPACE)
         now = ("--grace-period=0", "--force", "--wait=false")
         self.cluster.kubectl("delete", *self.pods(), f"--namespace={NAMESPACE}", *now)
 

@@ -49,8 +49,7 @@ def workers(jobs: Jobs, job: Job) -> list[str]:
 def lose(pod: str, jobs: Jobs, cluster: Cluster) -> None:
     """Let a pod die unasked, as with its node; one that is deleted without grace still has time to save."""
     if cluster.docker is not None:
-        node = Node(cluster)
-        node.kill(node.containers("io.kubernetes.pod.name", pod))
+        Node(cluster).kill_pods("name", pod)
     jobs.core.delete_namespaced_pod(pod, jobs.namespace, grace_period_seconds=0)
 
 
