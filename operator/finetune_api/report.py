@@ -18,7 +18,8 @@ CONTRACT_VARIABLE = "FINETUNE_CONTRACT_VERSION"
 """Environment variable in which the operator tells a stage which version it speaks."""
 
 IMAGE_VARIABLE = "FINETUNE_IMAGE"
-"""Environment variable in which it names the image that the stage's pod runs, as pinned."""
+"""Environment variable in which it names the image that the stage's pod runs, as pinned; behind a tag, in brackets, the
+digest that an earlier pod of the job ran."""
 
 
 class ExitCode(IntEnum):
@@ -741,7 +742,7 @@ class Report(ApiModel):
     versions: dict[str, str] = Field(default_factory=dict)
     """Package versions that the numbers depend on."""
     image: str | None = None
-    """The trainer's image, as the operator pinned it: only a digest in it says which bytes ran. Absent where no
-    operator started the stages."""
+    """The trainer's image as the operator pinned it; behind a tag, in brackets, what the node of the stage before ran,
+    by its digest. Absent where no operator started the stages."""
     resolved: dict[str, object] = Field(default_factory=dict)
     """The spec with every default filled in, as JSON."""

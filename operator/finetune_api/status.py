@@ -349,6 +349,8 @@ class Attempt(ApiModel):
     """Of the trainer, by sysexits.h."""
     node: ObjectName | None = None
     """Where it ran."""
+    image_id: Annotated[str, Field(max_length=512)] | None = None
+    """The image that it ran, by its digest, as the node's runtime says; before it runs, that of an attempt before."""
     resumed_from_step: Count | None = None
     """Step of the checkpoint it went on from."""
     change: Text = ""

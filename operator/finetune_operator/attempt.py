@@ -30,6 +30,7 @@ def following(status: FineTuneJobStatus, stage: Stage, job: FineTuneJob, now: da
         failures=before.failures if before else 0,
         child=naming.child_name(job.metadata.name, stage, number),
         record_time=now,
+        image_id=next((one.image_id for one in reversed(status.attempts) if one.image_id), None),
         change="; ".join(remedy.changes) if remedy else "",
         earlier_seconds=_seconds_before(status),
     )

@@ -67,11 +67,15 @@ def _started(attempt: Attempt, child: ChildView | None, pods: tuple[PodView, ...
     # Without its Job in sight, a start would make the Job look lost.
     if attempt.start_time is not None or child is None or child.suspended:
         return attempt
+    image_id = next((pod.image_id for pod in reversed(pods) if pod.image_id), attempt.image_id)
     if child.kind is ChildKind.RAY_JOB:
         # Its pods run long before its program does, and on several nodes.
-        return attempt.model_copy(update={"start_time": child.started}) if child.started else attempt
+        started = {"start_time": child.started, "image_id": image_id}
+        return attempt.model_copy(update=started) if child.started else attempt
     starts = [pod.started for pod in pods if pod.started is not None]
-    return attempt.model_copy(update={"start_time": min(starts), "node": pods[-1].node}) if starts else attempt
+    if not starts:
+        return attempt
+    return attempt.model_copy(update={"start_time": min(starts), "node": pods[-1].node, "image_id": image_id})
 
 
 def _queued_again(attempt: Attempt, child: ChildView | None, now: datetime) -> Attempt:

@@ -80,6 +80,8 @@ class PodView:
     created: datetime
     deleting: bool = False
     node: str | None = None
+    image_id: str | None = None
+    """What the node's runtime calls the image that the container runs: by its digest."""
     started: datetime | None = None
     """When the container started to run."""
     finished: datetime | None = None

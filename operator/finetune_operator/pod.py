@@ -251,8 +251,9 @@ def _contract() -> dict[str, str]:
 
 
 def _origin(run: Run) -> dict[str, str]:
-    # A container cannot find out by itself; the report names it.
-    return {IMAGE_VARIABLE: run.image}
+    # A container cannot find out by itself; the report names it. A tag alone does not say which bytes ran.
+    known = None if "@" in run.image else run.attempt.image_id
+    return {IMAGE_VARIABLE: f"{run.image} ({known})" if known else run.image}
 
 
 def _endpoint(run: Run) -> dict[str, str]:

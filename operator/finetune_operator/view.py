@@ -290,6 +290,7 @@ def pod_view(raw: Raw) -> PodView | None:
         created=_time(metadata["creationTimestamp"]),
         deleting="deletionTimestamp" in metadata,
         node=spec.get("nodeName"),
+        image_id=container.get("imageID") or None,
         started=_time_or_none(ended.get("startedAt") or (state.get("running") or {}).get("startedAt")),
         finished=_time_or_none(ended.get("finishedAt")),
         exit_code=ended.get("exitCode"),

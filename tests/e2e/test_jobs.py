@@ -52,6 +52,7 @@ def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: 
     verify_manifest(report)
     content = Report.model_validate_json((report / "report.json").read_text())
     assert content.published and content.spec_hash == job.status.resolved.spec_hash
+    assert content.image is not None and "sha256:" in content.image, "which bytes ran"
 
     # As after a restored backup: the same manifest, another object.
     jobs.delete("reviews-lora")

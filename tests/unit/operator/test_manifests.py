@@ -280,6 +280,16 @@ def test_a_stage_is_told_the_image_that_it_runs_whatever_the_job_says(stage: Sta
     assert env_of(manifest)[IMAGE_VARIABLE] == container_of(manifest)["image"] == pinned
 
 
+def test_a_tag_is_told_with_the_digest_that_an_earlier_pod_ran():
+    job, digest = make_resolved(), f"registry.example/finetune-trainer@sha256:{'b' * 64}"
+    attempt = Attempt(stage=Stage.EVALUATE, number=1, child="c", image_id=digest)
+    by_tag = stage_child(Run(job, attempt, "registry.example/finetune-trainer:1", HASH, make_settings()))
+    assert env_of(by_tag)[IMAGE_VARIABLE] == f"registry.example/finetune-trainer:1 ({digest})"
+    assert container_of(by_tag)["image"] == "registry.example/finetune-trainer:1"
+    by_digest = stage_child(Run(job, attempt, digest, HASH, make_settings()))
+    assert env_of(by_digest)[IMAGE_VARIABLE] == digest
+
+
 def test_a_private_authority_does_not_replace_the_public_ones():
     env = env_of(stage_child(run_of("everything", Stage.CHECK)))
     assert env["FINETUNE_CA_BUNDLE"] == naming.CA_BUNDLE_FILE

@@ -101,6 +101,15 @@ def test_an_attempt_is_recorded_before_its_job_is_created():
     assert recorded(made).attempts[0].child == "reviews-check-a1"
 
 
+def test_the_image_that_a_pod_ran_is_recorded_and_told_to_the_next_stage():
+    image_id = f"registry.example/trainer@sha256:{'c' * 64}"
+    job = checking_job()
+    pods = (make_pod(CHECK, started=NOW, node="n", image_id=image_id),)
+    job = replace(job, status=recorded(plan(job, seen(children=(make_child(CHECK),), pods=pods), SETTINGS, NOW)))
+    assert job.status.attempts[0].image_id == image_id
+    assert following(job.status, TRAIN, make_resolved(), NOW).image_id == image_id
+
+
 def test_the_end_is_recorded_before_anything_is_deleted():
     job = checking_job({"spec.runPolicy.startDeadlineSeconds": 60})
     made = plan(job, seen(children=(make_child(CHECK),)), SETTINGS, after(61))

@@ -14,6 +14,7 @@ from .objects import NAME, NAMESPACE, UID
 from .raw_objects import CREATED, container, queue_condition, raw_child, raw_job, raw_pod, raw_workload
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+IMAGE_ID = f"registry.example/finetune-trainer@sha256:{'a' * 64}"
 LATER = "2026-01-02T04:00:00Z"
 
 ACCEPTED = {"type": "Accepted", "status": "True"}
@@ -166,8 +167,10 @@ def test_stranger_is_no_child(metadata: dict[str, Any]) -> None:
 
 def test_running_pod() -> None:
     status = {"phase": "Running", **container(running={"startedAt": CREATED})}
+    status["containerStatuses"][0]["imageID"] = IMAGE_ID
     pod = pod_view(raw_pod(status=status, spec={"nodeName": "node-1"}))
     assert pod is not None
+    assert pod.image_id == IMAGE_ID
     assert (pod.phase, pod.started, pod.node, pod.child_uid, pod.job_uid) == (
         PodPhase.RUNNING,
         TIME,
