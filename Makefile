@@ -83,7 +83,7 @@ requirements: setup  ## Pin again after a change in requirements/*.in; what is p
 	for set in $(SHIPPED); do \
 	  $(COMPILE) -c requirements/dev.txt -o requirements/$$set.txt requirements/$$set.in || exit; done
 	for set in uv smollm2 npm articles gpu; do \
-	  $(COMPILE) --no-deps -o requirements/$$set.txt requirements/$$set.in || exit; done
+	  $(COMPILE) -c requirements/dev.txt --no-deps -o requirements/$$set.txt requirements/$$set.in || exit; done
 	$(COMPILE) -o requirements/audit.txt requirements/audit.in
 
 $(AUDIT)/.installed: requirements/audit.txt | setup
