@@ -11,10 +11,10 @@ import pytest
 from finetune_api.problem import InvalidJobError
 from finetune_api.spec import MethodType, ModelTask
 
+from ..four_bits.test_four_bits import QLORA
+from ..four_bits.test_four_bits import TASKS as QLORA_TASKS
 from .jobs import tiny_job
 from .test_encoder_decoder import METHODS as SEQ2SEQ_METHODS
-from .test_four_bits import QLORA
-from .test_four_bits import TASKS as QLORA_TASKS
 from .test_methods import METHODS as CAUSAL_METHODS
 from .test_workers import TRAININGS
 

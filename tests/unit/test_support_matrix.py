@@ -27,7 +27,7 @@ def pinned_version(program: str) -> str:
     if program in MODULE_OF:
         return next(one.version.removeprefix("v") for one in MODULES if one.path == MODULE_OF[program])
     pins = "".join((ROOT / "requirements" / f"{name}.txt").read_text() for name in ("dev", "gpu"))
-    (version,) = set(re.findall(rf"^{re.escape(program)}==([\w.]+)", pins, re.MULTILINE))
+    (version,) = re.findall(rf"^{re.escape(program)}==([\w.]+)", pins, re.MULTILINE)
     return version
 
 

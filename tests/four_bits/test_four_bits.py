@@ -1,8 +1,9 @@
 """A base of 4 bits, on a CPU: the numbers of arXiv:2305.14314 by hand, and a job that trains beside it.
 
-Users are refused there, see `past_the_refusal`.
+Users are refused there, see `past_the_refusal`. `make test` puts bitsandbytes on the path for these tests alone.
 """
 
+import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,13 @@ from finetune_trainer.methods import prepare_model
 from finetune_trainer.model import ModelFiles, load_model
 from finetune_trainer.run import output_prefix
 
-from .conftest import CONTEXT_LENGTH, make_tokenizer, save_tiny_encoder_decoder, save_tiny_model
-from .jobs import Silence, tiny_job
+from ..integration.conftest import CONTEXT_LENGTH, make_tokenizer, save_tiny_encoder_decoder, save_tiny_model
+from ..integration.jobs import Silence, tiny_job
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="bitsandbytes is not on the path: make build/four-bits/.installed, then PYTHONPATH=build/four-bits",
+)
 
 IDS = torch.tensor([[5, 77, 130, 31, 17, 29, 66, 4]])
 
