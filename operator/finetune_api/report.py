@@ -226,6 +226,8 @@ class LossPoint(ApiModel):
     """Mean over the tasks; rows of each task are weighed by their tokens."""
     validation_losses: dict[str, float] = Field(default_factory=dict)
     """By task."""
+    watched: float | None = None
+    """What is reached of the figure that ``spec.training.earlyStopping`` watches, where it is a task's."""
     general_loss: float | None = None
     """Loss a token on the prose that ships with the image, where ``evaluation.forgetting`` is set; at step 0 before
     anything is learnt. Nothing is chosen by it."""
@@ -298,6 +300,8 @@ class TrainingReport(ApiModel):
     resumed_from_step: int | None = None
     best_step: int | None = None
     """Step whose weights were kept, where ``spec.training.earlyStopping`` watched; absent: the last one's."""
+    watched: str | None = None
+    """The task's figure by which that step was chosen; absent: the validation loss."""
     warnings: tuple[str, ...] = ()
     """What a person may care about, one sentence each."""
 

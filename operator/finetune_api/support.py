@@ -11,7 +11,6 @@ from typing import Any
 from finetune_api.problem import Path
 
 ONLY: dict[str, tuple[object, ...]] = {
-    "training.earlyStopping.metric": ("validation_loss",),
     "compute.deepspeed.offload": ("none", "cpu"),
     "evaluation.generation.numBeams": (1,),
     "evaluation.baselines.zeroShot": (True,),

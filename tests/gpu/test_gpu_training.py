@@ -25,8 +25,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 QLORA: dict[str, Any] = {"method": {"type": "qlora", "lora": {"rank": 4}}}
-QLORA_TASKS = ("causal-lm", "seq2seq-lm")
-"""What tests here train beside a base of 4 bits."""
 
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="torch finds no GPU on this machine")
 
@@ -56,7 +54,7 @@ def test_one_gpu_learns_in_bfloat16(tiny_model_dir: Path, tmp_path: Path, method
 @pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: requirements/gpu.txt"
 )
-@pytest.mark.parametrize("task", QLORA_TASKS)
+@pytest.mark.parametrize("task", ["causal-lm", "seq2seq-lm"])
 def test_one_gpu_learns_beside_a_base_of_four_bits_and_publishes_what_it_evaluated(
     tiny_model_dir: Path, encoder_decoder_dir: Path, tmp_path: Path, task: str
 ):

@@ -1,4 +1,4 @@
-"""The table in docs/methods.md: every yes is trained by a test, on a GPU where the cell says so; every no is
+"""The table in docs/methods.md: every yes is trained by a test, past the refusal where users need a GPU; every no is
 refused before anything is fetched."""
 
 import re
@@ -11,7 +11,8 @@ import pytest
 from finetune_api.problem import InvalidJobError
 from finetune_api.spec import MethodType, ModelTask
 
-from ..gpu.test_gpu_training import QLORA, QLORA_TASKS
+from ..four_bits.test_four_bits import QLORA
+from ..four_bits.test_four_bits import TASKS as QLORA_TASKS
 from .jobs import tiny_job
 from .test_encoder_decoder import METHODS as SEQ2SEQ_METHODS
 from .test_methods import METHODS as CAUSAL_METHODS
@@ -60,9 +61,9 @@ TRAINED = {
 """Methods of the jobs that the other tests of this folder train."""
 
 TRAINED_ON_A_GPU = {place: set[MethodType]() for place in TRAINED} | {
-    (ModelTask(task), "one process"): types_of({"qlora": QLORA["method"]}) for task in QLORA_TASKS
+    (ModelTask(task), "one process"): types_of({"qlora": QLORA}) for task in QLORA_TASKS.values()
 }
-"""Methods that no CPU trains, of the jobs in tests/gpu."""
+"""Methods that a CPU trains in tests alone."""
 
 CELLS = [(method, task, engine) for method in MethodType for task in ModelTask for engine in ENGINES]
 

@@ -18,15 +18,18 @@ from finetune_api.report import Report, TrainingReport
 from finetune_api.spec import AdapterSpec
 from finetune_trainer import bottleneck, stages
 from finetune_trainer.check_stage import check_stage
+from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import SpecError
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.prefix_projection import NETWORK
 from finetune_trainer.run import Run, output_prefix
+from finetune_trainer.split import Split
 from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
 from .conftest import CONTEXT_LENGTH, make_tokenizer
 from .jobs import Silence, tiny_job
+from .test_evaluation import likelihood
 from .test_train import SAME_LOSS, losses, train, train_until
 
 IDS = torch.tensor([[5, 77, 130, 301, 17, 290, 66, 4]])
@@ -409,6 +412,36 @@ def test_training_ends_when_validation_gets_no_better_and_the_best_weights_are_p
     expected = load_file(other.tuned / "adapter_model.safetensors")
     actual = load_file(published / "adapter_model.safetensors")
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
+
+
+def test_the_weights_that_name_most_labels_of_validation_rows_are_kept(tiny_model_dir: Path, tmp_path: Path):
+    settings = {
+        "maxSteps": 60,
+        "globalBatchSize": 8,
+        "learningRate": 0.03,
+        "schedule": "constant",
+        "evalEverySteps": 2,
+        "earlyStopping": {"metric": "sentiment.accuracy", "patience": 3},
+    }
+    job = tiny_job(tiny_model_dir, tmp_path, training=settings)
+    report = stages.run(job, tmp_path / "workspace", Silence())
+    reached = {point.step: point.watched for point in report.training.curve if point.watched is not None}
+    best = max(reached, key=lambda step: reached[step])
+    assert (report.training.best_step, report.training.watched) == (best, "sentiment.accuracy")
+    assert report.training.steps == best + 3 * 2 < 60
+    published = tmp_path / "output" / output_prefix(job) / "model"
+    assert f"of step {best}, which had the highest sentiment.accuracy on the" in (published / "README.md").read_text()
+    model, tokenizer = loaded(tiny_model_dir, published), make_tokenizer(None)
+    right = [
+        max(
+            ("negative", "positive"),
+            key=lambda label: likelihood(model, tokenizer, f"Review: {text}\nSentiment:", f" {label}").sum(),
+        )
+        == row.values["label"]
+        for row in load_dataset(job.spec.data).examples(Split.VALIDATION)
+        for text in [row.values["text"]]
+    ]
+    assert sum(right) / len(right) == reached[best] > min(reached.values())
 
 
 def test_a_soft_prompt_that_has_learnt_nothing_is_near_the_words_it_began_with(tiny_model_dir: Path, tmp_path: Path):

@@ -159,6 +159,8 @@ TRAININGS: dict[str, dict[str, Any]] = {
     **{f"full with {pull}, ZeRO 2": full_with(pull) | zero(2) for pull in PULLS},
     "lora until it gets worse": STOPPED_EARLY,
     "lora until it gets worse, ZeRO 2": STOPPED_EARLY | zero(2),
+    "lora until it names no more labels": STOPPED_EARLY
+    | {"training__earlyStopping": {"metric": "sentiment.accuracy", "patience": 2}},
 }
 INTERRUPTED = (
     "full",

@@ -762,10 +762,10 @@ BAD_SPECS = [
     ),
     BadSpec(
         "early stopping watches what is measured",
-        {"spec.training.earlyStopping.metric": "sentiment.bleu"},
+        {"spec.training.earlyStopping.metric": "sentiment.ece"},
         "spec.training.earlyStopping.metric",
-        "sentiment.bleu",
-        ("is not measured", "validation_loss, sentiment.accuracy"),
+        "sentiment.ece",
+        ("is not measured while a model learns", "validation_loss, sentiment.accuracy, sentiment.macro_f1"),
         PASSES,
     ),
     BadSpec(

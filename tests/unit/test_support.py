@@ -43,7 +43,7 @@ SUPPORTED = {
             "wandb": {"project": "reviews"},
         }
     },
-    "early stopping": {"spec.training.earlyStopping": {"metric": "validation_loss", "patience": 2}},
+    "early stopping": {"spec.training.earlyStopping": {"metric": "sentiment.accuracy", "patience": 2}},
     "lora": {
         "spec.method.lora": {
             "rank": 4,
@@ -168,11 +168,6 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
             {"spec.evaluation.forgetting": {"sources": ["hf://a/b"]}},
             "spec.evaluation.forgetting.sources[0]",
             "file://",
-        ),
-        (
-            {"spec.training.earlyStopping": {"metric": "sentiment.accuracy"}},
-            "spec.training.earlyStopping.metric",
-            "Use validation_loss",
         ),
         ({"spec.evaluation.generation": {"numBeams": 4}}, "spec.evaluation.generation.numBeams", "Use 1"),
         ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),

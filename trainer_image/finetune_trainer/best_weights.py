@@ -1,4 +1,4 @@
-"""Early stopping: end training when the validation loss gets no better, and keep the weights of its best point.
+"""Early stopping: end training when a figure of validation rows gets no better, and keep the weights of its best point.
 
 Chosen on validation rows alone. The best weights stay in memory and are written into every checkpoint, so that a run
 that goes on from one knows them, wherever it goes on.
@@ -33,8 +33,15 @@ class Standing:
 
 
 def find_standing(history: Iterable[Mapping[str, float]]) -> Standing | None:
-    """Return the step with the lowest ``validation_loss``, of equal ones the first; absent before any was measured."""
-    losses = [(int(entry["step"]), entry["validation_loss"]) for entry in history if "validation_loss" in entry]
+    """Return the best step, of equally good ones the first; absent before anything was measured.
+
+    It has the highest ``watched`` figure where a task's is, else the lowest ``validation_loss``.
+    """
+    losses = [
+        (int(entry["step"]), -entry["watched"] if "watched" in entry else entry["validation_loss"])
+        for entry in history
+        if "validation_loss" in entry
+    ]
     if not losses:
         return None
     # What is no number is never better than what is one.
@@ -53,7 +60,7 @@ def schedule_note(training: TrainingSpec) -> str:
 
 
 class BestWeights(TrainerCallback):
-    """Watches the validation losses in the trainer's history; to be called behind whoever writes them there."""
+    """Watches what validation gives in the trainer's history; to be called behind whoever writes them there."""
 
     def __init__(self, model: nn.Module, patience: int, group: ProcessGroup) -> None:
         self._trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}

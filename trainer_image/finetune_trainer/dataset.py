@@ -17,6 +17,7 @@ from typing import Any
 
 from finetune_api.spec import REPLAY_TASK, DataSpec, ReplaySpec, SplitsSpec, TaskSpec, TemplateSpec
 from finetune_trainer.chat import ChatColumn
+from finetune_trainer.drawer import Drawer
 from finetune_trainer.errors import DataError
 from finetune_trainer.example import Example, pack_example, unpack_example
 from finetune_trainer.record_file import RecordFile
@@ -82,6 +83,7 @@ class Dataset:
     _opened: Mapping[Split, _Opened] = dataclasses.field(repr=False)
     _replay: Sequence[Example] = dataclasses.field(repr=False)
     _phrasings: Mapping[str, tuple[Phrasing, ...]] = dataclasses.field(repr=False)
+    _drawers: dict[str, Drawer] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     def examples(self, split: Split, task: str | None = None) -> Sequence[Example]:
         """Return the examples of ``split``, task after task, or of one task alone, each in its source's order.
@@ -107,6 +109,12 @@ class Dataset:
         if split not in self._opened:
             raise LookupError(f"the {split} split was not opened; it is no business of this stage")
         return self._opened[split]
+
+    def drawer(self, task: str) -> Drawer:
+        """Return who draws from the training rows of ``task``: made when first asked for, as it reads them all."""
+        if task not in self._drawers:
+            self._drawers[task] = Drawer(self.examples(Split.TRAIN, task), self.labels(task))
+        return self._drawers[task]
 
     def replay(self) -> Sequence[Example]:
         """Return the general rows that are mixed into training: none that is like a row of validation or test."""

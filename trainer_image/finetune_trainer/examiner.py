@@ -202,16 +202,7 @@ class Examiner:
 
     def _label_logprobs(self, labels: Sequence[str], examples: Sequence[Example]) -> list[Floats]:
         """Return the log-probabilities of every label's completion, label by label within row by row."""
-        encoded = self.renderer.encode_many(examples, self.dataset)
-        return self._scored(
-            [
-                [
-                    self.renderer.with_completion(item, example, with_label(example.completion, label))
-                    for label in labels
-                ]
-                for example, item in zip(examples, encoded, strict=True)
-            ]
-        )
+        return self._scored(encode_labels(self.renderer, self.dataset, examples, labels))
 
     def _completion_logprobs(self, examples: Sequence[Example]) -> list[Floats]:
         return self._scored([[encoded] for encoded in self.renderer.encode_many(examples, self.dataset)])
@@ -251,6 +242,16 @@ class Examiner:
             GENERATION_BATCH_SIZE,
             lambda done, total: report(done / total),
         )
+
+
+def encode_labels(
+    renderer: Renderer, dataset: Dataset, examples: Sequence[Example], labels: Sequence[str]
+) -> list[list[Encoded]]:
+    """Return every example with each of ``labels`` as what it says."""
+    return [
+        [renderer.with_completion(item, example, with_label(example.completion, label)) for label in labels]
+        for example, item in zip(examples, renderer.encode_many(examples, dataset), strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,8 @@ for each row anew, whenever the row is asked for, by its task, its number and it
 
 import dataclasses
 import random
-from array import array
 from collections.abc import Iterator, Sequence
-from itertools import islice, zip_longest
 from typing import overload
-
-import numpy as np
-import numpy.typing as npt
 
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError
@@ -21,70 +16,6 @@ from finetune_trainer.renderer import Renderer
 from finetune_trainer.split import Split
 
 _ROWS_AT_ONCE = 1024
-_NO_CLUSTER = -1
-
-
-class _Drawer:
-    """Draws training rows of one task by their number: memory holds two numbers of each."""
-
-    def __init__(self, dataset: Dataset, task: str) -> None:
-        self._rows = dataset.examples(Split.TRAIN, task)
-        labels, clusters = {label: number for number, label in enumerate(dataset.labels(task))}, array("q")
-        answers = array("q")
-        for row in self._rows:
-            answers.append(labels[row.completion.strip()] if labels else 0)
-            clusters.append(_NO_CLUSTER if row.cluster is None else row.cluster)
-        self._clusters = np.array(clusters)
-        found = np.array(answers)
-        members = [np.flatnonzero(found == label) for label in range(len(labels) or 1)]
-        self._pools = [_Pool.of(places, self._clusters[places]) for places in members]
-
-    def draw(self, count: int, generator: random.Random, cluster: int | None = None) -> list[Example]:
-        """Return ``count`` rows, or all there are, that are not of ``cluster``; every label as often as can be."""
-        pools = generator.sample(self._pools, len(self._pools))
-        turns = zip_longest(*(pool.places(generator, cluster) for pool in pools))
-        drawn = list(islice((place for turn in turns for place in turn if place is not None), count))
-        # Neighbours of one label would teach that labels come in runs.
-        generator.shuffle(drawn)
-        return [self._rows[place] for place in drawn]
-
-    @property
-    def largest_cluster(self) -> int:
-        """Rows of the largest cluster."""
-        return int(np.unique(self._clusters, return_counts=True)[1].max())
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Pool:
-    """Rows of one label, or of an open task all; those of one cluster lie side by side."""
-
-    rows: npt.NDArray[np.int64]
-    clusters: npt.NDArray[np.int64]
-    """Ascending."""
-
-    @classmethod
-    def of(cls, rows: npt.NDArray[np.int64], clusters: npt.NDArray[np.int64]) -> "_Pool":
-        order = np.argsort(clusters, kind="stable")
-        return cls(rows[order], clusters[order])
-
-    def places(self, generator: random.Random, cluster: int | None) -> Iterator[int]:
-        """Yield the rows that are not of ``cluster`` in a random order, drawn one by one."""
-        first, last = (0, 0) if cluster is None else np.searchsorted(self.clusters, [cluster, cluster + 1]).tolist()
-        for number in _shuffled(len(self.rows) - (last - first), generator):
-            yield int(self.rows[number if number < first else number + last - first])
-
-
-def _shuffled(size: int, generator: random.Random) -> Iterator[int]:
-    """Yield the numbers below ``size`` in a random order; the first ones cost no more than they are."""
-    moved: dict[int, int] = {}
-    for last in range(size - 1, -1, -1):
-        place = generator.randrange(last + 1)
-        yield moved.get(place, place)
-        moved[place] = moved.pop(last, last)
-
 
 # --- of a task with fewShot
 
@@ -93,8 +24,7 @@ def as_asked(dataset: Dataset, split: Split, task: str | None = None) -> Sequenc
     """Return the examples of ``split`` as the model sees them: where their task says so, behind shown rows."""
     rows = dataset.examples(split, task)
     names = dataset.tasks if task is None else (task,)
-    drawers = {name: _Drawer(dataset, name) for name in names if dataset.task(name).few_shot is not None}
-    return _Behind(rows, dataset, drawers) if drawers else rows
+    return _Behind(rows, dataset) if any(dataset.task(name).few_shot is not None for name in names) else rows
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,7 +33,6 @@ class _Behind(Sequence[Example]):
 
     rows: Sequence[Example]
     dataset: Dataset
-    drawers: dict[str, _Drawer]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -125,7 +54,7 @@ class _Behind(Sequence[Example]):
         if count is None:
             return example
         generator = random.Random(f"{self.dataset.seed}/shown/{example.task}/{example.row}/{example.key}")
-        drawn = self.drawers[example.task].draw(count, generator, example.cluster)
+        drawn = self.dataset.drawer(example.task).draw(count, generator, example.cluster)
         return dataclasses.replace(example, shown=tuple(self._in_template(row, example.template) for row in drawn))
 
     def _in_template(self, row: Example, template: int) -> Example:
@@ -141,7 +70,7 @@ def check_shown(dataset: Dataset) -> None:
     for index, name in enumerate(dataset.tasks):
         if (count := dataset.task(name).few_shot) is None:
             continue
-        drawer = _Drawer(dataset, name)
+        drawer = dataset.drawer(name)
         if len(drawer) - drawer.largest_cluster < count:
             raise DataError(
                 f"spec.data.tasks[{index}].fewShot ({count}): task {name!r} has {len(drawer)} training rows, of which "
@@ -158,7 +87,7 @@ def draw_shown(dataset: Dataset, task: str, count: int, seed: int) -> list[Examp
 
     Which ones depends on the rows and the seed alone.
     """
-    return _Drawer(dataset, task).draw(count, random.Random(seed))
+    return dataset.drawer(task).draw(count, random.Random(seed))
 
 
 def with_shown(dataset: Dataset, examples: Sequence[Example], template: int, shown: Sequence[Example]) -> list[Example]:

@@ -14,7 +14,8 @@ from finetune_trainer.in_context import as_asked, draw_shown
 from finetune_trainer.split import Split
 
 CHOICE_ROWS = 200
-"""Validation rows per task that the base's prompt is chosen on: enough to tell 0.60 from 0.75, cheap to score."""
+"""Validation rows per task that the base's prompt is chosen on, and the step that early stopping keeps: enough to tell
+0.60 from 0.75, cheap to score."""
 
 
 TRADE_OFF_ROWS = 500

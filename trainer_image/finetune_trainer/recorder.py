@@ -40,6 +40,7 @@ class Recorder(TrainerCallback):
             task: rows for task, items in given.validation.items() if (rows := _spread(items, len(given.validation)))
         }
         self._general = given.general
+        self._watched = given.watched
         self._every = every
         self._rows_per_step = steps.rows
         self._warm_up = warm_up_steps(given.job.spec.training, steps)
@@ -72,6 +73,7 @@ class Recorder(TrainerCallback):
                 "learning_rate": entry.get("learning_rate", point.learning_rate),
                 "validation_loss": entry.get("validation_loss", point.validation_loss),
                 "validation_losses": entry.get("validation_losses", point.validation_losses),
+                "watched": entry.get("watched", point.watched),
                 "general_loss": entry.get("general_loss", point.general_loss),
                 "answers": tuple(entry.get("answers", point.answers)),
             }
@@ -142,6 +144,8 @@ class Recorder(TrainerCallback):
         loss = sum(losses.values()) / len(losses)
         # In the trainer's own history, so that a resumed run knows it.
         entry = {"step": state.global_step, "validation_loss": loss, "validation_losses": losses} | self._forgotten()
+        if self._watched is not None:
+            entry["watched"] = self._watched.measure(self._scorer)
         if self._sampled is not None:
             entry["answers"] = self._sampled.ask()
         self._aside += time.monotonic() - started

@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import MLflowCallback, TensorBoardCallback, WandbCallback
+from transformers.integrations.integration_utils import (
+    MLflowCallback,
+    TensorBoardCallback,
+    WandbCallback,
+    rewrite_logs,
+)
 
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec, MlflowSpec, SecretRef, WandbSpec
@@ -253,6 +258,8 @@ def put_event_files(source: Path, target: Path) -> None:
 _TAG = "finetune.job"
 _KEYS = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _MLFLOW_HABITS = {
+    # The library would report its use to its makers.
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     # Seconds. By default MLflow tries for a quarter of an hour.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -264,14 +271,24 @@ _MLFLOW_HABITS = {
 
 
 class _PromptMLflowCallback(MLflowCallback):
-    """Knows whether a report has arrived; otherwise MLflow tells its log alone, from a thread of its own."""
+    """Knows whether a report has arrived; otherwise MLflow tells its log alone, from a thread of its own.
+
+    Figures have the names that the other trackers give them.
+    """
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: Any) -> None:
         super().setup(args, state, model)  # type: ignore[no-untyped-call]
         self._async_log = False
 
+    def on_log(  # type: ignore[override]
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], model: Any
+    ) -> None:
+        super().on_log(args, state, control, rewrite_logs(logs), model)  # type: ignore[no-untyped-call]
+
 
 def _mlflow(wanted: MlflowSpec, job: FineTuneJob, mounts: Mounts) -> Tracker:
+    # Before the import, which begins some of the habits.
+    os.environ.update(_MLFLOW_HABITS)
     # Imported here: few jobs need it, and it is not in every image.
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -279,17 +296,18 @@ def _mlflow(wanted: MlflowSpec, job: FineTuneJob, mounts: Mounts) -> Tracker:
     name = output_prefix(job)
 
     def connect() -> TrainerCallback:
-        os.environ.update(_MLFLOW_HABITS | _keys(wanted.secret_ref, mounts, _KEYS))
+        os.environ.update(_keys(wanted.secret_ref, mounts, _KEYS))
         mlflow.set_tracking_uri(wanted.tracking_uri)
-        if mlflow.active_run() is None:
+        run = mlflow.active_run()
+        if run is None:
             places = [mlflow.set_experiment(wanted.experiment).experiment_id]
             known = mlflow.MlflowClient().search_runs(places, f"tags.`{_TAG}` = '{name}'", max_results=1)
             if known:
-                mlflow.start_run(known[0].info.run_id)
+                run = mlflow.start_run(known[0].info.run_id)
             else:
-                mlflow.start_run(run_name=job.metadata.name, tags={_TAG: name})
+                run = mlflow.start_run(run_name=job.metadata.name, tags={_TAG: name})
         # A parameter cannot be changed, and another attempt may have a smaller micro-batch.
-        if not mlflow.active_run().data.params:
+        if not run.data.params:
             mlflow.log_params(describe_settings(job.spec))
         return _PromptMLflowCallback()  # type: ignore[no-untyped-call]
 

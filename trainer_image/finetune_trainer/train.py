@@ -174,6 +174,7 @@ def train_here(given: TrainingInput) -> TrainingReport:
     return report.model_copy(
         update={
             "best_step": best.step if best is not None else None,
+            "watched": given.watched.metric if given.watched is not None else None,
             "warnings": (*recorder.warnings(trainer.state), *trackers.warnings),
         }
     )

@@ -39,6 +39,7 @@ from finetune_trainer.stage_input import (
 )
 from finetune_trainer.train import threads_of_each, train
 from finetune_trainer.training_input import TrainingInput
+from finetune_trainer.watched import Watched, find_watched
 
 
 def train_stage(run: Run) -> TrainingReport:
@@ -112,8 +113,9 @@ def _train(
     mixture, by_task = _mixture(job, dataset), rows_by_task(dataset, Split.VALIDATION, validation)
     rows += replayed
     general = _prose(renderer) if job.spec.evaluation.forgetting is not None else ()
+    watched = find_watched(job, dataset, renderer)
     if is_distributed(job.spec.compute):
-        return _train_on_workers(run, job, inputs, rows, mixture, by_task, general)
+        return _train_on_workers(run, job, inputs, rows, mixture, by_task, general, watched)
     given = TrainingInput(
         job,
         files,
@@ -124,6 +126,7 @@ def _train(
         run.sink,
         run.stop.event,
         general=general,
+        watched=watched,
         start=start,
         mounts=run.mounts,
     )
@@ -149,6 +152,7 @@ def _train_on_workers(
     mixture: Mixture,
     validation: Mapping[str, Sequence[Encoded]],
     general: Sequence[Encoded],
+    watched: Watched | None,
 ) -> TrainingReport:
     """Train as several processes, which fetch and store for themselves what is too large for this one."""
     # Imported here: what runs alone needs no cluster's client.
@@ -163,6 +167,7 @@ def _train_on_workers(
         mixture,
         validation,
         general,
+        watched,
         run.workspace,
         run.mounts,
         prefix=None if shared is None else shared.prefix,

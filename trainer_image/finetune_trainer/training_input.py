@@ -13,6 +13,7 @@ from finetune_trainer.model import ModelFiles
 from finetune_trainer.process_group import ProcessGroup
 from finetune_trainer.progress import Sink
 from finetune_trainer.published_model import PublishedModel
+from finetune_trainer.watched import Watched
 from finetune_trainer.workspace import Workspace
 
 
@@ -44,6 +45,8 @@ class TrainingInput:
     """Told of every sealed checkpoint, which may be removed as soon as this returns."""
     general: Sequence[Encoded] = ()
     """What no task is about: looked at with the validation rows, to see what is forgotten on the way."""
+    watched: Watched | None = None
+    """What early stopping goes by instead of the validation loss."""
     start: PublishedModel | None = None
     """What training goes on from instead of the bare base."""
     group: ProcessGroup = field(default_factory=ProcessGroup)

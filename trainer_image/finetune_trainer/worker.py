@@ -35,6 +35,7 @@ from finetune_trainer.storage import Storage
 from finetune_trainer.train import train_here
 from finetune_trainer.training_input import TrainingInput
 from finetune_trainer.trust import add_private_authorities
+from finetune_trainer.watched import Watched
 from finetune_trainer.workspace import Workspace
 
 
@@ -49,6 +50,7 @@ class Assignment:
     mixture: Mixture
     validation: Mapping[str, Sequence[Encoded]]
     general: Sequence[Encoded]
+    watched: Watched | None
     workspace: Workspace
     mounts: Mounts
     prefix: str | None
@@ -106,6 +108,7 @@ def take_part(assignment: Assignment, desk: Any) -> TrainingReport | None:
         sink,
         AgreedStop(group, desk, PodStop(assignment.workspace.root)),
         general=assignment.general,
+        watched=assignment.watched,
         start=start,
         group=group,
         mounts=assignment.mounts,

@@ -69,6 +69,8 @@ from finetune_api.spec.method import (
 )
 from finetune_api.spec.output import CheckpointSpec, OutputSpec, Preflight, PublishOn, RunPolicySpec
 from finetune_api.spec.training import (
+    VALIDATION_LOSS,
+    WATCHED_FIGURES,
     EarlyStoppingSpec,
     GradientCheckpointing,
     MlflowSpec,
@@ -96,6 +98,7 @@ __all__ = [
     "DataSpec",
     "DeepspeedSpec",
     "EarlyStoppingSpec",
+    "VALIDATION_LOSS",
     "Engine",
     "EnvSpec",
     "EvaluationSpec",
@@ -465,18 +468,17 @@ def _something_is_evaluated(model: ModelSpec, training: TrainingSpec) -> Iterato
         )
 
 
-def _stopping_watches_what_is_measured(
-    data: DataSpec, training: TrainingSpec, evaluation: EvaluationSpec
-) -> Iterator[Problem]:
+def _stopping_watches_what_is_measured(data: DataSpec, training: TrainingSpec) -> Iterator[Problem]:
     stopping = training.early_stopping
     if stopping is None:
         return
-    known = ["validation_loss", *(figure for task in data.tasks for figure in measured_figures(task, evaluation))]
+    labelled = (task.name for task in data.tasks if task.labels)
+    known = [VALIDATION_LOSS, *(f"{task}.{figure}" for task in labelled for figure in WATCHED_FIGURES)]
     if stopping.metric not in known:
         yield Problem(
             ("training", "earlyStopping", "metric"),
             stopping.metric,
-            "is not measured",
+            "is not measured while a model learns",
             f"Name one of {', '.join(known)}.",
         )
 

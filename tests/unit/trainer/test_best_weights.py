@@ -27,12 +27,18 @@ STANDINGS = {
     "it gets better": (history(3.0, 2.0, 1.0), Standing(3, 0)),
     "it got worse twice": (history(3.0, 1.0, 2.0, 1.5), Standing(2, 2)),
     "as good is no gain": (history(2.0, 1.0, 1.0), Standing(2, 1)),
+    "a task's figure counts, not the loss": (
+        [at(1, 1.0) | {"watched": 0.5}, at(2, 2.0) | {"watched": 0.75}, at(3, 0.5) | {"watched": 0.75}],
+        Standing(2, 1),
+    ),
     "no number is no gain": (history(float("nan"), 1.0, float("nan")), Standing(2, 1)),
 }
 
 
 @pytest.mark.parametrize("losses, expected", STANDINGS.values(), ids=STANDINGS)
-def test_the_best_step_has_the_lowest_loss_and_is_the_first_of_equals(losses: Any, expected: Standing | None):
+def test_the_best_step_has_the_lowest_loss_or_the_highest_figure_and_is_the_first_of_equals(
+    losses: Any, expected: Standing | None
+):
     assert find_standing(losses) == expected
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from finetune_api.spec import DataSpec
 from finetune_trainer.dataset import Dataset, load_dataset
+from finetune_trainer.drawer import Drawer
 from finetune_trainer.errors import DataError
 from finetune_trainer.example import Example
 from finetune_trainer.in_context import as_asked, check_shown
@@ -83,6 +84,17 @@ def test_a_row_is_shown_the_same_however_it_is_reached(tmp_path):
     rows = as_asked(load(tmp_path), Split.TRAIN)
     assert list(rows) == [rows[place] for place in range(len(rows))]
     assert list(rows[3:9]) == list(rows)[3:9]
+
+
+def test_training_rows_are_gone_through_once_and_not_before_one_is_shown(tmp_path, monkeypatch):
+    begin, begun = Drawer.__init__, []
+    monkeypatch.setattr(Drawer, "__init__", lambda drawer, *given: begun.append(drawer) or begin(drawer, *given))
+    dataset = load(tmp_path)
+    asked = [as_asked(dataset, split) for split in Split]
+    assert not begun
+    assert [list(rows) for rows in asked] == [list(as_asked(dataset, split)) for split in Split]
+    check_shown(dataset)
+    assert len(begun) == 1
 
 
 def test_tasks_without_few_shot_are_asked_as_they_are(tmp_path):

@@ -72,7 +72,7 @@ class MlflowDouble(types.ModuleType):
     def search_runs(self, experiments: list[str], words: str, max_results: int) -> list[Any]:
         return [run for run in self.runs if f"tags.`finetune.job` = '{run.tag}'" == words]
 
-    def start_run(self, run_id: str | None = None, run_name: str = "", tags: dict[str, str] | None = None) -> None:
+    def start_run(self, run_id: str | None = None, run_name: str = "", tags: dict[str, str] | None = None) -> Any:
         if run_id is None:
             assert tags is not None
             data = types.SimpleNamespace(params={})
@@ -81,6 +81,7 @@ class MlflowDouble(types.ModuleType):
             run_id = info.run_id
         self._active = next(run for run in self.runs if run.info.run_id == run_id)
         self.told.append(("run", run_id))
+        return self._active
 
     def active_run(self) -> Any:
         return self._active
@@ -146,10 +147,10 @@ def test_without_a_word_nothing_is_told(tmp_path: Path):
 def test_attempts_of_a_job_go_on_in_one_run(mlflow: MlflowDouble, mounts: Mounts, tmp_path: Path):
     job = job_with(MLFLOW)
     assert attempt(job, tmp_path, mounts, range(1, 3), is_over=False) == []
-    server, looked = ("server", "https://mlflow.example", "not-shown"), {"eval_loss": 2.0, "eval_sentiment_loss": 2.0}
+    server, looked = ("server", "https://mlflow.example", "not-shown"), {"eval/loss": 2.0, "eval/sentiment_loss": 2.0}
     assert mlflow.told == [
         *(server, ("experiment", "reviews"), ("run", "run-0")),
-        *((1, looked), (1, {"loss": 1.0}), (2, looked), (2, {"loss": 0.5}), ("end", "KILLED")),
+        *((1, looked), (1, {"train/loss": 1.0}), (2, looked), (2, {"train/loss": 0.5}), ("end", "KILLED")),
     ]
     assert mlflow.runs[0].tag == "default/reviews-0a1b2c3d"
     assert mlflow.runs[0].data.params == describe_settings(job.spec)
