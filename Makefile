@@ -14,6 +14,7 @@ WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 DEMO := examples/01-sentiment-lora
 # Programs that no image and no test has, in an environment of their own.
 AUDIT := build/audit
+SBOM := build/sbom
 SHIPPED := operator trainer cli
 
 .DEFAULT_GOAL := help
@@ -94,9 +95,9 @@ $(AUDIT)/.installed: requirements/audit.txt | setup
 	@touch $@
 
 sbom: $(AUDIT)/.installed  ## List what images and command line are made of, as CycloneDX in build/sbom.
-	@mkdir -p build/sbom
+	@mkdir -p $(SBOM)
 	for set in $(SHIPPED); do $(AUDIT)/bin/cyclonedx-py requirements requirements/$$set.txt \
-	  --output-reproducible --output-file build/sbom/$$set.cdx.json || exit; done
+	  --output-reproducible --output-file $(SBOM)/$$set.cdx.json || exit; done
 
 audit: $(AUDIT)/.installed  ## Ask a service on the internet for known faults in what is shipped.
 	for set in $(SHIPPED); do $(AUDIT)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off \
