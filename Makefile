@@ -16,6 +16,7 @@ DEMO := examples/01-sentiment-lora
 AUDIT := build/audit
 # What method qlora needs, beside the environment: PEFT imports it wherever it is, for more than a second.
 FOUR_BITS := build/four-bits
+SBOM := build/sbom
 SHIPPED := operator trainer cli
 
 .DEFAULT_GOAL := help
@@ -101,9 +102,9 @@ $(AUDIT)/.installed: requirements/audit.txt | setup
 	@touch $@
 
 sbom: $(AUDIT)/.installed  ## List what images and command line are made of, as CycloneDX in build/sbom.
-	@mkdir -p build/sbom
+	@mkdir -p $(SBOM)
 	for set in $(SHIPPED); do $(AUDIT)/bin/cyclonedx-py requirements requirements/$$set.txt \
-	  --output-reproducible --output-file build/sbom/$$set.cdx.json || exit; done
+	  --output-reproducible --output-file $(SBOM)/$$set.cdx.json || exit; done
 
 audit: $(AUDIT)/.installed  ## Ask a service on the internet for known faults in what is shipped.
 	for set in $(SHIPPED); do $(AUDIT)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off \

@@ -37,6 +37,7 @@ from finetune_cli.cluster_job import cluster_job
 from finetune_cli.status_text import status_lines
 from finetune_operator.progress import moment_of, read_result, status_patch
 from finetune_trainer.errors import DataError, SpecError, StorageError
+from finetune_trainer.hub_client import HubClient
 from finetune_trainer.location import Mounts, bucket_and_key, config_map_path, local_path, volume_path
 from finetune_trainer.report_page import render_page, visible
 from finetune_trainer.row_format import KNOWN_ENDINGS, read_file
@@ -108,6 +109,7 @@ def watched(folder: Path = Path("/nowhere")) -> Iterator[None]:
 
 # What is not there stays so, and no case waits for it.
 finetune_trainer.hub._RETRY_SECONDS = ()
+finetune_trainer.hub_client.LARGEST_LISTING_BYTES = 1 << 20
 huggingface_hub.utils.disable_progress_bars()
 
 # --- the targets
@@ -377,6 +379,7 @@ def hub(data: bytes) -> None:
     }
     lie = given.PickValueInList(["", "", "", "1", "-1", "99999999999999", "x"])
     is_endless = given.ConsumeProbability() < 0.1
+    is_endless_listing = given.ConsumeProbability() < 0.01
     info = {"id": "acme/some", "sha": commit, "siblings": [{"rfilename": name} for name in names]}
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -384,14 +387,15 @@ def hub(data: bytes) -> None:
         if "/revision/" in path:
             return httpx2.Response(200, json=info)
         if "/tree/" in path:
-            return httpx2.Response(200, json=entries)
+            more = {"Link": f'<{request.url.copy_with(query=None)}?more>; rel="next"'} if is_endless_listing else {}
+            return httpx2.Response(200, json=entries, headers=more)
         name = path.partition("/resolve/")[2].partition("/")[2]
         content = files.get(name, b"{}")
         if is_endless and name and request.method == "GET":
             return httpx2.Response(200, headers=headers, content=itertools.repeat(bytes(1 << 20)))
         return httpx2.Response(200, headers=headers | {"X-Linked-Size": lie or str(len(content))}, content=content)
 
-    huggingface_hub.set_client_factory(lambda: httpx2.Client(transport=httpx2.MockTransport(answer)))
+    huggingface_hub.set_client_factory(lambda: HubClient(transport=httpx2.MockTransport(answer)))
     with tempfile.TemporaryDirectory(prefix="fuzz") as name:
         folder = Path(name)
         storage = Storage(OutputSpec(uri="file:///models"), _MOUNTS)

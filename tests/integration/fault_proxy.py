@@ -68,6 +68,19 @@ class CutAnswer:
 
 
 @dataclass(frozen=True)
+class Overflow:
+    """Behind the answer's body come more bytes, without end."""
+
+
+@dataclass(frozen=True)
+class NextPage:
+    """The answer is a page of a listing, behind which there is another one; the server is not asked."""
+
+    objects: int = 0
+    """On the page."""
+
+
+@dataclass(frozen=True)
 class Refuse:
     """The answer is this error; the server is not asked."""
 
@@ -83,7 +96,7 @@ class Delay:
     seconds: float
 
 
-Fault = Cut | LoseAnswer | FlipUpload | FlipDownload | CutAnswer | Refuse | Delay
+Fault = Cut | LoseAnswer | FlipUpload | FlipDownload | CutAnswer | Overflow | NextPage | Refuse | Delay
 
 
 @dataclass
@@ -184,6 +197,11 @@ async def _answer(
             await writer.drain()
             writer.close()
             return
+        case NextPage(objects):
+            writer.write(_next_page(objects, request.number))
+            await writer.drain()
+            writer.close()
+            return
         case Delay(seconds):
             await asyncio.sleep(seconds)
     kept = [line for line in lines[:-2] if not line.lower().startswith("connection:")]
@@ -212,6 +230,11 @@ async def _answer(
             answer = start + b"\r\n\r\n" + _flipped(content)
         case CutAnswer():
             answer = answer[: -(len(answer.partition(b"\r\n\r\n")[2]) // 2)]
+        case Overflow():
+            writer.write(_without_length(answer))
+            while True:
+                writer.write(bytes(1 << 16))
+                await writer.drain()
     writer.write(answer)
     await writer.drain()
     writer.close()
@@ -244,6 +267,23 @@ def _refusal(status: int, code: str, request: Request) -> bytes:
     body = f"<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>" if code else ""
     head = f"HTTP/1.1 {status} Refused\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     return (head + ("" if request.method == "HEAD" else body)).encode()
+
+
+def _without_length(answer: bytes) -> bytes:
+    """Return an answer that ends where the connection does."""
+    head, gap, body = answer.partition(b"\r\n\r\n")
+    lines = head.split(b"\r\n")
+    return b"\r\n".join(line for line in lines if not line.lower().startswith(b"content-length:")) + gap + body
+
+
+def _next_page(objects: int, number: int) -> bytes:
+    entries = "".join(
+        f"<Contents><Key>rows-{number}-{one}.jsonl</Key><ETag>{one}</ETag><Size>1</Size></Contents>"
+        for one in range(objects)
+    )
+    more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{number}</NextContinuationToken>"
+    body = f"<ListBucketResult>{more}{entries}</ListBucketResult>"
+    return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
 
 
 def _flipped(content: bytes) -> bytes:

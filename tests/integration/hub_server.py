@@ -1,9 +1,12 @@
 """A hub in this process: the part of the Hugging Face HTTP API that a download needs, over real files."""
 
 import hashlib
+import itertools
 import json
+import threading
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -36,6 +39,18 @@ class FakeHub:
     """Name of a file that is sent without end, in pieces that nothing announces the number of."""
     encoding: str = ""
     """Of that file: gzip, or none."""
+    trickle: str = ""
+    """Name of a file of which a byte comes now and then."""
+    pages_without_end: bool = False
+    """Whether behind every page of the listing there is another one, with no file on it."""
+    page_without_end: bool = False
+    """Whether the listing is one page that does not end."""
+    status_without_end: int = 200
+    """Its HTTP status: an error's, or of one that leads elsewhere."""
+    silent: threading.Event | None = None
+    """Until it is set, no listing is answered."""
+    xet: bool = False
+    """Whether weights are offered from Xet storage as well."""
     listed_sizes: dict[str, int] = field(default_factory=dict)
     """Sizes by name that the listing tells in the place of the true ones."""
     requests: list[tuple[str, str]] = field(default_factory=list)
@@ -53,6 +68,16 @@ def serve_hub(repository: str, folder: Path, kind: str = "model") -> Iterator[Fa
     hub = FakeHub(repository, folder, kind)
     with serve(_handler(hub)) as hub.url:
         yield hub
+
+
+def pieces_without_end(encoding: str, *, is_slow: bool) -> Iterator[bytes]:
+    """Yield zeros, in large pieces or byte by byte."""
+    packed = zlib.compressobj(wbits=31)
+    while True:
+        if is_slow:
+            time.sleep(0.05)
+        piece = bytes(1 if is_slow else 1 << 20)
+        yield packed.compress(piece) + packed.flush(zlib.Z_SYNC_FLUSH) if encoding else piece
 
 
 def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
@@ -96,10 +121,21 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             elif kind == "revision":
                 siblings = [{"rfilename": name} for name in names]
                 self.send_json({"id": hub.repository, "sha": hub.commit, "siblings": siblings}, with_body)
+            elif kind == "tree" and hub.silent is not None:
+                hub.silent.wait()
+                self.close_connection = True
+            elif kind == "tree" and hub.page_without_end:
+                self.send_pieces({"Location": self.path}, itertools.repeat(b" " * (1 << 20)), hub.status_without_end)
+            elif kind == "tree" and hub.pages_without_end:
+                self.send_json([], with_body, self.next_page)
             elif kind == "tree":
                 self.send_json([self.entry(name) for name in names], with_body)
             else:
                 self.refuse(404, "EntryNotFound", "Entry not found")
+
+        @property
+        def next_page(self) -> dict[str, str]:
+            return {"Link": f'<{hub.url}{self.path.partition("?")[0]}?cursor={len(hub.requests)}>; rel="next"'}
 
         def entry(self, name: str) -> dict[str, object]:
             content = (hub.folder / name).read_bytes()
@@ -126,8 +162,11 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                     "X-Repo-Commit": hub.commit,
                     "Accept-Ranges": "bytes",
                 }
-                if name == hub.endless and with_body:
-                    self.send_without_end(headers)
+                if hub.xet and name.endswith(".safetensors"):
+                    headers |= {"X-Xet-Hash": "a" * 64, "X-Xet-Refresh-Route": f"{hub.url}/xet-token"}
+                if name in (hub.endless, hub.trickle) and with_body:
+                    packing = {"Content-Encoding": hub.encoding} if hub.encoding else {}
+                    self.send_pieces(headers | packing, pieces_without_end(hub.encoding, is_slow=name == hub.trickle))
                     return
                 start = self.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
                 status = 206 if start else 200
@@ -135,28 +174,23 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                     headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
                 self.send(status, content[int(start or 0) :], with_body, headers, cut=name.endswith(".safetensors"))
 
-        def send_without_end(self, headers: dict[str, str]) -> None:
-            packed = zlib.compressobj(wbits=31)
-            self.send_response(200)
+        def send_pieces(self, headers: dict[str, str], pieces: Iterable[bytes], status: int = 200) -> None:
+            self.send_response(status)
             for name, value in (headers | {"Transfer-Encoding": "chunked"}).items():
                 self.send_header(name, value)
-            if hub.encoding:
-                self.send_header("Content-Encoding", hub.encoding)
             self.end_headers()
             self.close_connection = True
             with suppress(ConnectionError):
-                while True:
-                    piece = bytes(1 << 20)
-                    if hub.encoding:
-                        piece = packed.compress(piece) + packed.flush(zlib.Z_SYNC_FLUSH)
+                for piece in pieces:
                     self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
 
         def refuse(self, status: int, code: str, message: str) -> None:
             headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
             self.send(status, json.dumps({"error": message}).encode(), self.command == "GET", headers)
 
-        def send_json(self, content: object, with_body: bool) -> None:
-            self.send(200, json.dumps(content).encode(), with_body, {"Content-Type": "application/json"})
+        def send_json(self, content: object, with_body: bool, headers: dict[str, str] | None = None) -> None:
+            kind = {"Content-Type": "application/json"}
+            self.send(200, json.dumps(content).encode(), with_body, kind | (headers or {}))
 
         def send(
             self,

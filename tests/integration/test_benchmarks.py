@@ -1,10 +1,13 @@
 """Benchmarks through lm-evaluation-harness on the tiny model: the numbers of its own hf model, base beside tuned."""
 
+import functools
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -242,15 +245,34 @@ def test_a_suite_whose_rows_cannot_be_reached_is_found_by_the_check(
     assert str(error).startswith("spec.evaluation.benchmarks[0].suite: the rows of superglue cannot be had")
 
 
+BAD_METRIC = {
+    **WRITE,
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "regexes_to_ignore": ["("]}],
+}
+
+
 @pytest.mark.parametrize(
     "task, kind, message",
     [
         ({**CHOICE, "doc_to_text": "{{ nothing }}"}, DataError, "do not go with its rows"),
+        ({**CHOICE, "doc_to_target": "sideways"}, DataError, "row 1 of pick expects 'sideways', and its choices are ["),
+        (
+            BAD_METRIC,
+            DataError,
+            "metric_list, filter_list and doc_to_target of the task do not go with its rows (error:",
+        ),
         ({**CHOICE, "doc_to_text": "{{ ''.__class__.__mro__ }}"}, DataError, "unsafe"),
         ({**WRITE, "generation_kwargs": {"until": ["x"], "max_gen_toks": 512}}, SpecError, "answers may have 512"),
         ({**CHOICE, "task": "sentiment"}, SpecError, "'sentiment' is a task of this job as well"),
     ],
-    ids=["unknown column", "a template that reaches for Python", "answers too long", "a name twice"],
+    ids=[
+        "unknown column",
+        "an answer not offered",
+        "a metric that cannot judge",
+        "a template that reaches for Python",
+        "answers too long",
+        "a name twice",
+    ],
 )
 def test_a_task_that_cannot_be_asked_is_found_by_the_check(
     task: dict[str, Any], kind: type, message: str, tiny_model_dir: Path, tmp_path: Path
@@ -309,6 +331,43 @@ def test_a_named_suite_is_asked_and_pooled(suite: str, monkeypatch: pytest.Monke
     measured = {f"{name}.{one.figure}" for name, scores in answers.items() for one in scores if figure_of(one)}
     measured |= {f"{suite}.{one.figure}" for one, _ in pool(answers)}
     assert measured == set(figure_names(suite, tasks)), "gates may be about what is measured, and nothing else"
+
+
+@pytest.mark.parametrize("settings", [{}, {"trust_remote_code": True}], ids=["", "though it is asked for"])
+def test_a_script_beside_the_rows_of_a_suite_is_not_run(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ran = tmp_path / "ran"
+    (tmp_path / "glue").mkdir()
+    (tmp_path / "glue" / "glue.py").write_text(f"open({str(ran)!r}, 'w')")
+    load = functools.partial(datasets.load_dataset, str(tmp_path / "glue"), **settings)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: load())
+    with pytest.raises(StorageError, match=r"benchmarks\[0\]\.suite: the rows of glue cannot be had .*scripts are no"):
+        load_suite("glue", "spec.evaluation.benchmarks[0].suite", limit=2)
+    assert not ran.exists()
+
+
+class Runs:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.filterwarnings("ignore:The Pandas builder is deprecated:FutureWarning")
+def test_no_pickle_is_read_for_the_rows_of_a_suite(tmp_path: Path):
+    ran = tmp_path / "ran"
+    (tmp_path / "rows.pkl").write_bytes(pickle.dumps(Runs(ran)))
+    for load in (
+        lambda: datasets.load_dataset("pandas", data_files=str(tmp_path / "rows.pkl"), cache_dir=str(tmp_path)),
+        lambda: datasets.load_dataset(str(tmp_path), cache_dir=str(tmp_path / "cache")),
+    ):
+        with pytest.raises((ValueError, OSError)):
+            load()
+    assert not ran.exists()
 
 
 def test_answers_are_compared_as_squad_has_it():

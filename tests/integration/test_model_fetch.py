@@ -3,11 +3,14 @@
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import (
     AutoModelForSeq2SeqLM,
     BartConfig,
@@ -22,8 +25,10 @@ from transformers import (
 )
 
 from finetune_api.spec import ModelSpec
+from finetune_trainer import hub_client
 from finetune_trainer.encoder_decoder import text_logits
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
+from finetune_trainer.hub import Hub, Wanted
 from finetune_trainer.model import (
     ModelFiles,
     fetch_model,
@@ -327,6 +332,9 @@ def hub(folder: Path) -> Iterator[FakeHub]:
         yield hub
 
 
+WANTED = Wanted("model", "spec.model.source", f"hf://{REPOSITORY}", REPOSITORY, "main", "spec.model.secretRef")
+
+
 class Sleeper:
     """Counts the waits between attempts instead of waiting."""
 
@@ -465,18 +473,85 @@ def test_download_that_breaks_off_goes_on(hub: FakeHub, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("encoding", ["", "gzip"])
+@pytest.mark.parametrize("xet", [False, True], ids=["", "in Xet storage"])
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_file_that_never_ends_is_written_no_further_than_the_hub_has_listed_it(
-    hub: FakeHub, tmp_path: Path, name: str, encoding: str
+    hub: FakeHub, tmp_path: Path, name: str, xet: bool
 ) -> None:
-    hub.endless, hub.encoding = name, encoding
+    hub.endless, hub.xet = name, xet
     listed = (hub.folder / name).stat().st_size
     said = rf"127\.0\.0\.1:\d+ announces {listed:,} bytes for '{name}' and sends more; ended after [\d,]+\. Check HF_"
+    assert_ended(hub, tmp_path, said, name)
+
+
+@pytest.mark.timeout(60)
+def test_what_is_packed_though_nobody_asked_for_it_is_not_unpacked(hub: FakeHub, tmp_path: Path) -> None:
+    hub.endless, hub.encoding = "config.json", "gzip"
+    assert_ended(
+        hub, tmp_path, r"/config\.json is sent packed \(gzip\), which was not asked for\. Check", "config.json"
+    )
+
+
+@pytest.mark.timeout(60)
+def test_file_that_trickles_is_ended(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_client, "PACE_SECONDS", 0.3)
+    hub.trickle = "model.safetensors"
+    assert_ended(hub, tmp_path, r"/model\.safetensors trickles: \d+ bytes in 0 s\. Check the network", hub.trickle)
+
+
+def assert_ended(hub: FakeHub, tmp_path: Path, said: str, name: str) -> None:
     with pytest.raises(StorageError, match=said):
         fetch_from(hub, tmp_path)
     kept = sorted(path.name for path in (tmp_path / "cache").rglob("snapshots/*/*"))
     assert name not in kept and not list((tmp_path / "cache").rglob("*.incomplete"))
+
+
+def test_file_in_xet_storage_comes_as_every_other_file(hub: FakeHub, tmp_path: Path) -> None:
+    hub.xet = True
+    files = fetch_from(hub, tmp_path)
+    assert (files.path / "model.safetensors").read_bytes() == (hub.folder / "model.safetensors").read_bytes()
+
+
+def test_file_that_only_xet_gives_is_refused_with_a_way_round_it(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", 10_000)
+    with pytest.raises(SpecError, match=r"spec\.model\.source: hf://acme/tiny .*more than 10,000 in one file.*volume"):
+        fetch_from(hub, tmp_path)
+
+
+LISTINGS_WITHOUT_END = [
+    pytest.param({"pages_without_end": True}, id="empty pages"),
+    pytest.param({"page_without_end": True}, id="one page"),
+    pytest.param({"page_without_end": True, "status_without_end": 404}, id="an error"),
+    pytest.param({"page_without_end": True, "status_without_end": 302}, id="an answer that leads elsewhere"),
+]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("answers", LISTINGS_WITHOUT_END)
+def test_listing_without_end_is_ended_before_it_fills_memory(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(hub_client, "LARGEST_LISTING_BYTES", 1 << 20)
+    for name, value in answers.items():
+        setattr(hub, name, value)
+    said = rf"cannot read hf://acme/tiny .*/tree/{COMMIT} has more than 1 MiB to say, and 100,000 files take less; join"
+    with pytest.raises(StorageError, match=said):
+        Hub(hub.url, None, tmp_path).fetch(WANTED, ["*"])
+
+
+def test_hub_that_says_nothing_is_not_waited_for_without_end(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_client, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", Sleeper())
+    hub.silent = threading.Event()
+    try:
+        with pytest.raises(StorageError, match=r"cannot read hf://acme/tiny .*timed out"):
+            Hub(hub.url, None, tmp_path).fetch(WANTED, ["*"])
+    finally:
+        hub.silent.set()
 
 
 def test_file_that_is_longer_than_listed_is_not_taken(hub: FakeHub, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ it lives on and must mend what happened, or say what a person has to.
 
 import contextlib
 import functools
+import gc
 import itertools
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import pytest
 from botocore.retries.standard import ExponentialBackoff
 
 from finetune_api.report import ExitCode
+from finetune_trainer import s3_store
 from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.errors import DataError, Preempted, StorageError
 from finetune_trainer.manifest import COMPLETE_NAME, MANIFEST_NAME, verify_manifest, write_manifest
@@ -33,6 +36,8 @@ from .fault_proxy import (
     FlipDownload,
     FlipUpload,
     LoseAnswer,
+    NextPage,
+    Overflow,
     Refuse,
     Request,
     serve_faults,
@@ -345,6 +350,89 @@ def test_a_download_that_is_cut_goes_on(
     bucket.store().get_tree(bucket.prefix, tmp_path / "out")
     assert network.hits == 1
     assert files_of(tmp_path / "out") == files_of(trees["one"])
+
+
+# --- more than was announced
+
+
+def overflow(network: FaultProxy, name: str) -> None:
+    network.always(lambda one: one.method == "GET" and one.key.endswith(f"/{name}"), Overflow())
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """s3transfer leaves the connection of a download that ends badly to the garbage collector, which then warns."""
+    yield
+    gc.collect()
+
+
+given_up = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@given_up
+@pytest.mark.usefixtures("collected")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["weights", "README.md"])
+def test_a_file_that_goes_on_is_written_no_further_than_its_manifest_says(
+    name: str, bucket: Bucket, network: FaultProxy, trees: dict[str, Path], tmp_path: Path
+) -> None:
+    bucket.put(trees["one"])
+    overflow(network, name)
+    size = (trees["one"] / name).stat().st_size
+    with pytest.raises(
+        StorageError, match=rf"spec\.output\.uri: .* announces {size:,} bytes for '{name}' and sends more"
+    ):
+        bucket.store().get_tree(bucket.prefix, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@given_up
+@pytest.mark.usefixtures("collected")
+@pytest.mark.timeout(60)
+def test_a_file_that_goes_on_is_written_no_further_than_the_listing_says(
+    bucket: Bucket, network: FaultProxy, trees: dict[str, Path], tmp_path: Path
+) -> None:
+    bucket.put(trees["one"])
+    overflow(network, "weights")
+    size = (trees["one"] / "weights").stat().st_size
+    for key in (f"{bucket.prefix}/weights", f"{bucket.prefix}/w*", bucket.prefix):
+        with pytest.raises(StorageError, match=rf"announces {size:,} bytes for 'weights' and sends more; ended after"):
+            bucket.store().get_matching(key, tmp_path, lambda names: [name for name in names if name == "weights"])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.timeout(60)
+def test_a_file_that_is_read_into_memory_is_read_so_far_and_no_further(
+    bucket: Bucket, network: FaultProxy, trees: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_store, "LARGEST_FILE_IN_MEMORY", 2 << 20)
+    bucket.put(trees["one"])
+    overflow(network, MANIFEST_NAME)
+    with pytest.raises(StorageError, match=r"MANIFEST\.json has more than 2 MiB, which nothing has"):
+        bucket.store().get_bytes(f"{bucket.prefix}/{MANIFEST_NAME}")
+
+
+def test_nothing_is_fetched_of_what_the_disk_has_no_room_for(
+    bucket: Bucket, trees: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put(trees["one"])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(1 << 23, 1 << 23, 1 << 20))
+    with pytest.raises(StorageError, match=r"bytes for 'weights', and the disk of .* has room for [\d,]+\. Free space"):
+        bucket.store().get_tree(bucket.prefix, tmp_path / "out")
+    assert not [one for one in bucket.network.requests if one.method == "GET" and one.key.endswith("/weights")]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("objects", [0, 10])
+def test_a_listing_without_end_is_ended(
+    objects: int, bucket: Bucket, network: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_store, "MOST_OBJECTS", 100)
+    monkeypatch.setattr(s3_store, "_MOST_PAGES", 20)
+    network.always(lambda one: "list-type" in one.query, NextPage(objects))
+    with pytest.raises(StorageError, match=r"more than 100 objects, or a listing without end\. Name a folder"):
+        bucket.store().list(bucket.prefix)
+    assert network.hits == (11 if objects else 21)
 
 
 # --- two at once

@@ -4,6 +4,7 @@ Imported only by the stages that need it: the harness takes seconds to import.
 """
 
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval import evaluator, utils
 from lm_eval.api import task as task_module
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import LM, TemplateLM
 from lm_eval.api.registry import AGGREGATION_REGISTRY
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
@@ -41,8 +42,8 @@ SUITE_NAMES = {"glue": "glue", "superglue": "super-glue-lm-eval-v1", "mmlu": "mm
 _USUAL_ANSWER_TOKENS = 256
 _GENERATION_BATCH_SIZE = 16
 
-# What a wrong setting or a wrong row makes the harness raise while it renders them.
-_RENDERING_ERRORS = (TemplateError, KeyError, ValueError, TypeError, IndexError, AttributeError, SyntaxError)
+# What a wrong setting or a wrong row makes the harness raise while it renders them, or judges an answer.
+_RENDERING_ERRORS = (TemplateError, KeyError, ValueError, TypeError, IndexError, AttributeError, SyntaxError, re.error)
 
 Tasks = Mapping[str, Task]
 """By name."""
@@ -73,10 +74,10 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 def load_task(file: TaskFile, limit: int | None) -> Tasks:
-    """Return the task of a file, every row of it rendered once.
+    """Return the task of a file, every row of it rendered once, and an answer to it judged.
 
     Raises:
-        DataError: a template does not go with the rows.
+        DataError: a template or what judges the answers does not go with the rows.
         SpecError: a figure does not go with the answers.
     """
     rows = {split: datasets.Dataset.from_list([dict(row) for row in found]) for split, found in file.rows.items()}
@@ -84,6 +85,9 @@ def load_task(file: TaskFile, limit: int | None) -> Tasks:
     with _rendering(file.field):
         tasks = _prepared({file.name: ConfigurableTask(config=config)}, limit)
     _refuse_f1_of_many(tasks, file.field)
+    _refuse_answers_not_offered(tasks, file.field)
+    with _rendering(file.field, "metric_list, filter_list and doc_to_target"):
+        ask(tasks, _Blank(), limit)
     return tasks
 
 
@@ -95,7 +99,8 @@ def load_suite(suite: str, field: str, limit: int | None) -> Tasks:
     """
     try:
         tasks = TaskManager().load([SUITE_NAMES[suite]])["tasks"]
-    except (OSError, httpx2.HTTPError) as error:
+    except (OSError, httpx2.HTTPError, datasets.exceptions.DatasetsError, RuntimeError) as error:
+        # RuntimeError: a script lies where rows should be; it is not run.
         raise StorageError(
             f"{field}: the rows of {suite} cannot be had from the hub: {error}. Set HF_ENDPOINT to a mirror that has "
             f"them, or name a task file with its rows beside it."
@@ -104,7 +109,7 @@ def load_suite(suite: str, field: str, limit: int | None) -> Tasks:
         return _prepared(tasks, limit)
 
 
-def ask(tasks: Tasks, model: TemplateLM, limit: int | None) -> dict[str, list[Scores]]:
+def ask(tasks: Tasks, model: LM, limit: int | None) -> dict[str, list[Scores]]:
     """Return how ``model`` did, row by row, for every task and figure."""
     for task in tasks.values():
         # Else every model is shown other examples: the harness goes on drawing where it stopped.
@@ -187,6 +192,19 @@ def open_benchmarks(
             )
         )
     return BenchmarkRun(opened)
+
+
+class _Blank(LM):  # type: ignore[misc]
+    """Answers every question alike: with it, what judges the answers is tried before there is a model."""
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        return [(-1.0, False) for _ in requests]
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        return [-1.0 for _ in requests]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        return ["" for _ in requests]
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]
@@ -343,14 +361,30 @@ def _refuse_f1_of_many(tasks: Tasks, field: str) -> None:
             )
 
 
+def _refuse_answers_not_offered(tasks: Tasks, field: str) -> None:
+    """The harness counts such rows as wrong, whatever is answered."""
+    for name, task in tasks.items():
+        if task.get_config("output_type") != "multiple_choice":
+            continue
+        for number, doc in enumerate(task.eval_docs, start=1):
+            choices = task.doc_to_choice(doc)
+            expected = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+            for one in expected if isinstance(expected, list) else [expected]:
+                if one not in choices and one not in range(len(choices)):
+                    raise DataError(
+                        f"{field}: row {number} of {name} expects {one!r}, and its choices are {choices}. Correct "
+                        f"doc_to_target and doc_to_choice, or the row."
+                    )
+
+
 @contextmanager
-def _rendering(field: str) -> Iterator[None]:
+def _rendering(field: str, keys: str = "doc_to_text, doc_to_target and doc_to_choice") -> Iterator[None]:
     try:
         yield
     except _RENDERING_ERRORS as error:
         raise DataError(
-            f"{field}: the task's templates do not go with its rows ({type(error).__name__}: {error}). Correct "
-            f"doc_to_text, doc_to_target and doc_to_choice, or the rows."
+            f"{field}: {keys} of the task do not go with its rows ({type(error).__name__}: {error}). Correct them, or "
+            f"the rows."
         ) from error
 
 

@@ -5,18 +5,16 @@ No token is taken from anywhere but the job's Secret or HF_TOKEN. Nothing that c
 
 import logging
 import os
-import shutil
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import httpx2
-from huggingface_hub import constants, get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub import constants, get_cached_repo_tree, hf_hub_download, set_client_factory, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     GatedRepoError,
@@ -29,8 +27,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import tqdm
 
+from finetune_trainer.allowance import Allowance
 from finetune_trainer.durable import disk_errors
 from finetune_trainer.errors import FineTuneError, SpecError, StorageError
+from finetune_trainer.hub_client import HubClient, one_listing
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,10 @@ _CONNECTIONS = 8
 
 # It warns when no file is wanted, which is how a listing is asked for.
 logging.getLogger("huggingface_hub._snapshot_download").setLevel(logging.ERROR)
+
+# Xet's library opens connections and writes files itself, past what bounds them here.
+constants.HF_HUB_DISABLE_XET = True
+set_client_factory(HubClient)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +108,8 @@ class Hub:
                 for file in self._tree(wanted, folder)
                 if _matches(file.path, patterns) and not _matches(file.path, ignored)
             ]
-            allowance = _Allowance(
-                f"cannot read {wanted.where}: {self.endpoint}", self.cache, shutil.disk_usage(self.cache).free
+            allowance = Allowance.of_disk(
+                f"cannot read {wanted.where}: {self.endpoint}", self.cache, "Check HF_ENDPOINT and the proxy"
             )
             with ThreadPoolExecutor(_CONNECTIONS) as pool:
                 for _ in pool.map(lambda file: self._fetch_file(wanted, file, folder.name, allowance), files):
@@ -119,35 +123,45 @@ class Hub:
 
     def _list(self, wanted: Wanted, revision: str) -> Path:
         """Bring the listing of ``revision`` to the cache and return the folder for its files."""
-        return Path(
-            snapshot_download(
-                wanted.repository,
-                repo_type=wanted.kind,
-                revision=revision,
-                cache_dir=self.cache,
-                endpoint=self.endpoint,
-                token=self._token,
-                allow_patterns=[],
-                tqdm_class=_Silent,
+        with one_listing():
+            return Path(
+                snapshot_download(
+                    wanted.repository,
+                    repo_type=wanted.kind,
+                    revision=revision,
+                    cache_dir=self.cache,
+                    endpoint=self.endpoint,
+                    token=self._token,
+                    allow_patterns=[],
+                    tqdm_class=_Silent,
+                )
             )
-        )
 
     def _tree(self, wanted: Wanted, folder: Path) -> list[RepoFile]:
         return get_cached_repo_tree(
             wanted.repository, repo_type=wanted.kind, revision=folder.name, cache_dir=self.cache
         )
 
-    def _fetch_file(self, wanted: Wanted, file: RepoFile, commit: str, allowance: "_Allowance") -> None:
-        hf_hub_download(
-            wanted.repository,
-            file.path,
-            repo_type=wanted.kind,
-            revision=commit,
-            cache_dir=self.cache,
-            endpoint=self.endpoint,
-            token=self._token,
-            tqdm_class=allowance.bar(file),
-        )
+    def _fetch_file(self, wanted: Wanted, file: RepoFile, commit: str, allowance: Allowance) -> None:
+        try:
+            hf_hub_download(
+                wanted.repository,
+                file.path,
+                repo_type=wanted.kind,
+                revision=commit,
+                cache_dir=self.cache,
+                endpoint=self.endpoint,
+                token=self._token,
+                tqdm_class=_bar(file, allowance),
+            )
+        except ValueError as error:
+            if file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
+                raise
+            raise SpecError(
+                f"{wanted.field}: {wanted.where} has {file.path!r} of {file.size:,} bytes; more than "
+                f"{constants.MAX_HTTP_DOWNLOAD_SIZE:,} in one file come through Xet alone, which is not used here. "
+                f"Copy the {wanted.noun} to a bucket or a volume and name that."
+            ) from error
 
     @property
     def _token(self) -> str | Literal[False]:
@@ -165,59 +179,21 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-@dataclass
-class _Allowance:
-    """How much a fetch may write: of a file what its listing announces, of all together what the disk has room for."""
+def _bar(file: RepoFile, allowance: Allowance) -> type[tqdm]:
+    """Return the progress bar for ``file``: the client tells nobody else of a piece before it is written."""
+    take = allowance.intake(file.path, file.size)
 
-    start: str
-    """Of its messages: what cannot be read, and who sends it."""
-    cache: Path
-    room: int
-    """Bytes that are free and that no download has been begun for."""
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    class Bar(tqdm):
+        def __init__(self, **options: Any) -> None:
+            allowance.begin(file.path, file.size)
+            super().__init__(**options)  # type: ignore[no-untyped-call]
 
-    def bar(self, file: RepoFile) -> type[tqdm]:
-        """Return the progress bar for ``file``: the client tells nobody else of a piece before it is written."""
-        allowance = self
+        def update(self, n: float | None = 1) -> bool | None:
+            take(int(n or 0))
+            shown: bool | None = super().update(n)
+            return shown
 
-        class Bar(tqdm):
-            came = 0
-
-            def __init__(self, **options: Any) -> None:
-                allowance.begin(file)
-                super().__init__(**options)  # type: ignore[no-untyped-call]
-
-            def update(self, n: float | None = 1) -> bool | None:
-                self.came += int(n or 0)
-                allowance.refuse_excess(file, self.came)
-                shown: bool | None = super().update(n)
-                return shown
-
-            def update_transfer(self, n: float) -> None:
-                """What Xet moves for a file is not what is written of it."""
-
-            def set_transfer_postfix_str(self, postfix: str, refresh: bool = False) -> None:
-                """Goes with `update_transfer`."""
-
-        return Bar
-
-    def begin(self, file: RepoFile) -> None:
-        """Set room for ``file`` aside."""
-        with self.lock:
-            if file.size > self.room:
-                raise StorageError(
-                    f"{self.start} announces {file.size:,} bytes for {file.path!r}, and the disk of {self.cache} has "
-                    f"room for {self.room:,}. Free space there or choose another place."
-                )
-            self.room -= file.size
-
-    def refuse_excess(self, file: RepoFile, came: int) -> None:
-        """End the download of ``file`` once more has come than was announced."""
-        if came > file.size:
-            raise StorageError(
-                f"{self.start} announces {file.size:,} bytes for {file.path!r} and sends more; ended after {came:,}. "
-                "Check HF_ENDPOINT and the proxy, then try again."
-            )
+    return Bar
 
 
 def retry(fetch: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:

@@ -3,6 +3,9 @@
 Two steps of training, interrupted behind the first and gone on with from the checkpoint; then evaluation, and
 publication below the job's own place in the output store, from where it is removed again. No number that comes out
 means anything; what breaks would have broken later, on a machine that costs more.
+
+Forgetting, benchmarks, other axes and gates are left out: what a job can say wrong about them the check stage
+finds without a model.
 """
 
 import dataclasses

@@ -5,15 +5,16 @@ the manifest's sha256. Files are only ever created, never overwritten (``If-None
 dead cannot change files of a tree that a newer one has completed. Readers take what the manifest lists and verify it.
 """
 
+import functools
 import hashlib
 import logging
 import random
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import takewhile
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 
+from finetune_trainer.allowance import Allowance
 from finetune_trainer.durable import disk_errors, is_partial, partial_name, sync_folder, write_file
 from finetune_trainer.errors import DataError, FineTuneError, StorageError
 from finetune_trainer.manifest import (
@@ -46,8 +48,15 @@ PART_BYTES = 8 << 20
 _MOST_PARTS = 10_000
 _THREADS = 4
 _DELETED_AT_ONCE = 1000
+_PIECE_BYTES = 1 << 20
 _WRITE_ATTEMPTS = 4
 _READ_ATTEMPTS = 3
+MOST_OBJECTS = 100_000
+"""What is read here has some dozens of files, rows at most 10,000. While it is listed each takes some 500 bytes."""
+_MOST_PAGES = 10_000
+"""Of a listing: a server may send fewer objects on a page than the 1,000 that are asked for, and none at all."""
+LARGEST_FILE_IN_MEMORY = 1 << 30
+"""Manifests, results and predictions are read whole; the largest, predictions, have some kilobytes a row."""
 _CHECK_PATIENCE_SECONDS = 30.0
 """Someone waits for the answer whether the output can be written: a wrong address is told soon."""
 
@@ -102,9 +111,7 @@ class S3Store:
 
     def list(self, prefix: str = "") -> tuple[str, ...]:
         """Return all keys below the folder ``prefix``, sorted; none when there is no such folder."""
-        skip = len(self._below(""))
-        names = (key[skip:] for key in self._objects(prefix))
-        return tuple(sorted(name for name in names if not any(is_partial(part) for part in name.split("/"))))
+        return tuple(sorted(self._sizes(prefix)))
 
     def exists(self, key: str) -> bool:
         """Whether a file stands under ``key``."""
@@ -115,10 +122,17 @@ class S3Store:
         name = self._key(key)
 
         def read(client: Any) -> bytes:
-            content: bytes = client.get_object(Bucket=self._client.bucket, Key=name, ChecksumMode="ENABLED")[
-                "Body"
-            ].read()
-            return content
+            answer = client.get_object(Bucket=self._client.bucket, Key=name, ChecksumMode="ENABLED")
+            content = bytearray()
+            with closing(answer["Body"]) as body:
+                for piece in body.iter_chunks(_PIECE_BYTES):
+                    content += piece
+                    if len(content) > LARGEST_FILE_IN_MEMORY:
+                        raise StorageError(
+                            f"{self._client.field}: {self._show(name)} has more than {LARGEST_FILE_IN_MEMORY >> 20} "
+                            "MiB, which nothing has that is read here at once. Check the store and what lies before it."
+                        )
+            return bytes(content)
 
         return self._client.call("read", self._show(name), read)
 
@@ -138,13 +152,11 @@ class S3Store:
             DataError: there is no such object.
         """
         name = self._key(key)
-        if self._head(name) is None:
+        if (found := self._head(name)) is None:
             raise self._nothing_at(key)
-        with disk_errors("create", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        path = folder / name.rpartition("/")[2]
-        self._download(name, path)
-        return path
+        above, _, own = key.rpartition("/")
+        self._download_all(above, {own: found["ContentLength"]}, folder)
+        return folder / own
 
     def _nothing_at(self, key: str) -> DataError:
         return DataError(f"{self._client.field}: there is no {self._show(self._below(key))}. Correct the path.")
@@ -166,13 +178,13 @@ class S3Store:
         fixed = "/".join(takewhile(lambda part: not is_pattern(part), parts))
         rest = "/".join(parts)[len(fixed) :].strip("/")
         start = self._below(f"{fixed}/" if fixed else "")
-        names = [name[len(start) :] for name in self._objects(fixed)]
-        matching = [name for name in names if not rest or fnmatchcase(name, rest) or fnmatchcase(name, f"{rest}/*")]
+        found = {name[len(start) :]: entry.bytes for name, entry in self._objects(fixed).items()}
+        matching = [name for name in found if not rest or fnmatchcase(name, rest) or fnmatchcase(name, f"{rest}/*")]
         if not matching:
             raise self._nothing_at(key)
         target = folder / hashlib.sha256(self._show(key).encode()).hexdigest()[:16]
         shutil.rmtree(target, ignore_errors=True)
-        self._download_all(fixed, choose(matching), target)
+        self._download_all(fixed, {name: found[name] for name in choose(matching)}, target)
         return target
 
     def get_tree(self, prefix: str, folder: Path) -> None:
@@ -242,7 +254,9 @@ class S3Store:
             return folder
         partial = folder.with_name(partial_name(folder.name))
         try:
-            self._download_all("", [name for name in objects if not is_partial(name)], partial)
+            self._download_all(
+                "", {name: found.bytes for name, found in objects.items() if not is_partial(name)}, partial
+            )
             if is_complete(partial):
                 verify_manifest(partial)
             with disk_errors("create", folder), suppress(FileExistsError):
@@ -287,27 +301,38 @@ class S3Store:
         start = self._below("/".join((*key_parts(prefix), "")) if prefix else "")
 
         def list_all(client: Any) -> dict[str, _Object]:
+            found: dict[str, _Object] = {}
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._client.bucket, Prefix=start)
-            return {
-                entry["Key"]: _Object(entry["ETag"], entry["Size"])
-                for page in pages
-                for entry in page.get("Contents", ())
-                if not entry["Key"].endswith("/")
-            }
+            for number, page in enumerate(pages, start=1):
+                entries = [entry for entry in page.get("Contents", ()) if not entry["Key"].endswith("/")]
+                found |= {entry["Key"]: _Object(entry["ETag"], entry["Size"]) for entry in entries}
+                if len(found) > MOST_OBJECTS or number > _MOST_PAGES:
+                    raise StorageError(
+                        f"{self._client.field}: {self._show(start)} has more than {MOST_OBJECTS:,} objects, or a "
+                        f"listing without end. Name a folder that holds what is meant alone, or join the files."
+                    )
+            return found
 
         return self._client.call("list", self._show(start), list_all)
+
+    def _sizes(self, prefix: str) -> dict[str, int]:
+        """Return what `list` does, with the size of each."""
+        skip = len(self._below(""))
+        sizes = {key[skip:]: found.bytes for key, found in self._objects(prefix).items()}
+        return {key: size for key, size in sizes.items() if not any(is_partial(part) for part in key.split("/"))}
 
     def _fetch_tree(self, prefix: str, folder: Path) -> None:
         marker = self._key(f"{prefix}/{COMPLETE_NAME}")
         for attempt in range(_READ_ATTEMPTS):
             shutil.rmtree(folder, ignore_errors=True)
-            names = self.list(prefix)
-            if not names:
+            sizes = self._sizes(prefix)
+            if not sizes:
                 raise DataError(f"there is nothing at {self.uri}/{prefix}. Check the path and that it was published.")
             before = self._head(marker)
             try:
                 if before is None:
-                    self._download_all(prefix, [name.removeprefix(f"{prefix}/") for name in names], folder)
+                    below = {key.removeprefix(f"{prefix}/"): size for key, size in sizes.items()}
+                    self._download_all(prefix, below, folder)
                 else:
                     self._download_complete(prefix, folder)
             except (DataError, StorageError) as error:
@@ -325,22 +350,33 @@ class S3Store:
         """Fetch what the manifest lists, and nothing that another writer may have left beside it."""
         write_file(folder / MANIFEST_NAME, self.get_bytes(f"{prefix}/{MANIFEST_NAME}"))
         write_file(folder / COMPLETE_NAME, self.get_bytes(f"{prefix}/{COMPLETE_NAME}"))
-        self._download_all(prefix, [entry.path for entry in read_manifest(folder).files], folder)
+        self._download_all(prefix, {entry.path: entry.bytes for entry in read_manifest(folder).files}, folder)
         verify_manifest(folder)
 
-    def _download_all(self, prefix: str, names: Collection[str], folder: Path) -> None:
-        for name in names:
+    def _download_all(self, prefix: str, sizes: Mapping[str, int], folder: Path) -> None:
+        """Fetch files below ``prefix``, of each what is announced for it, and none without room for all."""
+        with disk_errors("create", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            allowance = Allowance.of_disk(
+                f"{self._client.field}: cannot read {self._show(self._below(prefix))}: the store",
+                folder,
+                "Check the store and what lies before it",
+            )
+        for name, size in sizes.items():
+            allowance.begin(name, size)
+        for name, size in sizes.items():
             # The names come from the store: one that climbs out must not be written.
             path = folder.joinpath(*key_parts(name))
             with disk_errors("create", path.parent):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            self._download(self._key(f"{prefix}/{name}" if prefix else name), path)
+            key = self._key(f"{prefix}/{name}" if prefix else name)
+            self._download(key, path, functools.partial(allowance.intake, name, size))
 
-    def _download(self, key: str, path: Path) -> None:
+    def _download(self, key: str, path: Path, intake: Callable[[], Callable[[int], None]]) -> None:
         transfer = TransferConfig(max_concurrency=_THREADS, multipart_chunksize=self._part_bytes)
 
         def fetch(client: Any) -> None:
-            client.download_file(self._client.bucket, key, str(path), Config=transfer)
+            client.download_file(self._client.bucket, key, str(path), Callback=intake(), Config=transfer)
 
         with disk_errors("write", path):
             self._client.call("read", self._show(key), fetch)
