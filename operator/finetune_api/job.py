@@ -185,8 +185,11 @@ def _absolute(uri: str, folder: Path) -> str:
 
 # --- identity
 
-NO_PART_OF_THE_RESULT = {"run_policy": {"suspend", "active_deadline_seconds", "child_ttl_seconds"}}
-"""What may change while the job exists, so that it stays the same job."""
+NO_PART_OF_THE_RESULT = {
+    "run_policy": {"suspend", "active_deadline_seconds", "child_ttl_seconds"},
+    "compute": {"gpu_memory"},
+}
+"""What may change, in the object or in its profile, so that it stays the same job."""
 
 
 def spec_hash(spec: FineTuneJobSpec) -> str:

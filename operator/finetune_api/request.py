@@ -5,7 +5,7 @@ from typing import TypeVar
 from finetune_api.job import NO_PART_OF_THE_RESULT, content_hash
 from finetune_api.model import ApiModel
 from finetune_api.resolve import resolve_spec
-from finetune_api.spec import FineTuneJobSpec, RunPolicySpec
+from finetune_api.spec import FineTuneJobSpec
 
 _Block = TypeVar("_Block", bound=ApiModel)
 
@@ -33,9 +33,11 @@ def request_hash(spec: FineTuneJobSpec) -> str:
     Unlike `finetune_api.job.spec_hash` it stays as it is when a later release adds a field with a default or changes a
     default. Whether a default was written out, by the user or by an API server, makes no difference.
     """
-    left_out = {name: RunPolicySpec.model_fields[name].default for name in NO_PART_OF_THE_RESULT["run_policy"]}
-    # Not by exclude: a block of nothing but defaults would stay, as an empty one.
-    asked = _asked(spec).model_copy(update={"run_policy": spec.run_policy.model_copy(update=left_out)})
+    asked = _asked(spec)
+    for block, names in NO_PART_OF_THE_RESULT.items():
+        for name in names:
+            # Not by exclude: a block of nothing but defaults would stay, as an empty one.
+            asked = _without(asked, (block, name))
     return content_hash(asked.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True))
 
 

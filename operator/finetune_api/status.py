@@ -229,6 +229,8 @@ class PlanStatus(ApiModel):
     """What it is made of."""
     gpus: Count | None = None
     """Over all workers; 0 trains on the CPU."""
+    gpu_memory_bytes: Count | None = None
+    """Of one GPU, as ``spec.compute.gpuMemory`` says: what the estimated peak is held against."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Rows in one forward pass of one worker."""
     warnings: Annotated[

@@ -198,7 +198,10 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="say what a job trains and the memory it needs; loads no weights, no rows")
     plan.add_argument("file", type=Path, metavar="FILE", help=_JOB)
     plan.add_argument(
-        "--gpu-memory", type=_quantity, metavar="SIZE", help="of one GPU: 24Gi; warns of what does not fit"
+        "--gpu-memory",
+        type=_quantity,
+        metavar="SIZE",
+        help="of one GPU: 24Gi, instead of spec.compute.gpuMemory; warns of what does not fit",
     )
     plan.add_argument("--output", choices=["text", "json"], default="text", help="for people or for programs")
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ExitCode
 from finetune_api.resolve import resolve
-from finetune_api.spec import HAVE_ONE_GPU, evaluates_only
-from finetune_api.spec.field import amount
+from finetune_api.spec import evaluates_only
 from finetune_api.status import PlanStatus
 from finetune_cli.library_output import diverted_to
 from finetune_cli.manifest import read_job
@@ -30,34 +29,38 @@ def plan(file: Path, gpu_memory: str | None, output: str) -> ExitCode:
 
     Args:
         file: the job.
-        gpu_memory: of one GPU, as a Kubernetes quantity; what does not fit is warned of.
+        gpu_memory: of one GPU, as a Kubernetes quantity, instead of the job's; what does not fit is warned of.
         output: ``text`` or ``json``.
 
     Raises:
         InvalidJobError: the file holds no valid job.
         FineTuneError: the model cannot be read, or the job does not fit it.
     """
-    job = resolve(read_job(file))
+    job = _with_gpus(resolve(read_job(file)), gpu_memory)
     with (
         tempfile.TemporaryDirectory(prefix="finetune-plan-") as scratch,
         diverted_to(Path(scratch)),
         preparation_named(job, file),
     ):
-        from finetune_trainer.plan import plan_from_config, with_gpu_memory
+        from finetune_trainer.plan import plan_from_config
 
         found = plan_from_config(job, Path(scratch))
-        if gpu_memory is not None:
-            found = with_gpu_memory(
-                found,
-                job.spec.compute.deepspeed,
-                int(amount(gpu_memory)),
-                has_one_gpu=job.spec.method.type in HAVE_ONE_GPU,
-            )
     if output == "json":
         sys.stdout.write(found.model_dump_json(by_alias=True, exclude_none=True) + "\n")
     else:
         sys.stdout.writelines(f"{line}\n" for line in lines(job, found))
     return ExitCode.OK
+
+
+def _with_gpus(job: FineTuneJob, gpu_memory: str | None) -> FineTuneJob:
+    """Return ``job`` with the GPUs that it is planned for: who names the memory of one means one, whatever is here."""
+    compute = job.spec.compute
+    memory = gpu_memory or compute.gpu_memory
+    if memory is None or (gpu_memory is None and compute.gpus_per_worker == 0):
+        return job
+    asked = {"gpu_memory": memory, "gpus_per_worker": compute.gpus_per_worker or 1}
+    spec = job.spec.model_copy(update={"compute": compute.model_copy(update=asked)})
+    return job.model_copy(update={"spec": spec})
 
 
 def lines(job: FineTuneJob, found: PlanStatus) -> list[str]:

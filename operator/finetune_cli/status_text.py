@@ -186,7 +186,8 @@ def _plan_numbers(plan: PlanStatus) -> str:
     if plan.gpus is not None:
         known.append("no GPU" if plan.gpus == 0 else f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}")
     if plan.memory_bytes_per_gpu:
-        known.append(f"{_size(plan.memory_bytes_per_gpu)} each")
+        room = f" of {_size(plan.gpu_memory_bytes)}" if plan.gpus and plan.gpu_memory_bytes else ""
+        known.append(f"{_size(plan.memory_bytes_per_gpu)}{room} each")
     return ", ".join(known)
 
 

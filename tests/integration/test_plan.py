@@ -15,21 +15,22 @@ from peft import PeftModel
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PretrainedConfig, T5Config
 
-from finetune_api.report import ExitCode
+from finetune_api.report import ExitCode, Stage
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.spec.compute import DeepspeedSpec
+from finetune_api.stage_result import StageResult
+from finetune_api.status import PlanStatus
 from finetune_cli.__main__ import run_command
-from finetune_trainer import attention
+from finetune_trainer import attention, stages
 from finetune_trainer.example import Encoded
 from finetune_trainer.layout import Layout, build_batch, forward
 from finetune_trainer.methods import prepare_model
-from finetune_trainer.plan import Workload, expected_gpus, expected_precision, plan_run, whole_rows, with_gpu_memory
+from finetune_trainer.plan import Workload, expected_gpus, expected_precision, plan_run, whole_rows
 from finetune_trainer.precision import PrecisionChoice
 from finetune_trainer.regularization import regularize
 from finetune_trainer.train import loss_per_token
 
 from ..unit.operator.objects import make_resolved
-from .jobs import tiny_document
+from .jobs import Silence, tiny_document, tiny_job
 
 TOLERANCE = 0.15
 LLAMA = LlamaConfig(
@@ -223,25 +224,74 @@ def test_workers_share_what_their_stage_spreads(stage: int, shared: str):
         assert getattr(both, name) == getattr(alone, name) // by, name
 
 
-PULLED = {"spec.method.regularization": {"type": "l2sp"}}
+GPU = 1024**2
 
 
-def test_what_does_not_fit_is_told_with_what_would():
-    plan = plan_of(tokens=16)
-    assert with_gpu_memory(plan, None, 10**9) == plan
-    [warning] = with_gpu_memory(plan, None, plan.memory_bytes_per_gpu * 2 // 3).warnings
-    assert "2 such GPUs do with spec.compute.deepspeed.stage: 3" in warning
-    [alone] = with_gpu_memory(plan, None, plan.memory_bytes_per_gpu * 2 // 3, has_one_gpu=True).warnings
-    assert "deepspeed" not in alone and "take a smaller model" in alone
-    [copied] = with_gpu_memory(plan_of(**PULLED), None, 10**7).warnings
-    assert "leave spec.method.regularization out" in copied
-    [hopeless] = with_gpu_memory(plan, DeepspeedSpec(stage=3), plan.memory.activations).warnings
-    assert "lower spec.training.microBatchSize" in hopeless
+def held_against(gpu_mebibytes: int, **given: Any) -> Any:
+    spec = make_spec("full", **{"spec.compute.gpuMemory": f"{gpu_mebibytes}Mi"}, **given)
+    return plan_run(spec, LLAMA, whole_rows(64, 100), FULL_PRECISION, tokenizer_path="", gpus=1)
+
+
+def test_settings_that_would_fit_are_planned_and_told():
+    whole = held_against(1000)
+    assert whole.memory is not None and not whole.warnings
+    held = sum(whole.memory.model_dump(include={"weights", "gradients", "optimiser"}).values()) // GPU
+    [warning] = held_against(whole.memory_bytes_per_gpu // GPU).warnings
+    assert "set spec.training.gradientCheckpointing: always" in warning
+    twice = held_against(1000, **{"spec.training.gradientCheckpointing": "always"})
+    assert f"with which it needs {twice.memory_bytes_per_gpu / 1024**3:.1f} GiB" in warning
+    [hopeless] = held_against(held - 1).warnings
+    assert f"training holds at least {held / 1024:.1f} GiB" in hopeless
 
 
 def test_a_pod_that_is_too_small_is_told():
     [warning] = plan_of(**{"spec.compute": {"gpusPerWorker": 0, "resources": {"memory": "1Gi"}}}).warnings
     assert "spec.compute.resources.memory is 1Gi" in warning
+
+
+def told(result: StageResult) -> PlanStatus:
+    assert result.exit_code is ExitCode.OK, result.message
+    assert result.plan is not None
+    return result.plan
+
+
+def test_check_stage_holds_the_plan_against_the_gpus(tiny_model_dir: Path, tmp_path: Path):
+    def checked(folder: str, gpu_memory: str | None, preflight: str = "enforce") -> StageResult:
+        compute = {"gpusPerWorker": 1} if gpu_memory is None else {"gpusPerWorker": 1, "gpuMemory": gpu_memory}
+        job = tiny_job(tiny_model_dir, tmp_path, compute=compute, runPolicy={"preflight": preflight})
+        return stages.run_one(Stage.CHECK, job, tmp_path / folder, Silence())
+
+    plain = told(checked("enforced", None))
+    assert plain.memory is not None and plain.memory_bytes_per_gpu is not None
+
+    refused = checked("refused", "1Ki")
+    assert (refused.exit_code, refused.data) == (ExitCode.BAD_SPEC, None)
+    sentence, _, remedy = refused.message.partition(" Or set ")
+    assert sentence.startswith("training holds at least") and "spec.compute.gpuMemory is 1Ki" in sentence
+    assert remedy == "spec.runPolicy.preflight: warn to go on all the same."
+
+    warned = told(checked("warned", "1Ki", preflight="warn"))
+    assert (warned.warnings, warned.gpu_memory_bytes) == ((sentence, *plain.warnings), 1024)
+    assert warned.memory == plain.memory
+
+    tight = told(checked("enforced", f"{plain.memory_bytes_per_gpu // 1024}Ki"))
+    assert len(tight.warnings) == len(plain.warnings) + 1, "the same workspace is checked again"
+    assert "training needs about" in tight.warnings[0]
+
+
+def test_command_takes_the_memory_of_a_gpu_from_the_job_unless_it_is_told(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps(tiny_document(tiny_model_dir, tmp_path, compute__gpuMemory="1Ki")))
+
+    def warnings(*options: str) -> list[str]:
+        assert run_command(["plan", str(job), "--output", "json", *options]) == 0
+        return json.loads(capsys.readouterr().out).get("warnings", [])
+
+    [warning] = warnings()
+    assert "spec.compute.gpuMemory is 1Ki" in warning
+    assert warnings("--gpu-memory", "80Gi") == []
 
 
 def test_command_prints_terms_that_add_up(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

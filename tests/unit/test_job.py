@@ -183,6 +183,14 @@ def test_what_may_change_while_a_job_exists_is_no_part_of_its_hash():
         assert hash_of(resolve(changed).spec) == hash_of(resolve(make_job()).spec)
 
 
+def test_how_large_a_gpu_is_makes_no_other_job():
+    for compute in ({}, {"workers": 2}):
+        plain = resolve(make_job({"spec.compute": compute})).spec
+        told = resolve(make_job({"spec.compute": {**compute, "gpuMemory": "80Gi"}})).spec
+        for hash_of in (spec_hash, request_hash):
+            assert hash_of(told) == hash_of(plain)
+
+
 class LaterTraining(TrainingSpec):
     """A block as a later release may have it."""
 

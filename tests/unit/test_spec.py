@@ -130,6 +130,7 @@ EVERYTHING = {
         "workers": 2,
         "gpusPerWorker": 4,
         "gpuResource": "nvidia.com/gpu",
+        "gpuMemory": "80Gi",
         "resources": {"cpu": "4", "memory": "32Gi", "ephemeralStorage": "1Ti"},
         "deepspeed": {"stage": 2, "offload": "cpu"},
         "sharedMemory": "8Gi",

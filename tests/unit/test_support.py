@@ -82,6 +82,7 @@ SUPPORTED = {
             "priorityClassName": "high",
             "gpusPerWorker": 1,
             "gpuResource": "nvidia.com/gpu",
+            "gpuMemory": "80Gi",
             "resources": {"cpu": "4", "memory": "8Gi"},
             "sharedMemory": "1Gi",
             "cacheVolume": {"claimName": "cache"},

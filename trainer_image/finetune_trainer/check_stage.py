@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.report import DataReport, Stage
 from finetune_api.spec import FineTuneJobSpec, MethodType, Preflight, evaluates_only, holistic_figures
+from finetune_api.spec.field import amount
 from finetune_api.status import PlanStatus
 from finetune_trainer.benchmark import check_gates
 from finetune_trainer.best_weights import schedule_note
@@ -18,6 +19,7 @@ from finetune_trainer.examiner import LONGEST_ANSWER_TOKENS
 from finetune_trainer.example import Encoded
 from finetune_trainer.fit import LONGEST_TEXT, check_fit, find_room, find_row_length
 from finetune_trainer.general_suite import GeneralSuite
+from finetune_trainer.gpu_room import why_it_cannot_fit
 from finetune_trainer.in_context import check_room, check_shown
 from finetune_trainer.inputs import Inputs
 from finetune_trainer.layout import Layout, load_for_rows
@@ -59,7 +61,8 @@ def check_stage(run: Run) -> tuple[DataReport, Inputs]:
     """
     report, inputs = inspect_job(run)
     reporter = interruptible(run, Stage.CHECK)
-    for warning in report.warnings:
+    plan = run.workspace.recall("plan", PlanStatus)
+    for warning in (*(plan.warnings if plan else ()), *report.warnings):
         reporter.say(f"note: {warning}")
     if (leaks := list(report.leaks())) and run.job.spec.run_policy.preflight is Preflight.ENFORCE:
         raise DataError(f"{' '.join(leaks)} Or set spec.runPolicy.preflight: warn to go on all the same.")
@@ -67,7 +70,11 @@ def check_stage(run: Run) -> tuple[DataReport, Inputs]:
 
 
 def inspect_job(run: Run) -> tuple[DataReport, Inputs]:
-    """Return what is in the job's rows, and what it begins with; leakage is told, not refused."""
+    """Return what is in the job's rows, and what it begins with; leakage is told, not refused.
+
+    Raises:
+        SpecError: training cannot fit the GPUs, and ``spec.runPolicy.preflight`` is enforce.
+    """
     workspace = run.workspace
     reporter = interruptible(run, Stage.CHECK)
     if run.job.spec.method.type is MethodType.QLORA:
@@ -86,7 +93,7 @@ def inspect_job(run: Run) -> tuple[DataReport, Inputs]:
         reporter.say(f"going on from {start.uri}, whose files are as its manifest says")
     inputs = inputs_of(dataset, files, start)
     done = workspace.recall("data", DataReport)
-    if done is not None and is_unchanged(run, inputs, reporter):
+    if done is not None and is_unchanged(run, inputs, reporter) and _is_planned_for(run):
         return done, inputs
     return _check(run, files, start, dataset, inputs, reporter), inputs
 
@@ -131,6 +138,8 @@ def _check(
     if not evaluates_only(job.spec.training):
         reporter.say("working out what training needs")
         plan = _plan(run, files, encoded[Split.TRAIN])
+        if (why := why_it_cannot_fit(plan, job.spec)) and job.spec.run_policy.preflight is Preflight.ENFORCE:
+            raise SpecError(f"{why} Or set spec.runPolicy.preflight: warn to go on all the same.")
         run.remember("plan", plan)
         if is_rehearsed(job.spec, plan):
             report = _rehearse(run, files, dataset, report)
@@ -144,6 +153,12 @@ def _check(
     run.remember("inputs", inputs)
     reporter.share("checked", 1.0)
     return report
+
+
+def _is_planned_for(run: Run) -> bool:
+    """Whether what was found before was held against GPUs as large as the spec now says, which may change."""
+    plan, asked = run.workspace.recall("plan", PlanStatus), run.job.spec.compute.gpu_memory
+    return plan is None or plan.gpu_memory_bytes == (None if asked is None else int(amount(asked)))
 
 
 def _plan(run: Run, files: ModelFiles, rows: Sequence[Encoded]) -> PlanStatus:

@@ -31,13 +31,14 @@ from finetune_api.spec import (
     RegularizationType,
     evaluates_only,
 )
-from finetune_api.spec.compute import DeepspeedSpec, Offload, processes
+from finetune_api.spec.compute import Offload, processes
 from finetune_api.spec.field import amount
 from finetune_api.status import MemoryStatus, PlanStatus, figure
 from finetune_trainer import attention
 from finetune_trainer.encoder_decoder import decoder_start
 from finetune_trainer.example import Encoded
 from finetune_trainer.fit import check_task, row_length
+from finetune_trainer.gpu_room import hold_against_gpu, in_gib, shares
 from finetune_trainer.layout import Batch, Layout, build_batch, forward
 from finetune_trainer.location import Mounts
 from finetune_trainer.methods import count_parameters, prepare_model, why_padded
@@ -52,8 +53,6 @@ ADAMW_BYTES = 8
 """Two moments in float32 for every trained parameter."""
 RUNTIME_BYTES = 1_200_000_000
 """What Python, torch and ray take of a process's memory before anything is loaded: measured 0.9 to 1.1 GB."""
-USABLE = 0.92
-"""Share of a GPU's memory that tensors may fill: its context, and holes between blocks, take the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +97,21 @@ def plan_run(
         tokenizer_path: folder of the base model's tokenizer, which the first text of a soft prompt needs.
         gpus: over all workers; 0 trains on the CPU.
     """
+
+    def planned(asked: FineTuneJobSpec) -> PlanStatus:
+        return _plan(asked, config, workload, precision, tokenizer_path, gpus)
+
+    return hold_against_gpu(planned(spec), spec, planned)
+
+
+def _plan(
+    spec: FineTuneJobSpec,
+    config: PretrainedConfig,
+    workload: Workload,
+    precision: PrecisionChoice,
+    tokenizer_path: str,
+    gpus: int,
+) -> PlanStatus:
     steps = plan_steps(spec.training, workload.rows, len(workload.longest[0].ids), processes(spec.compute))
     model = _built(spec, config, precision, tokenizer_path)
     parameters, trainable = count_parameters(model)
@@ -106,6 +120,7 @@ def plan_run(
         trainable_parameters=trainable,
         trainable_percent=figure(100 * trainable / parameters),
         gpus=gpus,
+        gpu_memory_bytes=None if spec.compute.gpu_memory is None else int(amount(spec.compute.gpu_memory)),
         micro_batch_size=steps.micro_batch,
     )
     reason = ""
@@ -155,47 +170,9 @@ def _warnings(spec: FineTuneJobSpec, plan: PlanStatus) -> tuple[str, ...]:
     if plan.gpus or asked is None or needed <= amount(asked):
         return ()
     return (
-        f"training needs about {_gib(needed)} of memory and spec.compute.resources.memory is {asked}: raise it, or "
+        f"training needs about {in_gib(needed)} of memory and spec.compute.resources.memory is {asked}: raise it, or "
         "lower spec.training.microBatchSize or spec.data.maxLength.",
     )
-
-
-def with_gpu_memory(
-    plan: PlanStatus, deepspeed: DeepspeedSpec | None, gpu_bytes: int, *, has_one_gpu: bool = False
-) -> PlanStatus:
-    """Return ``plan`` with a warning where a worker's share does not fit a GPU of ``gpu_bytes``.
-
-    The warning names how many such GPUs would do with DeepSpeed's stage 3, which spreads all but what rows need;
-    ``has_one_gpu`` says that the method trains on one alone.
-    """
-    memory, room = plan.memory, int(USABLE * gpu_bytes)
-    if memory is None or (plan.memory_bytes_per_gpu or 0) <= room:
-        return plan
-    of_rows = memory.activations + memory.logits
-    if memory.copies:
-        return plan.model_copy(update={"warnings": (*plan.warnings, _too_large(plan, gpu_bytes, _WITH_COPIES))})
-    have = max(1, plan.gpus or 1)
-    if of_rows >= room:
-        remedy = f"{_FEWER_TOKENS}, or set gradientCheckpointing: always"
-    elif has_one_gpu:
-        remedy = f"{_FEWER_TOKENS}, or take a smaller model"
-    else:
-        now = _shared(deepspeed, have)
-        spread = memory.weights * now.weights + memory.gradients * now.gradients + memory.optimiser * now.optimiser
-        remedy = f"{math.ceil(spread / (room - of_rows))} such GPUs do with spec.compute.deepspeed.stage: 3"
-    return plan.model_copy(update={"warnings": (*plan.warnings, _too_large(plan, gpu_bytes, remedy))})
-
-
-_FEWER_TOKENS = "lower spec.training.microBatchSize or spec.data.maxLength"
-_WITH_COPIES = f"leave spec.method.regularization out, or {_FEWER_TOKENS}"
-
-
-def _too_large(plan: PlanStatus, gpu_bytes: int, remedy: str) -> str:
-    return f"{_gib(plan.memory_bytes_per_gpu or 0)} do not fit a GPU of {_gib(gpu_bytes)}: {remedy}."
-
-
-def _gib(size: int) -> str:
-    return f"{size / 1024**3:.1f} GiB"
 
 
 def plan_from_config(job: FineTuneJob, cache: Path) -> PlanStatus:
@@ -260,11 +237,13 @@ def _memory(
     pull = spec.method.regularization
     compares_outputs = pull is not None and pull.type is RegularizationType.KL
     passes = _measure(model.train(), rows, layout, precision, times, compares_outputs)
-    shared = _shared(spec.compute.deepspeed, steps.workers)
+    deepspeed = spec.compute.deepspeed
+    share = shares(deepspeed.stage if deepspeed else 0, steps.workers)
+    is_offloaded = deepspeed is not None and deepspeed.offload is not Offload.NONE
     return MemoryStatus(
-        weights=weights // shared.weights,
-        gradients=passes.gradients // shared.gradients,
-        optimiser=0 if shared.is_offloaded else ADAMW_BYTES * trainable // shared.optimiser,
+        weights=weights // share.weights,
+        gradients=passes.gradients // share.gradients,
+        optimiser=0 if is_offloaded else ADAMW_BYTES * trainable // share.optimiser,
         activations=passes.activations,
         logits=passes.logits,
     )
@@ -280,22 +259,6 @@ def _copies(spec: FineTuneJobSpec, model: nn.Module, on_gpu: bool) -> int:
 
 def _total(memory: MemoryStatus) -> int:
     return sum(memory.model_dump().values())
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """Over how many workers DeepSpeed spreads what every one of them would hold (arXiv:1910.02054, section 5)."""
-
-    optimiser: int
-    gradients: int
-    weights: int
-    is_offloaded: bool
-
-
-def _shared(deepspeed: DeepspeedSpec | None, processes: int) -> _Shared:
-    stage = deepspeed.stage if deepspeed else 0
-    optimiser, gradients, weights = (processes if stage >= least else 1 for least in (1, 2, 3))
-    return _Shared(optimiser, gradients, weights, deepspeed is not None and deepspeed.offload is not Offload.NONE)
 
 
 @dataclass(frozen=True, slots=True)

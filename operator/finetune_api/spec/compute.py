@@ -450,7 +450,7 @@ def _deepspeed_needs_company(
 
 
 class ComputeSpec(Block):
-    """What the job runs on; on a laptop only engine, workers, gpusPerWorker and deepspeed count."""
+    """What the job runs on; on a laptop only engine, workers, gpusPerWorker, gpuMemory and deepspeed count."""
 
     rules = (_resource_has_an_amount, _job_is_one_process, _deepspeed_needs_company)
 
@@ -471,6 +471,9 @@ class ComputeSpec(Block):
     """GPUs of each worker; 0 trains on the CPU. Absent: 1 in a cluster, what is there on a laptop."""
     gpu_resource: ResourceName | None = None
     """Name of the GPU resource. Absent: the profile's, or nvidia.com/gpu."""
+    gpu_memory: Quantity | None = None
+    """Memory of one GPU: 80Gi. The plan warns of what does not fit, and under preflight: enforce a job that no smaller
+    batch can make fit ends in the check stage. Changes nothing of training. Absent: what is needed is told alone."""
     resources: ResourcesSpec | None = None
     """CPU, memory and disk of each worker."""
     deepspeed: DeepspeedSpec | None = None

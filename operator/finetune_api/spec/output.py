@@ -85,7 +85,8 @@ class RunPolicySpec(Block):
     """New attempts after faults of the infrastructure; faults of spec or data are never tried again."""
     preflight: Preflight = Preflight.ENFORCE
     """What becomes of leaks that the check stage finds, rows of a test source and whole questions of a suite or
-    benchmark that are trained on: enforce stops the job before a GPU is asked for, warn only tells, skip leaves the
-    stage out, and the rehearsal with it. On a laptop the rows are read all the same."""
+    benchmark that are trained on, and of a model that cannot fit GPUs of compute.gpuMemory: enforce stops the job
+    before a GPU is asked for, warn only tells, skip leaves the stage out, and the rehearsal with it. On a laptop the
+    rows are read all the same."""
     check_queue_name: Name | None = None
     """Kueue queue of the check stage, for clusters whose GPU queue is long. Absent: it is not queued."""

@@ -321,6 +321,12 @@ def test_another_profile_is_another_hash():
     assert accepted({"spec.compute.profile": "a100"}).spec_hash != accepted().spec_hash
 
 
+def test_a_profile_that_says_how_large_its_gpus_are_leaves_the_hash():
+    told = accepted({"spec.compute.profile": "a100"}, make_settings(profiles={"a100": PROFILE | {"gpuMemory": "80Gi"}}))
+    assert told.job.spec.compute.gpu_memory == "80Gi"
+    assert told.spec_hash == accepted({"spec.compute.profile": "a100"}).spec_hash
+
+
 # --- a job that goes on from another one's
 
 FROM_GENERAL = {"spec.model.startFrom": {"job": "general"}}

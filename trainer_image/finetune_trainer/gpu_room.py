@@ -1,0 +1,194 @@
+"""Whether what training holds fits its GPUs, and what would make it fit. Pure.
+
+A plan is made on a CPU. What no row has a part in is counted there: weights, gradients, optimiser state. What rows keep
+depends on kernels, and a GPU has others. So a job is refused for what is counted alone, and warned of for all of it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from finetune_api.spec import (
+    HAVE_ONE_GPU,
+    OWN_WEIGHTS,
+    FineTuneJobSpec,
+    GradientCheckpointing,
+    MethodType,
+    RegularizationType,
+)
+from finetune_api.spec.compute import Offload, processes
+from finetune_api.status import PlanStatus
+from finetune_trainer.adjustment import Adjustment, adjusted
+
+USABLE = 0.92
+"""Share of a GPU's memory that tensors may fill: its context, and holes between blocks, take the rest."""
+
+_GRADIENT_BYTES = 4
+"""Of a trained parameter, which is float32 whatever products are computed in."""
+
+PlanAgain = Callable[[FineTuneJobSpec], PlanStatus]
+"""Returns the plan of the same job with other settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Over how many processes DeepSpeed spreads what every one of them would hold (arXiv:1910.02054, section 5)."""
+
+    optimiser: int
+    gradients: int
+    weights: int
+
+
+def shares(stage: int, processes: int) -> Shares:
+    """Return what ``processes`` share at a ZeRO stage; 0 is none."""
+    return Shares(*(processes if stage >= least else 1 for least in (1, 2, 3)))
+
+
+def hold_against_gpu(plan: PlanStatus, spec: FineTuneJobSpec, plan_again: PlanAgain) -> PlanStatus:
+    """Return ``plan``, of the resolved ``spec``, with a warning where it does not fit a GPU of its ``gpuMemory``."""
+    if not _is_known(plan, spec) or _fits(plan):
+        return plan
+    warning = why_it_cannot_fit(plan, spec) or _what_may_fit(plan, spec, plan_again)
+    return plan.model_copy(update={"warnings": (*plan.warnings, warning)})
+
+
+def why_it_cannot_fit(plan: PlanStatus, spec: FineTuneJobSpec) -> str:
+    """Return what is too large on each GPU whatever later attempts change, and what to do; empty where it may fit."""
+    if not _is_known(plan, spec) or (held := _held_without_rows(plan, spec)) <= (plan.gpu_memory_bytes or 0):
+        return ""
+    return (
+        f"training holds at least {in_gib(held)} on each GPU, however few rows it takes at a time, and "
+        f"spec.compute.gpuMemory is {spec.compute.gpu_memory}: {_ways_out(plan, spec)}."
+    )
+
+
+def _is_known(plan: PlanStatus, spec: FineTuneJobSpec) -> bool:
+    """Whether there is something to compare; what is offloaded is planned as if it lay on the GPU."""
+    deepspeed = spec.compute.deepspeed
+    is_offloaded = deepspeed is not None and deepspeed.offload is not Offload.NONE
+    return plan.memory is not None and bool(plan.gpus) and plan.gpu_memory_bytes is not None and not is_offloaded
+
+
+def _fits(plan: PlanStatus) -> bool:
+    need, room = plan.memory_bytes_per_gpu, plan.gpu_memory_bytes
+    return need is not None and room is not None and need <= USABLE * room
+
+
+def _held_without_rows(plan: PlanStatus, spec: FineTuneJobSpec) -> int:
+    """Return the bytes that a step of any attempt holds; of full, spread over all, as the last attempt does."""
+    memory = plan.memory
+    if memory is None or (spec.compute.deepspeed is not None and spec.method.type is not MethodType.FULL):
+        # DeepSpeed keeps frozen weights in bfloat16 that are planned in float32.
+        return 0
+    now = shares(_stage(spec), processes(spec.compute))
+    # Not those of the plan, which are there when rows take most, and may be none.
+    gradients = _GRADIENT_BYTES * (plan.trainable_parameters or 0)
+    state = memory.weights * now.weights + gradients + memory.optimiser * now.optimiser
+    return state // (processes(spec.compute) if spec.method.type is MethodType.FULL else 1) + memory.copies
+
+
+def _what_may_fit(plan: PlanStatus, spec: FineTuneJobSpec, plan_again: PlanAgain) -> str:
+    """Return which settings would do, or that none will.
+
+    The smallest are planned first: a plan takes seconds where a model is large, and mostly decides about all of them.
+    """
+    need = f"training needs about {_gib(plan)} on each GPU"
+    room = (
+        f"spec.compute.gpuMemory is {spec.compute.gpu_memory}, of which tensors may fill "
+        f"{in_gib(int(USABLE * (plan.gpu_memory_bytes or 0)))}"
+    )
+    smaller = _smaller(plan, spec)
+    least = plan_again(adjusted(spec, smaller[-1])) if smaller else plan
+    if least.memory is None:
+        # A model that cannot compute its activations twice.
+        least = plan
+    if not _fits(least):
+        found = "" if least is plan else f", {_gib(least)} with {_settings(smaller[-1], plan, least)}"
+        return f"{need}{found}, and {room}: lower spec.data.maxLength; or {_ways_out(least, spec)}."
+    for adjustment in smaller[:-1]:
+        if _fits(milder := plan_again(adjusted(spec, adjustment))):
+            return f"{need}, and {room}: {_remedy(adjustment, plan, milder)}"
+    return f"{need}, and {room}: {_remedy(smaller[-1], plan, least)}"
+
+
+def _remedy(adjustment: Adjustment, before: PlanStatus, after: PlanStatus) -> str:
+    settings = _settings(adjustment, before, after)
+    return f"set {settings}, with which it needs {_gib(after)}. Attempts that run out of memory come to the same."
+
+
+def _smaller(plan: PlanStatus, spec: FineTuneJobSpec) -> list[Adjustment]:
+    """Return what attempts that run out of memory come to, mildest first; see `finetune_operator.remedy`."""
+    twice = spec.training.gradient_checkpointing is GradientCheckpointing.AUTO
+    sizes = [plan.micro_batch_size or 1]
+    while sizes[-1] > 1:
+        sizes.append(sizes[-1] // 2)
+    return [
+        *(Adjustment(micro_batch_size=size, gradient_checkpointing=twice) for size in (sizes if twice else sizes[1:])),
+        *(
+            Adjustment(micro_batch_size=1, gradient_checkpointing=twice, zero_stage=stage)
+            for stage in range(_stage(spec) + 1, _last_stage(spec) + 1)
+        ),
+    ]
+
+
+def _settings(adjustment: Adjustment, before: PlanStatus, after: PlanStatus) -> str:
+    changes = []
+    if after.micro_batch_size != before.micro_batch_size:
+        changes.append(f"spec.training.microBatchSize: {after.micro_batch_size}")
+    if adjustment.gradient_checkpointing:
+        changes.append("spec.training.gradientCheckpointing: always")
+    if adjustment.zero_stage is not None:
+        changes.append(f"spec.compute.deepspeed.stage: {adjustment.zero_stage}")
+    return " and ".join(changes)
+
+
+def _stage(spec: FineTuneJobSpec) -> int:
+    return spec.compute.deepspeed.stage if spec.compute.deepspeed else 0
+
+
+def _last_stage(spec: FineTuneJobSpec) -> int:
+    """Return the ZeRO stage that attempts may come to."""
+    if spec.method.type is not MethodType.FULL or processes(spec.compute) == 1:
+        return _stage(spec)
+    return max(_stage(spec), 2 if _needs_whole_weights(spec) else 3)
+
+
+def _needs_whole_weights(spec: FineTuneJobSpec) -> bool:
+    pull = spec.method.regularization
+    return spec.training.early_stopping is not None or (pull is not None and pull.type is not RegularizationType.NONE)
+
+
+def _ways_out(plan: PlanStatus, spec: FineTuneJobSpec) -> str:
+    ways = []
+    if plan.memory is not None and plan.memory.copies:
+        ways.append("leave spec.method.regularization out")
+    if spec.method.type in OWN_WEIGHTS:
+        ways.append("take spec.method.type lora or qlora, which hold fewer bytes of each parameter")
+    elif spec.method.type is not MethodType.QLORA:
+        ways.append("take spec.method.type qlora, whose base lies in 4 bits")
+    if spec.method.type in HAVE_ONE_GPU:
+        ways.append("take a smaller model")
+    elif not _needs_whole_weights(spec):
+        if count := _gpus_to_spread_over(plan, spec):
+            ways.append(f"train on {count} such GPUs with spec.compute.deepspeed.stage: 3")
+        ways.append("set spec.compute: {engine: ray, deepspeed: {stage: 3, offload: cpu}}, much slower")
+    return "; or ".join(ways)
+
+
+def _gpus_to_spread_over(plan: PlanStatus, spec: FineTuneJobSpec) -> int | None:
+    """Return how many GPUs hold all that stage 3 spreads; None where rows alone leave no room."""
+    memory, now = plan.memory, shares(_stage(spec), processes(spec.compute))
+    if memory is None:
+        return None
+    room = int(USABLE * (plan.gpu_memory_bytes or 0)) - memory.activations - memory.logits
+    spread = memory.weights * now.weights + memory.gradients * now.gradients + memory.optimiser * now.optimiser
+    return math.ceil(spread / room) if room > 0 else None
+
+
+def _gib(plan: PlanStatus) -> str:
+    return in_gib(plan.memory_bytes_per_gpu or 0)
+
+
+def in_gib(size: int) -> str:
+    """Return bytes in words."""
+    return f"{size / 1024**3:.1f} GiB"
