@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Stage
-from finetune_api.spec import GradientCheckpointing, MethodType
+from finetune_api.spec import GradientCheckpointing, MethodType, needs_whole_weights
 from finetune_api.spec.compute import processes
 from finetune_api.status import Attempt, PlanStatus, Reason
 
@@ -80,7 +80,8 @@ def _next_zero_stage(attempt: Attempt, job: FineTuneJob) -> Remedy | None:
     if processes(compute) == 1 or job.spec.method.type is not MethodType.FULL:
         return None
     stage = attempt.zero_stage or (compute.deepspeed.stage if compute.deepspeed else 0)
-    if stage >= LAST_ZERO_STAGE:
+    last = LAST_ZERO_STAGE - 1 if needs_whole_weights(job.spec.method, job.spec.training) else LAST_ZERO_STAGE
+    if stage >= last:
         return None
     return Remedy((f"deepspeed.stage {stage} -> {stage + 1}",), {"zero_stage": stage + 1})
 

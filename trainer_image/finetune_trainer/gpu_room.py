@@ -14,7 +14,7 @@ from finetune_api.spec import (
     FineTuneJobSpec,
     GradientCheckpointing,
     MethodType,
-    RegularizationType,
+    needs_whole_weights,
 )
 from finetune_api.spec.compute import Offload, processes
 from finetune_api.status import PlanStatus
@@ -150,12 +150,7 @@ def _last_stage(spec: FineTuneJobSpec) -> int:
     """Return the ZeRO stage that attempts may come to."""
     if spec.method.type is not MethodType.FULL or processes(spec.compute) == 1:
         return _stage(spec)
-    return max(_stage(spec), 2 if _needs_whole_weights(spec) else 3)
-
-
-def _needs_whole_weights(spec: FineTuneJobSpec) -> bool:
-    pull = spec.method.regularization
-    return spec.training.early_stopping is not None or (pull is not None and pull.type is not RegularizationType.NONE)
+    return max(_stage(spec), 2 if needs_whole_weights(spec.method, spec.training) else 3)
 
 
 def _ways_out(plan: PlanStatus, spec: FineTuneJobSpec) -> str:
@@ -168,7 +163,7 @@ def _ways_out(plan: PlanStatus, spec: FineTuneJobSpec) -> str:
         ways.append("take spec.method.type qlora, whose base lies in 4 bits")
     if spec.method.type in HAVE_ONE_GPU:
         ways.append("take a smaller model")
-    elif not _needs_whole_weights(spec):
+    elif not needs_whole_weights(spec.method, spec.training):
         if count := _gpus_to_spread_over(plan, spec):
             ways.append(f"train on {count} such GPUs with spec.compute.deepspeed.stage: 3")
         ways.append("set spec.compute: {engine: ray, deepspeed: {stage: 3, offload: cpu}}, much slower")

@@ -152,6 +152,7 @@ __all__ = [
     "WandbSpec",
     "evaluates_only",
     "holistic_figures",
+    "needs_whole_weights",
 ]
 
 
@@ -243,6 +244,13 @@ def _prefixes_keep_activations(method: MethodSpec, training: TrainingSpec) -> It
             "is not possible under prefixTuning: a prefix is a cache, which a second computation would fill again",
             "Leave it out, or take promptTuning.",
         )
+
+
+def needs_whole_weights(method: MethodSpec, training: TrainingSpec) -> bool:
+    """Return whether every process must have all weights, which ZeRO's stage 3 spreads."""
+    pull = method.regularization
+    is_pulled = pull is not None and pull.type is not RegularizationType.NONE
+    return is_pulled or training.early_stopping is not None
 
 
 def _spread_weights_are_left_alone(

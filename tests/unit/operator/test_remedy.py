@@ -60,6 +60,14 @@ def test_without_deepspeed_the_first_stage_follows():
     assert words(remedies(ended(), given))[1:] == [f"deepspeed.stage {stage} -> {stage + 1}" for stage in range(3)]
 
 
+@pytest.mark.parametrize(
+    "wanted", [{"spec.training.earlyStopping": {}}, {"spec.method.regularization": {"type": "l2sp"}}]
+)
+def test_weights_that_are_kept_or_compared_whole_are_not_spread(wanted: dict[str, Any]):
+    given = {"spec.compute": {"workers": 2}, "spec.method": {"type": "full"}, "spec.training.microBatchSize": 1}
+    assert words(remedies(ended(), given | wanted))[-1] == "deepspeed.stage 1 -> 2"
+
+
 def test_what_the_user_forbids_is_not_tried():
     given = {"spec.training.gradientCheckpointing": "never", "spec.training.microBatchSize": 2}
     assert words(remedies(ended(), given)) == ["microBatchSize 2 -> 1"]
