@@ -12,7 +12,6 @@ from finetune_api.problem import Path
 
 ONLY: dict[str, tuple[object, ...]] = {
     "compute.deepspeed.offload": ("none", "cpu"),
-    "evaluation.generation.numBeams": (1,),
     "evaluation.baselines.zeroShot": (True,),
 }
 """Fields of which some values work."""

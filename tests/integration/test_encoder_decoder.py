@@ -228,6 +228,11 @@ def test_answers_in_a_batch_are_those_of_each_prompt_alone(tmp_path: Path, metho
     assert together == [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in alone]
     assert any(together)
 
+    def searched(chosen: Sequence[tuple[int, ...]]) -> list[str]:
+        return generate(model, tokenizer, chosen, 8, [end], 3, lambda done, total: None, num_beams=4)
+
+    assert searched(prompts) == [searched([prompt])[0] for prompt in prompts] != together
+
 
 @torch.no_grad()
 def greedy(model: nn.Module, prompt: Sequence[int], tokens: int) -> list[int]:

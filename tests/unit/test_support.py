@@ -155,7 +155,7 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
     names = {"".join("[]" if part.isdigit() else f".{part}" for part in path.split(".")[1:])[1:] for path in found}
     exceptions = {
         # Refused elsewhere in this manifest, or in no need of it.
-        *("model.task", "evaluation.generation.numBeams", "compute.deepspeed.offload"),
+        *("model.task", "compute.deepspeed.offload"),
         *SCHEMES,
         *("evaluation.baselines.zeroShot",),
     }
@@ -170,7 +170,6 @@ def test_every_field_that_does_not_work_yet_is_refused_by_name():
             "spec.evaluation.forgetting.sources[0]",
             "file://",
         ),
-        ({"spec.evaluation.generation": {"numBeams": 4}}, "spec.evaluation.generation.numBeams", "Use 1"),
         ({"spec.evaluation.baselines": {"zeroShot": False}}, "spec.evaluation.baselines.zeroShot", "Use true"),
         (
             {"spec.compute": {"workers": 2, "deepspeed": {"stage": 3, "offload": "nvme"}}},

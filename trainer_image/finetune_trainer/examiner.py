@@ -121,8 +121,8 @@ class Trial:
     def examiner(self, lent: nn.Module, name: str, meter: Meter, max_new_tokens: int = 0) -> "Examiner":
         """Return who asks the model ``lent``; without ``max_new_tokens`` it is not to write."""
         lent.eval()
-        scorer = self.scorer(lent)
-        return Examiner(lent, name, scorer, self.tokenizer, self.renderer, self.dataset, max_new_tokens, meter)
+        scorer, beams = self.scorer(lent), self.job.spec.evaluation.generation.num_beams
+        return Examiner(lent, name, scorer, self.tokenizer, self.renderer, self.dataset, max_new_tokens, meter, beams)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +137,8 @@ class Examiner:
     dataset: Dataset
     max_new_tokens: int
     meter: Meter
+    num_beams: int
+    """Of answers to a task's questions."""
     shows: bool = False
     """Whether every question comes behind the paper's shown rows."""
 
@@ -225,13 +227,13 @@ class Examiner:
 
     def answer_questions(self, questions: Sequence[str]) -> list[str]:
         """Write answers to questions of no task, in the format that tasks are asked in."""
-        return self._written([self.renderer.encode_question(question) for question in questions], ANSWER_TOKENS)
+        return self._written([self.renderer.encode_question(question) for question in questions], ANSWER_TOKENS, 1)
 
     def _generated(self, examples: Sequence[Example]) -> list[str]:
         prompts = [item.prompt_ids for item in self.renderer.encode_many(examples, self.dataset)]
-        return self._written(prompts, self.max_new_tokens)
+        return self._written(prompts, self.max_new_tokens, self.num_beams)
 
-    def _written(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> list[str]:
+    def _written(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, num_beams: int) -> list[str]:
         report = self.meter.part(len(prompts), f"generating with {self.name} model")
         return generate(
             self.model,
@@ -241,6 +243,7 @@ class Examiner:
             self.renderer.end_token_ids,
             GENERATION_BATCH_SIZE,
             lambda done, total: report(done / total),
+            num_beams,
         )
 
 

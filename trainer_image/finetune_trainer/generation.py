@@ -1,4 +1,4 @@
-"""Let a model answer prompts: greedy, in batches of similar length, the same answers every time.
+"""Let a model answer prompts: the likeliest tokens, in batches of similar length, the same answers every time.
 
 Knows nothing of tasks or metrics; prompts come as tokens, answers leave as text.
 """
@@ -32,6 +32,7 @@ def generate(
     end_token_ids: Sequence[int],
     batch_size: int,
     on_progress: Callable[[int, int], None],
+    num_beams: int = 1,
 ) -> list[str]:
     """Return what the model says after each prompt, in the order given, without special tokens.
 
@@ -46,6 +47,8 @@ def generate(
         end_token_ids: what ends an answer; the first one also fills up shorter rows of a batch.
         batch_size: prompts per batch.
         on_progress: called after every batch with the answers done and the answers to do.
+        num_beams: beginnings of an answer that are kept and gone on with at every token; 1 is greedy. Of those that
+            have ended the one with the highest mean log-probability is taken.
     """
     model.eval()
     answers: dict[int, str] = {}
@@ -54,7 +57,8 @@ def generate(
     limit = position_limit(cast(PreTrainedModel, model).config)
     room = None if limit is None else limit - virtual
     for batch in _batches([len(prompt) for prompt in prompts], batch_size, virtual > 0, max_new_tokens, room):
-        generated = _generate_batch(model, [prompts[index] for index in batch.numbers], batch.new, end_token_ids)
+        chosen = [prompts[index] for index in batch.numbers]
+        generated = _generate_batch(model, chosen, batch.new, end_token_ids, num_beams)
         for index, ids in zip(batch.numbers, generated, strict=True):
             answers[index] = cast(str, tokenizer.decode(ids, skip_special_tokens=True))
         on_progress(len(answers), len(prompts))
@@ -102,7 +106,11 @@ def _virtual_tokens(model: nn.Module) -> int:
 
 
 def _generate_batch(
-    model: nn.Module, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, end_token_ids: Sequence[int]
+    model: nn.Module,
+    prompts: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    end_token_ids: Sequence[int],
+    num_beams: int,
 ) -> list[list[int]]:
     start = decoder_start(cast(PreTrainedModel, model).config)
     input_ids, attention_mask = _pad(prompts, end_token_ids[0], on_the_left=start is None)
@@ -121,7 +129,10 @@ def _generate_batch(
             use_cache=True,
             # Said in full: whatever is left open comes from the model's generation_config.json.
             do_sample=False,
-            num_beams=1,
+            num_beams=num_beams,
+            num_return_sequences=1,
+            length_penalty=1.0,
+            early_stopping=False,
             temperature=1.0,
             top_p=1.0,
             top_k=50,

@@ -76,12 +76,13 @@ class BaselinesSpec(Block):
 
 
 class GenerationSpec(Block):
-    """How answers are generated; greedily, so that runs can be compared."""
+    """How a task's answers are generated; nothing is drawn by chance, so that runs can be compared."""
 
     max_new_tokens: Annotated[Int, Field(ge=1, le=32768)] | None = None
     """Longest answer in tokens; time grows linearly with it. Absent: by the longest completion of the rows."""
     num_beams: Annotated[Int, Field(ge=1, le=16)] = 1
-    """Beams searched; each costs memory and time of its own."""
+    """Beginnings of an answer that are kept and gone on with at every token (beam search); each costs memory and time
+    of its own. 1 takes the likeliest token every time."""
 
 
 class ForgettingSpec(Block):

@@ -394,7 +394,7 @@ SCENARIOS = (
         Phase.FAILED,
         Reason.NOT_SUPPORTED,
         0,
-        {"spec.evaluation.generation.numBeams": 4},
+        {"spec.evaluation.baselines.zeroShot": False},
     ),
 )
 
