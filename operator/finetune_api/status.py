@@ -117,7 +117,6 @@ class Reason(StrEnum):
     POD_NOT_STARTED = "PodNotStarted"
     NAME_TAKEN = "NameTaken"
     STAGE_STARTED = "StageStarted"
-    ACCEPTED = "Accepted"
     # how a job ends
     GATES_PASSED = "GatesPassed"
     GATES_NOT_PASSED = "GatesNotPassed"

@@ -166,7 +166,6 @@ _GOOD_NEWS = {
     Reason.SKIPPED,
     Reason.STAGE_SUCCEEDED,
     Reason.STAGE_STARTED,
-    Reason.ACCEPTED,
     Reason.PREEMPTED,
     Reason.GATES_PASSED,
     Reason.NO_GATES,

@@ -55,15 +55,16 @@ def find_remedy(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> 
 
 def _smaller_micro_batch(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> Remedy | None:
     size = attempt.micro_batch_size or job.spec.training.micro_batch_size or (plan and plan.micro_batch_size)
-    smaller = smaller_micro_batch(size, job.spec.training.global_batch_size) if size else None
+    share = job.spec.training.global_batch_size // processes(job.spec.compute)
+    smaller = smaller_micro_batch(size, share) if size else None
     if smaller is None:
         return None
     return Remedy((f"microBatchSize {size} -> {smaller}",), {"micro_batch_size": smaller})
 
 
-def smaller_micro_batch(size: int, global_batch_size: int) -> int | None:
-    """Return the largest divisor of the global batch that is at most half of ``size``; None when there is none."""
-    return next((half for half in range(size // 2, 0, -1) if global_batch_size % half == 0), None)
+def smaller_micro_batch(size: int, share: int) -> int | None:
+    """Return the largest divisor of a process's share of the global batch that is at most half of ``size``, if any."""
+    return next((half for half in range(size // 2, 0, -1) if share % half == 0), None)
 
 
 def _recomputation(attempt: Attempt, job: FineTuneJob) -> Remedy | None:

@@ -328,10 +328,10 @@ def test_progress_is_in_the_status_within_ten_seconds_and_a_deleted_job_leaves_n
     )
 
 
-def test_columns_and_explanations_need_no_documentation(cluster: Cluster, jobs: Jobs) -> None:
+def test_columns_and_explanations_need_no_documentation(cluster: Cluster, jobs: Jobs, s3: ObjectStore) -> None:
     explained = cluster.kubectl("explain", "finetunejob.spec.method.lora.rank")
     assert "memory" in explained.lower()
-    header = cluster.kubectl("get", "ftj", "-A").splitlines()
-    if header:
-        narrow = ["NAMESPACE", "NAME", "PHASE", "METHOD", "PROGRESS", "METRIC", "DELTA", "PUBLISHED", "AGE"]
-        assert header[0].split() == narrow
+    jobs.apply(example(s3, runPolicy={"suspend": True}))
+    header, row = cluster.kubectl("get", "ftj", "-n", jobs.namespace).splitlines()
+    assert header.split() == ["NAME", "PHASE", "METHOD", "PROGRESS", "METRIC", "DELTA", "PUBLISHED", "AGE"]
+    assert row.startswith("reviews-lora")

@@ -30,11 +30,14 @@ def words(found: list[Remedy]) -> list[str]:
     return ["; ".join(remedy.changes) for remedy in found]
 
 
-@pytest.mark.parametrize(
-    ("size", "global_batch", "smaller"), [(8, 16, 4), (6, 12, 3), (5, 15, 1), (7, 14, 2), (1, 16, None)]
-)
-def test_a_smaller_micro_batch_still_divides_the_global_one(size: int, global_batch: int, smaller: int | None):
-    assert smaller_micro_batch(size, global_batch) == smaller
+@pytest.mark.parametrize(("size", "share", "smaller"), [(8, 16, 4), (6, 12, 3), (5, 15, 1), (7, 14, 2), (1, 16, None)])
+def test_a_smaller_micro_batch_still_divides_the_whole(size: int, share: int, smaller: int | None):
+    assert smaller_micro_batch(size, share) == smaller
+
+
+def test_a_smaller_micro_batch_divides_what_each_worker_takes_of_a_step():
+    given = {"spec.compute": {"workers": 2}, "spec.training": {"globalBatchSize": 30, "microBatchSize": 15}}
+    assert words(remedies(ended(), given))[0].startswith("microBatchSize 15 -> 5;")
 
 
 def test_memory_is_saved_step_by_step_until_nothing_is_left():
