@@ -5,6 +5,7 @@ sentences below) are made once per session. Outputs: folders under pytest's temp
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from transformers import (
 )
 
 from .s3_server import S3Server, serve_s3
+
+# Ray's workers give way to every other process, by a niceness of 15: beside other tests they would hardly run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 SENTENCES = (
     "This film is a wonderful surprise, the best I have seen this year.",
