@@ -24,6 +24,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 TIMEOUT_SECONDS = 90
 SCHEMES = {"dark": 0, "light": 1}
 """Values of Blink's preferredColorScheme."""
+KINDS = ("make_report", "hostile_report", "full_report", "hostile_full_report")
 A4_WIDTH = 718
 """Pixels between the margins that Chromium leaves when it prints."""
 
@@ -160,7 +161,7 @@ def measured(visit: Visit) -> dict[str, object]:
     return json.loads(re.sub(r"&lt;", "<", re.sub(r"&gt;", ">", found[1])).replace("&amp;", "&"))
 
 
-@pytest.mark.parametrize("kind", ["make_report", "hostile_report"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_page_opens_without_complaints_and_without_requests(browser: Browser, samples: ModuleType, kind: str):
     visit = browser(render_page(getattr(samples, kind)()))
     assert "Base against tuned" in visit.dom
@@ -177,7 +178,7 @@ def test_a_page_that_fetches_and_complains_would_be_noticed(browser: Browser):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1200])
-@pytest.mark.parametrize("kind", ["make_report", "hostile_report"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_page_fits_the_screen(browser: Browser, samples: ModuleType, kind: str, width: int, scheme: str):
     found = measured(browser(framed(render_page(getattr(samples, kind)()), width), scheme))
     assert found["elements"] > 200
@@ -189,7 +190,7 @@ def test_the_page_fits_the_screen(browser: Browser, samples: ModuleType, kind: s
     assert abs(background - colour) > 450  # of 765, black on white
 
 
-@pytest.mark.parametrize("kind", ["make_report", "hostile_report"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_page_fits_the_paper(browser: Browser, samples: ModuleType, kind: str):
     """Nothing can be scrolled there, and what a dark screen shows is printed on white."""
     page = render_page(getattr(samples, kind)())

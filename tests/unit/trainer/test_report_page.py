@@ -3,15 +3,18 @@
 import html
 import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 
 import pytest
 
 from finetune_api.report import (
+    Ancestor,
     Artifact,
     ArtifactKind,
     BaseAndTuned,
     BenchmarkReport,
+    ColumnData,
     Confusion,
     DataReport,
     Efficiency,
@@ -20,6 +23,7 @@ from finetune_api.report import (
     ForgettingReport,
     GateResult,
     HolisticReport,
+    LengthCount,
     LossPoint,
     MetricComparison,
     NearToken,
@@ -35,6 +39,7 @@ from finetune_api.report import (
     SubgroupFigure,
     TaskData,
     TaskShare,
+    TextPiece,
     TimeEstimate,
     TradeOff,
     TradeOffPoint,
@@ -508,6 +513,44 @@ def hostile_report() -> Report:
     )
 
 
+def full_report(text: str = "Wow... Loved this place.") -> Report:
+    """Return a report of two tasks with everything that is told of rows and training, ``text`` in every free place."""
+    report = make_report(lineage=(Ancestor(uri=text, kind=ArtifactKind.ADAPTER, sha256="e" * 64, spec_hash="f" * 64),))
+    task = TaskData(
+        task=text,
+        rows=SplitRows(train=1201, validation=150, test=148),
+        lengths=tuple(LengthCount(up_to=2**power, rows=10**power % 9973) for power in range(4, 14)),
+        labels={text: 600, "negative": 601},
+        columns=(
+            ColumnData(name=text, kinds={"text": 1201}),
+            ColumnData(name="stars", kinds={"number": 3}, distinct=5),
+        ),
+        languages={"en": 0.98, "de": 0.02},
+        sample=(TextPiece(text=text, learnt=False), TextPiece(text=text, learnt=True)),
+    )
+    tasks = (task, task.model_copy(update={"task": "topics of customers who write to us"}))
+    data = report.data.model_copy(update={"tasks": tasks, "rehearsal": Rehearsal(why_not=text)})
+    shares = tuple(
+        TaskShare(task=one.task, rows=1_201_000, share=0.5, expected=24_000.5, drawn=24_001) for one in tasks
+    )
+    question = SampleQuestion(task=text, prompt=text, expected=text, base=text)
+    losses = {one.task: 0.25 for one in tasks}
+    curve = tuple(
+        point.model_copy(update={"answers": (text,), "validation_losses": losses}) if point.validation_loss else point
+        for point in report.training.curve
+    )
+    training = report.training.model_copy(update={"mixture": shares, "samples": (question,), "curve": curve})
+    return report.model_copy(update={"data": data, "training": training})
+
+
+def hostile_full_report() -> Report:
+    return full_report(HOSTILE)
+
+
+REPORTS = (make_report, hostile_report, full_report, hostile_full_report)
+"""What every page must be like whatever the report holds."""
+
+
 class Tags(HTMLParser):
     """Collects the tags and attributes of a page."""
 
@@ -519,9 +562,9 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-@pytest.mark.parametrize("report", [make_report(), hostile_report()], ids=["an ordinary report", "a hostile report"])
-def test_the_page_has_no_scripts_and_refers_to_nothing_outside(report: Report):
-    page = render_page(report)
+@pytest.mark.parametrize("make", REPORTS)
+def test_the_page_has_no_scripts_and_refers_to_nothing_outside(make: Callable[[], Report]):
+    page = render_page(make())
     tags = Tags()
     tags.feed(page)
     assert len(tags.found) > 100
@@ -535,7 +578,7 @@ def test_the_page_has_no_scripts_and_refers_to_nothing_outside(report: Report):
 
 
 def test_hostile_text_is_shown_and_not_obeyed():
-    page = render_page(hostile_report())
+    page = render_page(hostile_report()) + render_page(hostile_full_report())
     assert "<script" not in page
     assert "<img" not in page
     assert "&lt;script&gt;" in page
