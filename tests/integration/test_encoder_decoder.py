@@ -295,42 +295,17 @@ def test_shared_embeddings_survive_publication(tmp_path: Path, like_flan: bool):
     assert json.loads((published / "config.json").read_text())["tie_word_embeddings"] is not like_flan
 
 
-def test_an_adapter_that_another_job_has_published_is_trained_on(tiny_encoder_decoder_dir: Path, tmp_path: Path):
-    changes: dict[str, Any] = {"method": METHODS["lora"], "evaluation__metrics": ["perplexity"]}
-
-    def job(name: str, **more: Any) -> tuple[Report, Path]:
-        (tmp_path / name).mkdir()
-        return whole_run(tiny_encoder_decoder_dir, tmp_path / name, output__publishOn="always", **changes, **more)
-
-    first, start = job("first")
-    changes["model__startFrom"] = {"source": start.as_uri()}
-    second, published = job("second")
-    (artifact,), (ancestor,) = first.artifacts, second.lineage
-    assert (ancestor.uri, ancestor.sha256) == (start.as_uri(), artifact.sha256)
-    validated = [
-        [point.validation_loss for point in report.training.curve if point.validation_loss is not None]
-        for report in (first, second)
-    ]
-    assert validated[1][-1] < validated[0][-1]
-    changes["model__startFrom"] = {"source": published.as_uri()}
-    # Nothing is trained: what was published is loaded and measured.
-    again, _ = job("again", training={"epochs": 0})
-    for report, before in ((second, first), (again, second)):
-        assert report.evaluation is not None and before.evaluation is not None
-        assert report.evaluation.metrics[0].base == before.evaluation.metrics[0].base, "figures compare with the base"
-    assert again.evaluation.metrics == second.evaluation.metrics != first.evaluation.metrics
-    tuned = loaded(tiny_encoder_decoder_dir, tmp_path / "second" / "workspace" / "tuned")
-    actual = logits_of(loaded(tiny_encoder_decoder_dir, published))
-    torch.testing.assert_close(actual, logits_of(tuned), atol=0, rtol=0)
-
-
 def test_training_begins_with_the_published_weights_of_both_sides(tiny_encoder_decoder_dir: Path, tmp_path: Path):
     method = METHODS["lora"]
     _, start = whole_run(tiny_encoder_decoder_dir, tmp_path, method=method, output__publishOn="always")
     # One step of AdamW moves a weight by about the learning rate.
     training = {"maxSteps": 1, "learningRate": 1e-9}
     job = seq2seq_job(
-        tiny_encoder_decoder_dir, tmp_path, method=method, model__startFrom={"source": start.as_uri()}, training=training
+        tiny_encoder_decoder_dir,
+        tmp_path,
+        method=method,
+        model__startFrom={"source": start.as_uri()},
+        training=training,
     )
     result = stages.run_one(Stage.TRAIN, job, tmp_path / "second", Silence())
     assert result.exit_code is ExitCode.OK, result.message
