@@ -26,7 +26,7 @@ from finetune_operator.pod import GPU_RESOURCE, container_security, pod_security
 from finetune_trainer.errors import SpecError
 from finetune_trainer.vllm_command import MOST_RANKS, max_lora_rank, refused_kind, serve_command, served_name
 
-VLLM_IMAGE = "vllm/vllm-openai:v0.11.0"
+VLLM_IMAGE = "vllm/vllm-openai:v0.33.0"
 PORT = 8000
 FETCHED_FOLDER = "/models"
 """Where the pod keeps what it has fetched from buckets."""

@@ -25,7 +25,7 @@ from transformers import (
     T5Config,
 )
 
-from finetune_api.report import Report
+from finetune_api.report import ExitCode, Report, Stage
 from finetune_api.spec import MethodSpec, RegularizationSpec, RegularizationType
 from finetune_trainer import stages
 from finetune_trainer.dataset import load_dataset
@@ -293,6 +293,27 @@ def test_shared_embeddings_survive_publication(tmp_path: Path, like_flan: bool):
     torch.testing.assert_close(logits_of(again), logits_of(base_of(tmp_path / "workspace" / "tuned")), atol=0, rtol=0)
     # What transformers 4 goes by.
     assert json.loads((published / "config.json").read_text())["tie_word_embeddings"] is not like_flan
+
+
+def test_training_begins_with_the_published_weights_of_both_sides(tiny_encoder_decoder_dir: Path, tmp_path: Path):
+    method = METHODS["lora"]
+    _, start = whole_run(tiny_encoder_decoder_dir, tmp_path, method=method, output__publishOn="always")
+    # One step of AdamW moves a weight by about the learning rate.
+    training = {"maxSteps": 1, "learningRate": 1e-9}
+    job = seq2seq_job(
+        tiny_encoder_decoder_dir,
+        tmp_path,
+        method=method,
+        model__startFrom={"source": start.as_uri()},
+        training=training,
+    )
+    result = stages.run_one(Stage.TRAIN, job, tmp_path / "second", Silence())
+    assert result.exit_code is ExitCode.OK, result.message
+    before, after = (
+        load_file(folder / "adapter_model.safetensors") for folder in (start, tmp_path / "second" / "tuned")
+    )
+    assert {name.split(".")[2] for name in before} == {"encoder", "decoder"}
+    torch.testing.assert_close(after, before, atol=1e-7, rtol=0)
 
 
 def test_shown_rows_the_forgetting_test_and_written_answers_work(tiny_encoder_decoder_dir: Path, tmp_path: Path):

@@ -1,5 +1,6 @@
 """`finetune render --serve`: one base and the adapters of several jobs; what cannot be served is said."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +55,11 @@ def test_one_server_has_the_adapters_of_all_jobs():
     assert f"--revision {COMMIT} --served-model-name acme/tiny" in told
     assert "--enable-lora --max-loras 2 --max-lora-rank 64" in told
     assert told.endswith(f"--lora-modules {NAME}=/models/{NAME} dialogues=/mnt/pvc/tuned/dialogues/model")
+
+
+def test_the_image_is_of_the_release_whose_options_were_read():
+    document = (Path(__file__).resolve().parents[2] / "docs" / "chaining.md").read_text(encoding="utf-8")
+    assert f"sources of vLLM {VLLM_IMAGE.partition(':v')[2]}, read on" in document
 
 
 def test_what_lies_in_a_bucket_is_fetched_and_verified_with_the_mounted_secret():

@@ -1,5 +1,7 @@
 """The template library: every file is sound, says what it needs, and puts the same question in several ways."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,11 @@ from finetune_api.prompt_library import library_names
 from finetune_api.resolve import resolve
 from finetune_trainer.template import Template
 
+from ..conftest import Golden
 from .builders import ABSENT, make_job
+
+VERSIONS = Path(__file__).parent / "golden" / "prompt-library.json"
+"""Of every entry the sha256 of its phrasings, by name and version."""
 
 
 def test_library_covers_the_usual_tasks() -> None:
@@ -71,3 +77,17 @@ def test_every_file_belongs_to_the_library() -> None:
     folder = Path(str(prompt_library.__file__)).parent
     assert {file.stem for file in folder.glob("*.yaml")} == set(library_names())
     assert {library_entry(name).name for name in library_names()} == set(library_names())
+
+
+def phrasings_hash(name: str) -> str:
+    phrasings = [(template.prompt, template.completion) for template in library_entry(name).templates]
+    return hashlib.sha256(json.dumps(phrasings).encode()).hexdigest()
+
+
+def test_other_phrasings_have_another_version(golden: Golden) -> None:
+    now = {f"{name} {library_entry(name).version}": phrasings_hash(name) for name in library_names()}
+    recorded = json.loads(VERSIONS.read_text(encoding="utf-8"))
+    # Before anything is written: what was published under a version cannot be accepted as something else.
+    changed = [entry for entry, found in now.items() if recorded.get(entry, found) != found]
+    assert not changed, f"phrasings of {', '.join(changed)} changed: raise version in its file, then --update-golden"
+    golden(VERSIONS.name, json.dumps(recorded | now, indent=2, sort_keys=True) + "\n")

@@ -1,5 +1,6 @@
 """Every figure against its reference implementation on random cases, and by hand on sentences that are traps."""
 
+import math
 import random
 
 import numpy as np
@@ -38,6 +39,39 @@ def test_bleu_and_chrf_are_those_of_sacrebleu(seed: int) -> None:
     wanted = [sentence(generator, 1) for _ in range(rows)]
     assert bleu_figure(said, wanted).value == pytest.approx(sacrebleu.corpus_bleu(said, [wanted]).score / 100)
     assert chrf_figure(said, wanted).value == pytest.approx(sacrebleu.corpus_chrf(said, [wanted]).score / 100)
+
+
+BY_HAND = {
+    # All 12 words are the reference's, "I" and "am" twice in both. Of 11 pairs "happy that" and "a cup" are not; of 10
+    # triples the four around them; of 9 fours "I am very happy", "that I am drinking" and "I am drinking a" are.
+    "words left out": (
+        "I am very happy that I am drinking a cup of tea",
+        "I am very happy to say that I am drinking a warm cup of tea",
+        math.exp(1 - 15 / 12) * (12 / 12 * 9 / 11 * 6 / 10 * 3 / 9) ** (1 / 4),
+    ),
+    # Of 3 pairs "does drink" is not the reference's. No triple of 2 and no four of 1 is: the first that counts none
+    # counts 1/2 instead, the next 1/4.
+    "the opposite": (
+        "Mike does drink coffee",
+        "Mike does not drink coffee",
+        math.exp(1 - 5 / 4) * (4 / 4 * 2 / 3 * (1 / 2) / 2 * (1 / 4) / 1) ** (1 / 4),
+    ),
+    # "the" counts twice, as often as the reference has it. The 6 pairs, 5 triples and 4 fours count 1/2, 1/4 and 1/8;
+    # what is as long as its reference is not held too short.
+    "one word over and over": (
+        "the the the the the the the",
+        "the cat is on the mat today",
+        (2 / 7 * (1 / 2) / 6 * (1 / 4) / 5 * (1 / 8) / 4) ** (1 / 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("said, wanted, expected", BY_HAND.values(), ids=BY_HAND)
+def test_bleu_is_the_mean_of_clipped_precisions_times_the_penalty_for_brevity(
+    said: str, wanted: str, expected: float
+) -> None:
+    assert bleu_figure([said], [wanted]).value == pytest.approx(expected)
+    assert sacrebleu.corpus_bleu([said], [[wanted]]).score / 100 == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", range(CASES))
