@@ -99,8 +99,8 @@ class ForgettingSpec(Block):
     remedy: ForgettingRemedy = ForgettingRemedy.NONE
     """loraScale evaluates the adapter at 0.25, 0.5, 0.75 and 1 times its strength and publishes the one with the best
     gain among those within maxDrop; earlierCheckpoint does the same with the checkpoints that spec.checkpoint.keep
-    leaves and the end of training, of any method with one worker. Chosen on validation rows and on half of the general
-    ones, which leaves the other half for the verdict; rows that are alike are in one half."""
+    leaves and the end of training, of any method but adapter, with one worker. Chosen on validation rows and on half of
+    the general ones, which leaves the other half for the verdict; rows that are alike are in one half."""
 
 
 SUITES = ("glue", "superglue", "mmlu", "bigbench-hard")
