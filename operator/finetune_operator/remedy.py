@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Stage
-from finetune_api.spec import GradientCheckpointing, MethodType, needs_whole_weights
-from finetune_api.spec.compute import processes
+from finetune_api.spec import GradientCheckpointing, last_zero_stage
+from finetune_api.spec.compute import processes, zero_stage
+from finetune_api.spec.training import largest_micro_batch
 from finetune_api.status import Attempt, PlanStatus, Reason
 
 ADJUSTMENTS = ("micro_batch_size", "gradient_checkpointing", "zero_stage", "learning_rate_scale")
 """Fields of an attempt in which it differs from the spec."""
-LAST_ZERO_STAGE = 3
 LOWER_RATE = 0.5
 
 
@@ -64,7 +64,7 @@ def _smaller_micro_batch(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | 
 
 def smaller_micro_batch(size: int, share: int) -> int | None:
     """Return the largest divisor of a process's share of the global batch that is at most half of ``size``, if any."""
-    return next((half for half in range(size // 2, 0, -1) if share % half == 0), None)
+    return largest_micro_batch(share, size // 2) if size > 1 else None
 
 
 def _recomputation(attempt: Attempt, job: FineTuneJob) -> Remedy | None:
@@ -76,13 +76,8 @@ def _recomputation(attempt: Attempt, job: FineTuneJob) -> Remedy | None:
 
 
 def _next_zero_stage(attempt: Attempt, job: FineTuneJob) -> Remedy | None:
-    compute = job.spec.compute
-    # What is spread is what is trained: of an adapter there is nothing to win.
-    if processes(compute) == 1 or job.spec.method.type is not MethodType.FULL:
-        return None
-    stage = attempt.zero_stage or (compute.deepspeed.stage if compute.deepspeed else 0)
-    last = LAST_ZERO_STAGE - 1 if needs_whole_weights(job.spec.method, job.spec.training) else LAST_ZERO_STAGE
-    if stage >= last:
+    stage = attempt.zero_stage or zero_stage(job.spec.compute)
+    if stage >= last_zero_stage(job.spec):
         return None
     return Remedy((f"deepspeed.stage {stage} -> {stage + 1}",), {"zero_stage": stage + 1})
 

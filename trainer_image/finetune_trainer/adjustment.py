@@ -10,6 +10,7 @@ from pydantic import Field
 from finetune_api.model import ApiModel
 from finetune_api.spec import DeepspeedSpec, FineTuneJobSpec, GradientCheckpointing
 from finetune_api.spec.compute import is_distributed, processes
+from finetune_api.spec.training import largest_micro_batch
 from finetune_trainer.errors import SpecError
 
 
@@ -43,7 +44,7 @@ def adjusted(spec: FineTuneJobSpec, adjustment: Adjustment) -> FineTuneJobSpec:
     training = spec.training
     if adjustment.micro_batch_size is not None:
         share = training.global_batch_size // processes(spec.compute)
-        micro = max(size for size in range(1, adjustment.micro_batch_size + 1) if share % size == 0)
+        micro = largest_micro_batch(share, adjustment.micro_batch_size)
         training = training.model_copy(update={"micro_batch_size": micro})
     if adjustment.gradient_checkpointing:
         training = training.model_copy(update={"gradient_checkpointing": GradientCheckpointing.ALWAYS})

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.report import DataReport, Stage
 from finetune_api.spec import FineTuneJobSpec, MethodType, Preflight, evaluates_only, holistic_figures
-from finetune_api.spec.field import amount
+from finetune_api.spec.compute import gpu_memory_bytes
 from finetune_api.status import PlanStatus
 from finetune_trainer.benchmark import check_gates
 from finetune_trainer.best_weights import schedule_note
@@ -157,8 +157,8 @@ def _check(
 
 def _is_planned_for(run: Run) -> bool:
     """Whether what was found before was held against GPUs as large as the spec now says, which may change."""
-    plan, asked = run.workspace.recall("plan", PlanStatus), run.job.spec.compute.gpu_memory
-    return plan is None or plan.gpu_memory_bytes == (None if asked is None else int(amount(asked)))
+    plan = run.workspace.recall("plan", PlanStatus)
+    return plan is None or plan.gpu_memory_bytes == gpu_memory_bytes(run.job.spec.compute)
 
 
 def _plan(run: Run, files: ModelFiles, rows: Sequence[Encoded]) -> PlanStatus:

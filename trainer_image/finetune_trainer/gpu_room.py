@@ -14,9 +14,11 @@ from finetune_api.spec import (
     FineTuneJobSpec,
     GradientCheckpointing,
     MethodType,
+    last_zero_stage,
     needs_whole_weights,
 )
-from finetune_api.spec.compute import Offload, processes
+from finetune_api.spec.compute import is_offloaded, processes, zero_stage
+from finetune_api.spec.training import largest_micro_batch
 from finetune_api.status import PlanStatus
 from finetune_trainer.adjustment import Adjustment, adjusted
 
@@ -64,9 +66,8 @@ def why_it_cannot_fit(plan: PlanStatus, spec: FineTuneJobSpec) -> str:
 
 def _is_known(plan: PlanStatus, spec: FineTuneJobSpec) -> bool:
     """Whether there is something to compare; what is offloaded is planned as if it lay on the GPU."""
-    deepspeed = spec.compute.deepspeed
-    is_offloaded = deepspeed is not None and deepspeed.offload is not Offload.NONE
-    return plan.memory is not None and bool(plan.gpus) and plan.gpu_memory_bytes is not None and not is_offloaded
+    is_planned = plan.memory is not None and bool(plan.gpus)
+    return is_planned and plan.gpu_memory_bytes is not None and not is_offloaded(spec.compute)
 
 
 def _fits(plan: PlanStatus) -> bool:
@@ -80,7 +81,7 @@ def _held_without_rows(plan: PlanStatus, spec: FineTuneJobSpec) -> int:
     if memory is None or (spec.compute.deepspeed is not None and spec.method.type is not MethodType.FULL):
         # DeepSpeed keeps frozen weights in bfloat16 that are planned in float32.
         return 0
-    now = shares(_stage(spec), processes(spec.compute))
+    now = shares(zero_stage(spec.compute), processes(spec.compute))
     # Not those of the plan, which are there when rows take most, and may be none.
     gradients = _GRADIENT_BYTES * (plan.trainable_parameters or 0)
     state = memory.weights * now.weights + gradients + memory.optimiser * now.optimiser
@@ -119,14 +120,14 @@ def _remedy(adjustment: Adjustment, before: PlanStatus, after: PlanStatus) -> st
 def _smaller(plan: PlanStatus, spec: FineTuneJobSpec) -> list[Adjustment]:
     """Return what attempts that run out of memory come to, mildest first; see `finetune_operator.remedy`."""
     twice = spec.training.gradient_checkpointing is GradientCheckpointing.AUTO
-    sizes = [plan.micro_batch_size or 1]
+    share, sizes = spec.training.global_batch_size // processes(spec.compute), [plan.micro_batch_size or 1]
     while sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
+        sizes.append(largest_micro_batch(share, sizes[-1] // 2))
     return [
         *(Adjustment(micro_batch_size=size, gradient_checkpointing=twice) for size in (sizes if twice else sizes[1:])),
         *(
             Adjustment(micro_batch_size=1, gradient_checkpointing=twice, zero_stage=stage)
-            for stage in range(_stage(spec) + 1, _last_stage(spec) + 1)
+            for stage in range(zero_stage(spec.compute) + 1, last_zero_stage(spec) + 1)
         ),
     ]
 
@@ -140,17 +141,6 @@ def _settings(adjustment: Adjustment, before: PlanStatus, after: PlanStatus) -> 
     if adjustment.zero_stage is not None:
         changes.append(f"spec.compute.deepspeed.stage: {adjustment.zero_stage}")
     return " and ".join(changes)
-
-
-def _stage(spec: FineTuneJobSpec) -> int:
-    return spec.compute.deepspeed.stage if spec.compute.deepspeed else 0
-
-
-def _last_stage(spec: FineTuneJobSpec) -> int:
-    """Return the ZeRO stage that attempts may come to."""
-    if spec.method.type is not MethodType.FULL or processes(spec.compute) == 1:
-        return _stage(spec)
-    return max(_stage(spec), 2 if needs_whole_weights(spec.method, spec.training) else 3)
 
 
 def _ways_out(plan: PlanStatus, spec: FineTuneJobSpec) -> str:
@@ -172,7 +162,7 @@ def _ways_out(plan: PlanStatus, spec: FineTuneJobSpec) -> str:
 
 def _gpus_to_spread_over(plan: PlanStatus, spec: FineTuneJobSpec) -> int | None:
     """Return how many GPUs hold all that stage 3 spreads; None where rows alone leave no room."""
-    memory, now = plan.memory, shares(_stage(spec), processes(spec.compute))
+    memory, now = plan.memory, shares(zero_stage(spec.compute), processes(spec.compute))
     if memory is None:
         return None
     room = int(USABLE * (plan.gpu_memory_bytes or 0)) - memory.activations - memory.logits

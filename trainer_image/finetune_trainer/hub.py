@@ -126,14 +126,7 @@ class Hub:
         with one_listing():
             return Path(
                 snapshot_download(
-                    wanted.repository,
-                    repo_type=wanted.kind,
-                    revision=revision,
-                    cache_dir=self.cache,
-                    endpoint=self.endpoint,
-                    token=self._token,
-                    allow_patterns=[],
-                    tqdm_class=_Silent,
+                    wanted.repository, **self._place(wanted, revision), allow_patterns=[], tqdm_class=_Silent
                 )
             )
 
@@ -145,14 +138,7 @@ class Hub:
     def _fetch_file(self, wanted: Wanted, file: RepoFile, commit: str, allowance: Allowance) -> None:
         try:
             hf_hub_download(
-                wanted.repository,
-                file.path,
-                repo_type=wanted.kind,
-                revision=commit,
-                cache_dir=self.cache,
-                endpoint=self.endpoint,
-                token=self._token,
-                tqdm_class=_bar(file, allowance),
+                wanted.repository, file.path, **self._place(wanted, commit), tqdm_class=_bar(file, allowance)
             )
         except ValueError as error:
             if file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
@@ -163,9 +149,15 @@ class Hub:
                 f"Copy the {wanted.noun} to a bucket or a volume and name that."
             ) from error
 
-    @property
-    def _token(self) -> str | Literal[False]:
-        return self.token or False  # None would search the user's home for one
+    def _place(self, wanted: Wanted, revision: str) -> dict[str, Any]:
+        """Return where the client finds a repository, and where it keeps what it fetches."""
+        return {
+            "repo_type": wanted.kind,
+            "revision": revision,
+            "cache_dir": self.cache,
+            "endpoint": self.endpoint,
+            "token": self.token or False,  # None would search the user's home for one
+        }
 
 
 class _Silent(tqdm):

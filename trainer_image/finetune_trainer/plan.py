@@ -31,7 +31,7 @@ from finetune_api.spec import (
     RegularizationType,
     evaluates_only,
 )
-from finetune_api.spec.compute import Offload, processes
+from finetune_api.spec.compute import gpu_memory_bytes, is_offloaded, processes, zero_stage
 from finetune_api.spec.field import amount
 from finetune_api.status import MemoryStatus, PlanStatus, figure
 from finetune_trainer import attention
@@ -120,7 +120,7 @@ def _plan(
         trainable_parameters=trainable,
         trainable_percent=figure(100 * trainable / parameters),
         gpus=gpus,
-        gpu_memory_bytes=None if spec.compute.gpu_memory is None else int(amount(spec.compute.gpu_memory)),
+        gpu_memory_bytes=gpu_memory_bytes(spec.compute),
         micro_batch_size=steps.micro_batch,
     )
     reason = ""
@@ -237,13 +237,11 @@ def _memory(
     pull = spec.method.regularization
     compares_outputs = pull is not None and pull.type is RegularizationType.KL
     passes = _measure(model.train(), rows, layout, precision, times, compares_outputs)
-    deepspeed = spec.compute.deepspeed
-    share = shares(deepspeed.stage if deepspeed else 0, steps.workers)
-    is_offloaded = deepspeed is not None and deepspeed.offload is not Offload.NONE
+    share = shares(zero_stage(spec.compute), steps.workers)
     return MemoryStatus(
         weights=weights // share.weights,
         gradients=passes.gradients // share.gradients,
-        optimiser=0 if is_offloaded else ADAMW_BYTES * trainable // share.optimiser,
+        optimiser=0 if is_offloaded(spec.compute) else ADAMW_BYTES * trainable // share.optimiser,
         activations=passes.activations,
         logits=passes.logits,
     )

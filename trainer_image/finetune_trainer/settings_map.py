@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.spec import DeepspeedSpec, FineTuneJobSpec, GradientCheckpointing, Offload, Schedule, TrainingSpec
+from finetune_api.spec.training import largest_micro_batch
 
 # Tokens that one forward pass may hold when the spec leaves the micro-batch open: enough to keep a processor busy,
 # little enough that activations of a 1 B model stay under a few GB.
@@ -55,7 +56,7 @@ def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: 
         micro = min(training.micro_batch_size, share)
     else:
         fitting = max(1, MICRO_BATCH_TOKENS // max(1, longest_tokens))
-        micro = max(size for size in range(1, share + 1) if share % size == 0 and size <= fitting)
+        micro = largest_micro_batch(share, fitting)
     accumulation = max(1, share // micro)
     per_epoch = math.ceil(rows / (micro * accumulation * workers))
     total = training.max_steps or math.ceil(per_epoch * training.epochs)

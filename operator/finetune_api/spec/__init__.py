@@ -19,6 +19,7 @@ from finetune_api.spec.compute import (
     VolumeSpec,
     is_distributed,
     processes,
+    zero_stage,
 )
 from finetune_api.spec.data import (
     DEFAULT_MAX_LENGTH,
@@ -152,6 +153,7 @@ __all__ = [
     "WandbSpec",
     "evaluates_only",
     "holistic_figures",
+    "last_zero_stage",
     "needs_whole_weights",
 ]
 
@@ -548,3 +550,12 @@ class FineTuneJobSpec(Block):
     """States that training can go on from."""
     run_policy: RunPolicySpec = RunPolicySpec()
     """How the run is looked after."""
+
+
+def last_zero_stage(spec: FineTuneJobSpec) -> int:
+    """Return the ZeRO stage that attempts which run out of memory may come to; the spec's own where none helps."""
+    asked = zero_stage(spec.compute)
+    # What is spread is what is trained: of an adapter there is nothing to win.
+    if processes(spec.compute) == 1 or spec.method.type is not MethodType.FULL:
+        return asked
+    return max(asked, 2 if needs_whole_weights(spec.method, spec.training) else 3)

@@ -24,6 +24,7 @@ from finetune_api.spec.field import (
     ResourceName,
     Seconds,
     SecretRef,
+    amount,
 )
 
 
@@ -494,6 +495,21 @@ def gpus(compute: ComputeSpec) -> int:
 def processes(compute: ComputeSpec) -> int:
     """Return how many processes train: one for every GPU, or one for every worker without GPUs."""
     return compute.workers * max(1, gpus(compute))
+
+
+def gpu_memory_bytes(compute: ComputeSpec) -> int | None:
+    """Return the memory of one GPU; None where nobody has said it."""
+    return None if compute.gpu_memory is None else int(amount(compute.gpu_memory))
+
+
+def zero_stage(compute: ComputeSpec) -> int:
+    """Return DeepSpeed's ZeRO stage; 0 spreads nothing."""
+    return compute.deepspeed.stage if compute.deepspeed else 0
+
+
+def is_offloaded(compute: ComputeSpec) -> bool:
+    """Return whether something of training is kept off the GPUs."""
+    return compute.deepspeed is not None and compute.deepspeed.offload is not Offload.NONE
 
 
 def is_distributed(compute: ComputeSpec) -> bool:

@@ -86,6 +86,11 @@ class ReportToSpec(Block):
     """Weights & Biases."""
 
 
+def largest_micro_batch(share: int, most: int) -> int:
+    """Return the largest number of rows up to ``most`` by which a process's ``share`` of a step divides evenly."""
+    return next(size for size in range(most, 0, -1) if share % size == 0)
+
+
 VALIDATION_LOSS = "validation_loss"
 """What early stopping watches by default; lower is better."""
 WATCHED_FIGURES = ("accuracy", "macro_f1")
