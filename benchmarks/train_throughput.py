@@ -90,15 +90,16 @@ def measure(options: argparse.Namespace) -> None:
     # The same clock in all three trainers, without touching any of them.
     transformers_trainer.DEFAULT_CALLBACKS.append(clock)
     encoded = encode_rows(options)
+    in_order = [encoded[place] for place in mixture_of(encoded).epoch(0)]
     # The product seeds itself; the same seed here gives all adapters the same first values.
     set_seed(SEED)
     with tempfile.TemporaryDirectory() as folder:
         if options.setting == "ours":
             losses = run_ours(options, encoded, Path(folder))
         elif options.setting == "trainer fp32":
-            losses = run_trainer(options, encoded, folder)
+            losses = run_trainer(options, in_order, folder)
         else:
-            losses = run_trl(options, encoded, folder)
+            losses = run_trl(options, in_order, folder)
     figures = {
         "rows_per_second": BATCH / statistics.median(clock.seconds[WARM_UP:]),
         "memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
@@ -181,12 +182,18 @@ def encode_rows(options: argparse.Namespace) -> list[Any]:
     return encoded
 
 
+def mixture_of(encoded: list[Any]) -> Any:
+    """Return the order in which our own training takes the rows; the others get them in it."""
+    from finetune_api.spec import MixingSpec
+    from finetune_trainer.mixture import TaskRows, plan_mixture
+
+    return plan_mixture([TaskRows("rows", range(len(encoded)))], MixingSpec(), SEED)
+
+
 def run_ours(options: argparse.Namespace, encoded: list[Any], folder: Path) -> list[float]:
     """Train through the product's own training stage."""
     import threading
 
-    from finetune_api.spec import MixingSpec
-    from finetune_trainer.mixture import TaskRows, plan_mixture
     from finetune_trainer.model import fetch_model
     from finetune_trainer.train import train
     from finetune_trainer.training_input import TrainingInput
@@ -203,7 +210,7 @@ def run_ours(options: argparse.Namespace, encoded: list[Any], folder: Path) -> l
             job,
             fetch_model(job.spec.model, folder),
             encoded,
-            plan_mixture([TaskRows("rows", range(len(encoded)))], MixingSpec(), job.spec.training.seed, range(0), 0.0),
+            mixture_of(encoded),
             {},
             workspace,
             Silence(),
@@ -239,7 +246,7 @@ def shared_arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]
         "max_grad_norm": 1.0,
         "optim": "adamw_torch_fused",
         "seed": SEED,
-        "data_seed": SEED,
+        "train_sampling_strategy": "sequential",
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",

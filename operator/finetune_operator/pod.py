@@ -178,8 +178,8 @@ def _container(run: Run, role: Role) -> Manifest:
         "name": naming.CONTAINER,
         "image": run.image,
         "imagePullPolicy": run.settings.image.pull_policy,
-        # KubeRay says what the pods of its cluster run.
-        **({"args": arguments(run)} if role is Role.WHOLE else {}),
+        # KubeRay says what the pods of its cluster run, and what these leave behind nobody reads.
+        **({"args": [*arguments(run), "--termination-log", naming.TERMINATION_LOG]} if role is Role.WHOLE else {}),
         **({"lifecycle": _lifecycle()} if role in _OF_RAY else {}),
         "env": _env(run, role, resources),
         "resources": {"requests": resources, "limits": dict(resources)} if resources else {},
@@ -200,7 +200,6 @@ def arguments(run: Run) -> list[str]:
     attempt = run.attempt
     told = [attempt.stage.value, "--spec", naming.SPEC_FILE, "--spec-hash", run.spec_hash]
     told += ["--workspace", naming.WORKSPACE_FOLDER, "--attempt", str(attempt.number)]
-    told += ["--termination-log", naming.TERMINATION_LOG]
     return [*told, *_adjustments(attempt)]
 
 

@@ -257,6 +257,26 @@ def test_spec_of_another_hash_is_refused(tiny_model_dir: Path, tmp_path: Path):
     assert not (tmp_path / "workspace").exists()
 
 
+def test_the_operator_is_waited_for_longest_where_nothing_else_tells_it_the_result(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    waited = []
+
+    class Line(Listener):
+        def deliver(self, result: StageResult, patience_seconds: float) -> None:
+            waited.append(patience_seconds)
+
+        def close(self) -> None:
+            """Has nothing open."""
+
+    monkeypatch.setattr("finetune_trainer.__main__.open_client", Line)
+    (tmp_path / "job.json").write_text(json.dumps(tiny_document(tiny_model_dir, tmp_path)))
+    arguments = ["check", "--spec", str(tmp_path / "job.json"), "--spec-hash", "0" * 64, "--workspace", str(tmp_path)]
+    main([*arguments, "--termination-log", str(tmp_path / "log")])
+    main(arguments)
+    assert waited == [120, 600]
+
+
 def test_published_trees_of_pods_are_whole_and_name_the_image(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -26,9 +26,11 @@ from finetune_trainer.trust import add_private_authorities
 
 logger = logging.getLogger("finetune_trainer")
 
-_USUAL_PATIENCE_SECONDS = 120.0
+_PATIENCE_SECONDS = 120.0
 """For the operator to take the result; the termination message says the same to one that has been away for longer."""
-_PATIENCE_SECONDS = {ExitCode.PREEMPTED: 10.0}
+_LAST_CHANCE_SECONDS = 600.0
+"""Where nothing else says how the stage ended, as behind KubeRay: to train it again takes longer."""
+_STOPPED_SECONDS = 10.0
 """Who is being stopped has little time before it is killed, which would cost its exit code."""
 
 
@@ -63,7 +65,7 @@ def main(arguments: list[str] | None = None) -> ExitCode:
     # First, for it needs nobody to listen.
     _leave_last_words(result, options.termination_log)
     if client is not None:
-        client.deliver(result, _PATIENCE_SECONDS.get(result.exit_code, _USUAL_PATIENCE_SECONDS))
+        client.deliver(result, _patience(result.exit_code, options.termination_log))
         client.close()
     return result.exit_code
 
@@ -130,6 +132,12 @@ def _leave_last_words(result: StageResult, path: Path | None) -> None:
     except OSError as error:
         # The exit code tells the most important part; it must not be replaced by this.
         logger.warning("termination message not written path=%s reason=%s", path, error.strerror)
+
+
+def _patience(code: ExitCode, last_words: Path | None) -> float:
+    if code is ExitCode.PREEMPTED:
+        return _STOPPED_SECONDS
+    return _LAST_CHANCE_SECONDS if last_words is None else _PATIENCE_SECONDS
 
 
 def _read(spec: Path) -> str:

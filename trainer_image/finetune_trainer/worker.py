@@ -37,6 +37,7 @@ from finetune_trainer.training_input import TrainingInput
 from finetune_trainer.trust import add_private_authorities
 from finetune_trainer.watched import Watched
 from finetune_trainer.workspace import Workspace
+from finetune_trainer.zero import ask_for_huge_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ def _work(assignment: Assignment, desk: Any) -> None:
 def take_part(assignment: Assignment, desk: Any) -> TrainingReport | None:
     """Return how training went, from the first worker."""
     add_private_authorities()
+    if assignment.job.spec.compute.deepspeed is not None and not torch.cuda.is_available():
+        ask_for_huge_pages()
     if assignment.threads is not None:
         torch.set_num_threads(assignment.threads)
     group = ProcessGroup.joined()

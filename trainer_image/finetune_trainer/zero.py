@@ -6,6 +6,14 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 
 
+def ask_for_huge_pages() -> None:
+    """Have torch ask for pages of 2 MB, before it has any tensor of that size.
+
+    DeepSpeed lays gradients out in new memory at every step; touched in pages of 4 KB that is a fifth of a step.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
 def join_without_gpu() -> None:
     """Make Accelerate take this process for one of torch's process group, trained by DeepSpeed; undo what was before.
 

@@ -300,9 +300,8 @@ def test_a_private_authority_does_not_replace_the_public_ones():
 def test_what_an_attempt_changes_is_an_argument():
     changed = {"gradient_checkpointing": True, "micro_batch_size": 4, "zero_stage": 3, "learning_rate_scale": 0.5}
     args = container_of(stage_child(run_of("minimal", Stage.TRAIN, **changed)))["args"]
-    assert (
-        " ".join(args[-7:]) == "--gradient-checkpointing --micro-batch-size 4 --zero-stage 3 --learning-rate-scale 0.5"
-    )
+    changes = "--gradient-checkpointing --micro-batch-size 4 --zero-stage 3 --learning-rate-scale 0.5"
+    assert f" {changes} " in f" {' '.join(args)} "
     assert not {"--zero-stage", "--micro-batch-size"} & {
         *container_of(stage_child(run_of("minimal", Stage.TRAIN)))["args"]
     }
