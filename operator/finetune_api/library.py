@@ -40,6 +40,12 @@ def library_entry(name: str) -> LibraryEntry:
     return LibraryEntry.model_validate(yaml.safe_load(library_text(name)))
 
 
+def entry_with(templates: tuple[TemplateSpec, ...]) -> LibraryEntry | None:
+    """Return the entry whose phrasings ``templates`` are, all of them: a resolved job holds no name of it any more."""
+    entries = map(library_entry, library_names())
+    return next((entry for entry in entries if entry.templates == templates), None)
+
+
 def library_table() -> str:
     """Return docs/templates.md: every entry with the columns that it needs."""
     entries = [library_entry(name) for name in library_names()]
@@ -67,7 +73,7 @@ tasks:
 
 Each row is trained with one of the entry's phrasings, chosen by the seed; the base model is measured with the phrasing
 that suits it best on the validation rows. When a job is accepted the phrasings themselves are recorded, so a later
-version of the library does not change it.
+version of the library does not change it; report and model card name the entry and its version.
 
 ```
 finetune templates                            # this list

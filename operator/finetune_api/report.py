@@ -126,6 +126,9 @@ class TaskData(ApiModel):
     """Share of the training rows by language (ISO 639), commonest first: a guess from each row's longest text."""
     sample: tuple[TextPiece, ...] = ()
     """The first training row, with the loss mask."""
+    library: str = ""
+    """Entry of the template library whose phrasings the task has, with its version: ``sentiment 1``. Empty where they
+    are the job's own."""
 
 
 class Overlap(ApiModel):

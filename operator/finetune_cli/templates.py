@@ -76,7 +76,7 @@ def _on_rows(job: FineTuneJob, entry: LibraryEntry | None) -> Iterator[str]:
             yield f"task {task.name}: chats in column {task.messages}, through the model's own chat template"
             continue
         with tempfile.TemporaryDirectory(prefix="finetune-") as folder:
-            path = storage.fetch_rows(task.source, f"{field}.source", task.secret_ref, Path(folder))
+            path = storage.fetch_rows(task.source, f"{field}.source", task.secret_ref, Path(folder), task.revision)
             for number, row in enumerate(islice(read_rows(path, f"{field}.source"), _SHOWN_ROWS)):
                 yield f"task {task.name}, row {number} (counted from 0)"
                 named = {name: row[column] for name, column in task.columns.items() if column in row}

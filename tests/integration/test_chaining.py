@@ -40,6 +40,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "promptTuning": {"type": "promptTuning", "promptTuning": {"virtualTokens": 4}},
     "adapter": {"type": "adapter", "adapter": {"bottleneck": 8}},
     "ia3": {"type": "ia3"},
+    "prefixTuning": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 4}},
+    "selective": {"type": "selective", "selective": {"train": "lastLayers", "lastLayers": 1}},
 }
 QUICKLY: dict[str, Any] = {
     "evaluation": {"metrics": ["perplexity"], "maxExamples": 4},
@@ -364,9 +366,8 @@ def second(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pu
 def test_adapters_and_soft_prompts_on_one_base_answer_as_each_of_them_does_alone(
     first: dict[str, Published], second: Published, capsys: pytest.CaptureFixture[str]
 ):
-    places = [
-        str(one.model) for one in (first["lora"], second, *(first[kind] for kind in ("ia3", "adapter", "promptTuning")))
-    ]
+    others = ("ia3", "adapter", "promptTuning", "prefixTuning")
+    places = [str(one.model) for one in (first["lora"], second, *(first[kind] for kind in others))]
     row = json.dumps({"text": "The film was great."})
 
     def ask(*adapters: str) -> dict[str, str]:

@@ -154,6 +154,17 @@ def test_rows_of_a_hub_data_set_are_read_by_pattern(hub: FakeHub, laptop: Storag
     assert len(hub.downloads()) == before
 
 
+def test_a_hub_data_set_is_read_at_the_revision_that_is_named(hub: FakeHub, laptop: Storage, tmp_path: Path) -> None:
+    uri = "hf://datasets/acme/reviews/data/train*"
+    hub.branches = ("v1",)
+    assert len(texts(laptop.fetch_rows(uri, FIELD, None, tmp_path / "tag", "v1"))) == 2
+    assert len(texts(laptop.fetch_rows(uri, FIELD, None, tmp_path / "commit", hub.commit))) == 2
+    with pytest.raises(
+        SpecError, match=r"at revision 'main': .*no such branch.*Correct spec\.data\.tasks\[0\]\.revision"
+    ):
+        laptop.fetch_rows(uri, FIELD, None, tmp_path / "rows")
+
+
 def test_a_hub_data_set_of_several_splits_is_not_guessed_at(hub: FakeHub, laptop: Storage, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"different splits \(test, train\): data/test-.*Name those that are meant"):
         laptop.fetch_rows("hf://datasets/acme/reviews", FIELD, None, tmp_path / "rows")

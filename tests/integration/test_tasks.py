@@ -98,6 +98,7 @@ def test_a_library_entry_is_trained_on_all_of_its_phrasings(tiny_model_dir: Path
     resolved: Any = report.resolved
     assert len(resolved["data"]["tasks"][0]["templates"]) == 3
     assert "library" not in resolved["data"]["tasks"][0]
+    assert [one.library for one in report.data.tasks] == ["alpaca 1"]
 
 
 def leaking_task(folder: Path) -> dict[str, Any]:

@@ -413,6 +413,22 @@ BAD_SPECS = [
         PASSES,
     ),
     BadSpec(
+        "rows outside a hub have no revision",
+        {f"{TASK}.revision": "v1"},
+        f"{TASK}.revision",
+        '"v1"',
+        ("pins a hub data set", "hf://datasets/organisation/name"),
+        PASSES,
+    ),
+    BadSpec(
+        "replayed rows outside a hub have no revision",
+        {"spec.data.replay": {"source": "file:///rows.jsonl", "revision": "v1"}},
+        "spec.data.replay.revision",
+        '"v1"',
+        ("pins a hub data set", "Leave it out"),
+        PASSES,
+    ),
+    BadSpec(
         "temperature is for strategy temperature",
         {"spec.data.mixing.temperature": 2.0},
         "spec.data.mixing.temperature",

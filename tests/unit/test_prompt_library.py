@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune_api import prompt_library
-from finetune_api.library import library_entry
+from finetune_api.library import entry_with, library_entry
 from finetune_api.prompt_library import library_names
 from finetune_api.resolve import resolve
 from finetune_trainer.template import Template
@@ -71,6 +71,13 @@ def test_a_resolved_job_holds_the_phrasings_themselves() -> None:
     (resolved,) = resolve(make_job(task)).spec.data.tasks
     assert resolved.library is None
     assert resolved.templates == library_entry("sentiment").templates
+
+
+def test_an_entry_is_known_again_by_all_of_its_phrasings() -> None:
+    templates = library_entry("sentiment").templates
+    assert entry_with(templates) is library_entry("sentiment")
+    assert entry_with(templates[1:]) is None
+    assert entry_with(()) is None
 
 
 def test_every_file_belongs_to_the_library() -> None:

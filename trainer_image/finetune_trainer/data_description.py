@@ -56,6 +56,7 @@ def describe_data(
                 {split: dataset.examples(split, task) for split in Split},
                 {split: rows_by_task(dataset, split, encoded[split])[task] for split in Split},
                 renderer.decode,
+                dataset.task(task).templates,
             )
             for task in dataset.tasks
         ),

@@ -12,6 +12,7 @@ from itertools import chain, groupby
 
 import py3langid
 
+from finetune_api.library import entry_with
 from finetune_api.report import (
     ColumnData,
     DataReport,
@@ -23,6 +24,7 @@ from finetune_api.report import (
     TextPiece,
 )
 from finetune_api.secret_text import SECRET
+from finetune_api.spec import TemplateSpec
 from finetune_trainer.example import Encoded, Example
 from finetune_trainer.split import Split
 
@@ -48,6 +50,7 @@ def describe_task(
     examples: Mapping[Split, Sequence[Example]],
     encoded: Mapping[Split, Sequence[Encoded]],
     decode: Callable[[Sequence[int]], str],
+    templates: tuple[TemplateSpec, ...],
 ) -> TaskData:
     """Return what one task's rows look like.
 
@@ -57,7 +60,9 @@ def describe_task(
         examples: its rows by split.
         encoded: the same as tokens; those of training with all that is learnt.
         decode: the tokenizer's, special tokens included.
+        templates: its phrasings; none of chats.
     """
+    entry = entry_with(templates)
     bars: Counter[int] = Counter()
     truncated = 0
     for item in chain.from_iterable(encoded.values()):
@@ -74,6 +79,7 @@ def describe_task(
         columns=tuple(describe_columns(example.values for example in examples[Split.TRAIN])),
         languages=guess_languages(examples[Split.TRAIN]),
         sample=() if first is None else tuple(mask_pieces(first, decode)),
+        library="" if entry is None else f"{entry.name} {entry.version}",
     )
 
 

@@ -387,8 +387,11 @@ _REPLAY_SPEC = TaskSpec(name=REPLAY_TASK, source="file:///", templates=(_REPLAY_
 def _load_replay(replay: ReplaySpec, seed: int, fetch: Fetch, rendered: RecordFile) -> _Loaded:
     """Read the general rows: of columns prompt and completion, or of a column messages."""
     field = "spec.data.replay"
-    task = _REPLAY_SPEC.model_copy(update={"source": replay.source, "secret_ref": replay.secret_ref})
-    first = next(iter(read_rows(fetch(replay.source, f"{field}.source", replay.secret_ref), f"{field}.source")))
+    task = _REPLAY_SPEC.model_copy(
+        update={"source": replay.source, "secret_ref": replay.secret_ref, "revision": replay.revision}
+    )
+    path = fetch(replay.source, f"{field}.source", replay.secret_ref, replay.revision)
+    first = next(iter(read_rows(path, f"{field}.source")))
     if "messages" in first:
         task = task.model_copy(update={"templates": (), "messages": "messages"})
     phrasings = _phrasings_of(task, field)
@@ -493,7 +496,8 @@ def _candidates(uri: str, field: str, fetch: Fetch, columns: _Columns, records: 
     found: dict[str, None] = {}
     lacking: set[str] = set()
     splitting = {"groupBy": columns.group_by, "stratifyBy": columns.stratify_by}
-    for number, row in enumerate(read_rows(fetch(uri, field, columns.task.secret_ref), field)):
+    path = fetch(uri, field, columns.task.secret_ref, columns.task.revision)
+    for number, row in enumerate(read_rows(path, field)):
         found.update(dict.fromkeys(row))
         values = columns.values(row)
         text = columns.text(values, number)

@@ -234,9 +234,8 @@ class _HubErrors:
                 )
             case RevisionNotFoundError():
                 return SpecError(
-                    f"{where}: the {noun} has no such branch, tag or commit. Correct spec.model.revision."
-                    if self.wanted.kind == "model"
-                    else f"{field}: {where}: the data set has no such branch."
+                    f"{where}: the {noun} has no such branch, tag or commit. "
+                    f"Correct {field.rpartition('.')[0]}.revision."
                 )
             case HfHubHTTPError() if error.response.status_code in (401, 403):
                 return SpecError(

@@ -17,8 +17,9 @@ from finetune_trainer.row_format import KNOWN_ENDINGS, Row, format_of, read_file
 
 __all__ = ["Fetch", "Row", "choose_files", "fetch_local", "is_pattern", "read_rows"]
 
-Fetch = Callable[[str, str, SecretRef | None], Path]
-"""Returns the local file, folder or pattern of a source, given its URI, the setting that names it and its Secret."""
+Fetch = Callable[[str, str, SecretRef | None, str | None], Path]
+"""Returns the local file, folder or pattern of a source, given its URI, the setting that names it, its Secret
+and its revision."""
 
 _MOST_FILES = 10_000
 _SHOWN_NAMES = 6
@@ -30,7 +31,7 @@ _SPLIT_WORDS = {"train": "train", "validation": "validation", "valid": "validati
 }
 
 
-def fetch_local(uri: str, field: str, secret_ref: SecretRef | None = None) -> Path:
+def fetch_local(uri: str, field: str, secret_ref: SecretRef | None = None, revision: str | None = None) -> Path:
     """Return the path behind a plain path or ``file:///path``; `finetune_trainer.storage` knows the other schemes.
 
     Raises:

@@ -81,7 +81,7 @@ def load_rows(run: Run, splits: Collection[Split] = tuple(Split)) -> Dataset:
     return load_dataset(
         run.job.spec.data,
         splits,
-        fetch=lambda uri, field, secret_ref: run.storage.fetch_rows(uri, field, secret_ref, folder),
+        fetch=lambda uri, field, secret_ref, revision: run.storage.fetch_rows(uri, field, secret_ref, folder, revision),
         folder=run.workspace.root,
         subgroup_column=holistic.subgroup_column if (holistic := run.job.spec.evaluation.holistic) else None,
     )

@@ -57,7 +57,9 @@ class Storage:
             case _:
                 raise _unknown_scheme(OUTPUT_FIELD, uri, scheme, "output.uri")
 
-    def fetch_rows(self, uri: str, field: str, secret_ref: SecretRef | None, folder: Path) -> Path:
+    def fetch_rows(
+        self, uri: str, field: str, secret_ref: SecretRef | None, folder: Path, revision: str | None = None
+    ) -> Path:
         """Return the path of a file of rows, of a folder of such files, or of a pattern that they match.
 
         What is in a bucket is copied into ``folder`` each time; a hub data set unless its commit is there already.
@@ -67,6 +69,7 @@ class Storage:
             field: the setting that names it, such as ``spec.data.tasks[0].source``.
             secret_ref: the task's own Secret.
             folder: for copies; made when it is needed.
+            revision: of a hub data set; the branch main where it is absent.
         """
         if (here := self._on_this_machine(uri, field)) is not None:
             return here
@@ -79,7 +82,9 @@ class Storage:
             case "hf":
                 secret_field = f"{field.rpartition('.')[0]}.secretRef"
                 token = self._hub_token(secret_ref, secret_field, os.environ)
-                return _fetch_data_set(uri, field, secret_field, Hub.from_environment(token, folder))
+                return _fetch_data_set(
+                    uri, revision or "main", field, secret_field, Hub.from_environment(token, folder)
+                )
             case _:
                 raise _unknown_scheme(field, uri, scheme, "data.tasks[].source")
 
@@ -204,7 +209,7 @@ def _read(path: Path, field: str) -> bytes:
         raise DataError(f"{field}: cannot read {path}: {error}. Correct the path.") from error
 
 
-def _fetch_data_set(uri: str, field: str, secret_field: str, hub: Hub) -> Path:
+def _fetch_data_set(uri: str, revision: str, field: str, secret_field: str, hub: Hub) -> Path:
     """Return the folder with the rows of ``hf://datasets/organisation/name`` or of a path or pattern in it."""
     kind, organisation, name, *inner = [*uri.removeprefix("hf://").strip("/").split("/"), "", ""]
     if kind != "datasets" or not organisation or not name:
@@ -213,7 +218,7 @@ def _fetch_data_set(uri: str, field: str, secret_field: str, hub: Hub) -> Path:
             f"or a pattern in it behind where it holds several splits: hf://datasets/organisation/name/data/train*"
         )
     rest = "/".join(part for part in inner if part)
-    wanted = Wanted("dataset", field, uri, f"{organisation}/{name}", "main", secret_field)
+    wanted = Wanted("dataset", field, uri, f"{organisation}/{name}", revision, secret_field)
 
     def fetch() -> Path:
         commit = hub.fetch(wanted, ())

@@ -2,12 +2,9 @@
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated
-
-from pydantic import Field
 
 from finetune_api.block import Block, Problem
-from finetune_api.spec.field import DataUri, Flag, ModelUri, Name, SecretRef, Sha256
+from finetune_api.spec.field import DataUri, Flag, ModelUri, Name, Revision, SecretRef, Sha256
 
 
 class ModelTask(StrEnum):
@@ -77,7 +74,7 @@ class ModelSpec(Block):
     source: ModelUri
     """Where the model is: hf://organisation/name, s3://bucket/path, pvc://claim/path or file:///folder (a folder with
     config.json, a tokenizer and safetensors weights; pickled weights are refused)."""
-    revision: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    revision: Revision | None = None
     """Branch, tag or commit of a hub model; resolved to a commit and pinned in status. Absent: the default branch."""
     task: ModelTask = ModelTask.CAUSAL_LM
     """causal-lm (Llama, Qwen, GPT) or seq2seq-lm: an encoder reads the prompt, a decoder writes the completion (T5,

@@ -17,6 +17,7 @@ from finetune_api.spec.field import (
     Name,
     Number,
     Prose,
+    Revision,
     SecretRef,
     Seed,
     Share,
@@ -118,10 +119,32 @@ def _chats_have_their_own_turns(messages: str | None, few_shot: int | None) -> I
         )
 
 
+def _is_of_the_hub(revision: str | None, *sources: str | None) -> Iterator[Problem]:
+    if revision is not None and not any(source and source.startswith("hf://") for source in sources):
+        yield Problem(
+            ("revision",),
+            revision,
+            "pins a hub data set, and no source here is one",
+            "Leave it out, or name rows as hf://datasets/organisation/name.",
+        )
+
+
+def _revision_is_of_the_hub(
+    revision: str | None, source: str, validation_source: str | None, test_source: str | None
+) -> Iterator[Problem]:
+    yield from _is_of_the_hub(revision, source, validation_source, test_source)
+
+
 class TaskSpec(Block):
     """Rows with the templates and labels that belong to them."""
 
-    rules = (_one_way_to_render, _library_has_the_entry, _labels_differ, _chats_have_their_own_turns)
+    rules = (
+        _one_way_to_render,
+        _library_has_the_entry,
+        _labels_differ,
+        _chats_have_their_own_turns,
+        _revision_is_of_the_hub,
+    )
 
     name: TaskName
     """Short name, unique in the job; gates and reports use it."""
@@ -135,6 +158,9 @@ class TaskSpec(Block):
     test_source: DataUri | None = None
     """Rows for the test from a place of their own, read as those of ``source`` are; ``splits.test`` is then not cut
     from ``source``. The check stage counts those that are like a training row."""
+    revision: Revision | None = None
+    """Branch, tag or commit of the hub data sets in ``source``, ``validationSource`` and ``testSource``; a commit
+    stays what it is. Absent: the branch main."""
     templates: Annotated[tuple[TemplateSpec, ...], Field(max_length=16)] = ()
     """Phrasings of the task; each row is trained with one, chosen by the seed. The base model is measured with the one
     that suits it best on the validation rows."""
@@ -228,11 +254,19 @@ class SplitsSpec(Block):
     """Another seed, another split."""
 
 
+def _replay_revision_is_of_the_hub(revision: str | None, source: str) -> Iterator[Problem]:
+    yield from _is_of_the_hub(revision, source)
+
+
 class ReplaySpec(Block):
     """General rows mixed in against forgetting."""
 
+    rules = (_replay_revision_is_of_the_hub,)
+
     source: DataUri
     """Rows with columns prompt and completion, or messages; read as those of a task."""
+    revision: Revision | None = None
+    """Branch, tag or commit of a hub data set, as for a task. Absent: the branch main."""
     fraction: Annotated[Number, Field(gt=0, lt=1)] = 0.1
     """Share of the rows seen that are replayed; 0.05-0.1 is usual (arXiv:2403.08763)."""
     secret_ref: SecretRef | None = None

@@ -94,6 +94,9 @@ MountPath = Annotated[str, Field(min_length=1, max_length=1024, pattern=PATH)]
 Prose = Annotated[str, Field(min_length=1, max_length=16384)]
 """Text for a model: a template, a system prompt. At most 16 KiB of ASCII."""
 
+Revision = Annotated[str, Field(min_length=1, max_length=128)]
+"""What a hub calls a state of a repository: a branch, a tag or a commit."""
+
 LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=RESOURCE)]
 LabelValue = Annotated[str, Field(max_length=63)]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]

@@ -50,7 +50,7 @@ def test_a_task_is_counted():
         split: [encode("p" * (length - 1), "c", truncated=length > 50) for length in found]
         for split, found in lengths.items()
     }
-    found = describe_task("t", ["yes", "no", "maybe"], examples, encoded, decode)
+    found = describe_task("t", ["yes", "no", "maybe"], examples, encoded, decode, ())
     assert found.rows == SplitRows(train=3, validation=0, test=1)
     assert [(bar.up_to, bar.rows) for bar in found.lengths] == [(16, 2), (32, 1), (64, 0), (128, 1)]
     assert found.truncated == 1

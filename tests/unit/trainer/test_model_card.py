@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from finetune_api.report import ArtifactKind, DataReport, Report, SplitRows, TrainingReport
+from finetune_api.report import ArtifactKind, DataReport, Report, SplitRows, TaskData, TrainingReport
 from finetune_api.spec import LoraSpec, MethodType, ModelTask
 from finetune_cli.cluster_job import cluster_job
 from finetune_cli.serving import VLLM_IMAGE, serving_manifests
@@ -25,6 +25,7 @@ def card(
     base: BaseReference = HUB,
     lora: LoraSpec | None = None,
     few_shot: int | None = None,
+    tasks: tuple[TaskData, ...] = (),
 ) -> str:
     prompt = PromptFile(
         model_task=task,
@@ -37,7 +38,7 @@ def card(
         tasks=(PromptTask(name="t", templates=(), few_shot=few_shot),),
     )
     training = TrainingReport(method=method, parameters=100, trainable_parameters=10, steps=1, epochs=1)
-    data = DataReport(rows=SplitRows(train=8, validation=1, test=1), hash="cd", format="raw")
+    data = DataReport(rows=SplitRows(train=8, validation=1, test=1), hash="cd", format="raw", tasks=tasks)
     report = Report(
         name="reviews", namespace="default", spec_hash="ab", base_model=base.name, data=data, training=training, seed=1
     )
@@ -114,3 +115,9 @@ def test_who_asks_is_told_that_the_model_was_trained_with_examples_before_the_qu
     told = "Task t was trained and measured with 4 rows and their answers before every question"
     assert told in card(MethodType.LORA, few_shot=4)
     assert "before every question" not in card(MethodType.LORA)
+
+
+def test_the_librarys_entry_is_named_where_a_task_has_its_phrasings():
+    own = TaskData(task="topics", rows=SplitRows(train=8, validation=1, test=1))
+    text = card(MethodType.LORA, lora=LORA, tasks=(own, own.model_copy(update={"library": "topic 1"})))
+    assert text.count("| templates of topics | entry topic 1 of the template library |\n") == 1

@@ -445,6 +445,12 @@ def test_the_page_says_what_the_check_found_in_the_rows():
     assert "the whole pipeline with a tiny random model" in page
 
 
+def test_the_page_names_the_librarys_entry_where_a_task_has_its_phrasings():
+    own = TaskData(task="topics", rows=SplitRows(train=1, validation=0, test=0))
+    data = make_report().data.model_copy(update={"tasks": (own, own.model_copy(update={"library": "topic 1"}))})
+    assert render_page(make_report(data=data)).count("of topics: entry topic 1 of the template library") == 1
+
+
 def test_the_improved_row_comes_before_the_worsened_one():
     page = render_page(make_report())
     assert (
@@ -526,6 +532,7 @@ def full_report(text: str = "Wow... Loved this place.") -> Report:
             ColumnData(name="stars", kinds={"number": 3}, distinct=5),
         ),
         languages={"en": 0.98, "de": 0.02},
+        library=text,
         sample=(TextPiece(text=text, learnt=False), TextPiece(text=text, learnt=True)),
     )
     tasks = (task, task.model_copy(update={"task": "topics of customers who write to us"}))
