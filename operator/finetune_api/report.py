@@ -485,6 +485,8 @@ class RetentionResult(ApiModel):
     why: str
     """The numbers behind it, in a sentence."""
     rows: int
+    change: float | None = None
+    """Accuracy, tuned - base; absent in reports of versions that did not tell it."""
 
 
 class TradeOffPoint(ApiModel):
