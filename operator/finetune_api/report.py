@@ -270,8 +270,9 @@ class TimeEstimate(ApiModel):
     step: int
     """Behind which it was said: a tenth of the way, and no earlier than the fifth step."""
     seconds: float
-    """From the beginning to the end: what had passed, and the steps to come at the speed so far. Looks at the
-    validation rows that were to come are not in it, nor are checkpoints where none had been written yet."""
+    """From the beginning of this run, or where it was resumed, to the end: what had passed, and the steps to come at
+    the speed so far. Looks at the validation rows that were to come are not in it, nor are checkpoints where none had
+    been written yet."""
 
 
 class TrainingReport(ApiModel):
@@ -488,6 +489,8 @@ class RetentionResult(ApiModel):
     why: str
     """The numbers behind it, in a sentence."""
     rows: int
+    change: float | None = None
+    """Accuracy, tuned - base; absent in reports of versions that did not tell it."""
 
 
 class TradeOffPoint(ApiModel):

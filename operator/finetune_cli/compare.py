@@ -13,7 +13,7 @@ from finetune_api.plain_text import one_line
 from finetune_api.report import CONTRACT_VERSION, ExitCode, Report
 from finetune_cli.wording import aligned, duration, p_value
 from finetune_trainer.errors import DataError, SpecError, StorageError
-from finetune_trainer.run_comparison import FinishedRun, RunFigure, compare_runs
+from finetune_trainer.run_comparison import FinishedRun, RunFigure, RunRetention, compare_runs, retained_abilities
 
 REPORT = "report.json"
 PREDICTIONS = "predictions.parquet"
@@ -21,6 +21,7 @@ PREDICTIONS = "predictions.parquet"
 _ABSENT = "-"
 _RUN_COLUMNS = ("run", "job", "method", "base model", "trained", "training", "published", "report")
 _FIGURE_COLUMNS = ("task", "metric", "run", "tuned", "over base", "over run 1", "95 % interval", "p")
+_RETENTION_COLUMNS = ("general rows", "run", "forgetting", "over base", "rows")
 
 
 def compare(places: Sequence[Path], as_json: bool) -> ExitCode:
@@ -38,11 +39,11 @@ def compare(places: Sequence[Path], as_json: bool) -> ExitCode:
         raise SpecError("compare needs two reports at least. Name another one.")
     files = [find_report(place) for place in places]
     runs = [read_run(file) for file in files]
-    figures = compare_runs(runs)
+    figures, retained = compare_runs(runs), retained_abilities(runs)
     if as_json:
-        sys.stdout.write(json.dumps(_document(files, runs, figures)) + "\n")
+        sys.stdout.write(json.dumps(_document(files, runs, figures, retained)) + "\n")
     else:
-        for line in describe_runs(files, runs, figures):
+        for line in describe_runs(files, runs, figures, retained):
             sys.stdout.write(line + "\n")
     return ExitCode.OK
 
@@ -82,20 +83,31 @@ def read_run(file: Path) -> FinishedRun:
         raise DataError(f"{predictions} cannot be read: {one_line(str(error))}. Fetch the report again.") from error
 
 
-def describe_runs(files: Sequence[Path], runs: Sequence[FinishedRun], figures: Sequence[RunFigure]) -> list[str]:
-    """Return the lines for people: what the runs are, then each figure of each run."""
+def describe_runs(
+    files: Sequence[Path],
+    runs: Sequence[FinishedRun],
+    figures: Sequence[RunFigure],
+    retained: Sequence[RunRetention],
+) -> list[str]:
+    """Return the lines for people: what the runs are, each figure of each run, then what each has forgotten."""
     about = [_run_row(number, file, run.report) for number, (file, run) in enumerate(zip(files, runs, strict=True), 1)]
     lines = aligned([_RUN_COLUMNS, *about], texts=len(_RUN_COLUMNS))
-    if not figures:
+    if not figures and not retained:
         return [*lines, "", "Nothing was measured in any of them."]
-    lines += ["", *aligned([_FIGURE_COLUMNS, *(_figure_row(figure) for figure in figures)], texts=3)]
+    if figures:
+        lines += ["", *aligned([_FIGURE_COLUMNS, *(_figure_row(figure) for figure in figures)], texts=3)]
+    if retained:
+        lines += ["", *aligned([_RETENTION_COLUMNS, *(_retention_row(one) for one in retained)], texts=3)]
     reasons = dict.fromkeys((figure.run, figure.why_not) for figure in figures if figure.why_not)
     if any(figure.against_first for figure in figures):
         lines += [
             "",
             "over run 1: on the same test rows, paired bootstrap; p corrected by Holm's method for all of them.",
         ]
-    return [*lines, *(f"run {run + 1} against run 1, where there is no difference: {why}." for run, why in reasons)]
+    return [
+        *lines,
+        *(f"run {run + 1} against run 1, where there is no difference: {one_line(why)}." for run, why in reasons),
+    ]
 
 
 def _run_row(number: int, file: Path, report: Report) -> tuple[str, ...]:
@@ -116,7 +128,7 @@ def _run_row(number: int, file: Path, report: Report) -> tuple[str, ...]:
 def _figure_row(figure: RunFigure) -> tuple[str, ...]:
     paired = figure.against_first
     return (
-        one_line(figure.task),
+        one_line(_subject(figure)),
         one_line(figure.metric),
         str(figure.run + 1),
         f"{figure.tuned:.3f}",
@@ -127,7 +139,24 @@ def _figure_row(figure: RunFigure) -> tuple[str, ...]:
     )
 
 
-def _document(files: Sequence[Path], runs: Sequence[FinishedRun], figures: Sequence[RunFigure]) -> dict[str, object]:
+def _subject(figure: RunFigure) -> str:
+    """Return the task; of a benchmark its name, and which of its tasks where it has several."""
+    if figure.benchmark in (None, figure.task):
+        return figure.task
+    return f"{figure.benchmark}: {figure.task}"
+
+
+def _retention_row(one: RunRetention) -> tuple[str, ...]:
+    change = _ABSENT if one.change is None else f"{one.change:+.3f}"
+    return one_line(one.source), str(one.run + 1), one.verdict.value, change, f"{one.rows:,}"
+
+
+def _document(
+    files: Sequence[Path],
+    runs: Sequence[FinishedRun],
+    figures: Sequence[RunFigure],
+    retained: Sequence[RunRetention],
+) -> dict[str, object]:
     return {
         "runs": [
             {
@@ -146,4 +175,5 @@ def _document(files: Sequence[Path], runs: Sequence[FinishedRun], figures: Seque
             for file, run in zip(files, runs, strict=True)
         ],
         "figures": [figure.model_dump(mode="json", by_alias=True) for figure in figures],
+        "forgetting": [one.model_dump(mode="json", by_alias=True) for one in retained],
     }

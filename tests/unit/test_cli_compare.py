@@ -9,7 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune_api.report import DataReport, EvaluationReport, ExitCode, MetricComparison, Report, TrainingReport
+from finetune_api.report import (
+    BenchmarkReport,
+    DataReport,
+    EvaluationReport,
+    ExitCode,
+    ForgettingReport,
+    MetricComparison,
+    Report,
+    Retention,
+    RetentionResult,
+    TrainingReport,
+)
 from finetune_cli.__main__ import run_command
 from finetune_trainer.statistics import adjusted_p_values
 
@@ -73,6 +84,25 @@ def write_run(
     return folder
 
 
+def add_general(folder: Path, *, tuned: float, change: float | None, sha256: str | None = None) -> None:
+    """Write into a run's report what it made of a benchmark, and whether it kept its general ability."""
+    report = Report.model_validate_json((folder / "report.json").read_bytes())
+    assert report.evaluation is not None
+    metrics = tuple(
+        MetricComparison(task=task, metric="acc", base=0.5, tuned=tuned, delta=tuned - 0.5, rows=80)
+        for task in ("quiz", "hard part")
+    )
+    kept = RetentionResult(source="general", verdict=Retention.PASSED, why="", rows=1601, change=change)
+    evaluation = report.evaluation.model_copy(
+        update={
+            "benchmarks": (BenchmarkReport(suite="tasks/quiz.yaml", name="quiz", sha256=sha256, metrics=metrics),),
+            "forgetting": ForgettingReport(verdict=Retention.PASSED, results=(kept,), tasks=()),
+        }
+    )
+    changed = report.model_copy(update={"evaluation": evaluation})
+    (folder / "report.json").write_text(changed.model_dump_json(by_alias=True))
+
+
 def compared(capsys: pytest.CaptureFixture[str], *places: Path) -> list[dict[str, object]]:
     assert run_command(["compare", *map(str, places), "--output", "json"]) == ExitCode.OK
     figures: list[dict[str, object]] = json.loads(capsys.readouterr().out)["figures"]
@@ -95,6 +125,54 @@ def test_runs_are_shown_side_by_side(tmp_path, capsys):
     ]
     assert lines[5].split()[5:] == ["-", "-", "-"], "the first run is what the others are held against"
     assert lines[6].split()[5] == "+0.400" and lines[6].endswith("  0.002")
+
+
+def test_benchmarks_and_what_was_forgotten_stand_side_by_side(tmp_path, capsys):
+    runs = [write_run(tmp_path / name, name, range(30)) for name in ("first", "other", "unasked")]
+    add_general(runs[0], tuned=0.75, change=-0.004)
+    add_general(runs[1], tuned=0.625, change=None)
+    assert run_command(["compare", *map(str, runs)]) == ExitCode.OK
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if "acc" in line] == [
+        ["quiz", "acc", "1", "0.750", "+0.250", "-", "-", "-"],
+        ["quiz", "acc", "2", "0.625", "+0.125", "-", "-", "-"],
+        ["quiz:", "hard", "part", "acc", "1", "0.750", "+0.250", "-", "-", "-"],
+        ["quiz:", "hard", "part", "acc", "2", "0.625", "+0.125", "-", "-", "-"],
+    ]
+    assert [line for line in lines if line[:1] == ["general"]] == [
+        ["general", "rows", "run", "forgetting", "over", "base", "rows"],
+        ["general", "1", "passed", "-0.004", "1,601"],
+        ["general", "2", "passed", "-", "1,601"],
+    ]
+    run_command(["compare", *map(str, runs), "--output", "json"])
+    document = json.loads(capsys.readouterr().out)
+    assert [(one["run"], one["verdict"], one["change"]) for one in document["forgetting"]] == [
+        (0, "passed", -0.004),
+        (1, "passed", None),
+    ]
+    assert {one["benchmark"] for one in document["figures"]} == {None, "quiz"}
+
+
+def test_nothing_is_said_of_what_no_run_was_asked(tmp_path, capsys):
+    runs = [write_run(tmp_path / name, name, range(30)) for name in ("first", "other")]
+    run_command(["compare", *map(str, runs)])
+    out = capsys.readouterr().out
+    assert "forgetting" not in out and "benchmark" not in out
+
+
+@pytest.mark.parametrize(
+    ("sha256", "why"),
+    [
+        pytest.param("a" * 64, "answers to benchmarks are not kept", id="the same file"),
+        pytest.param("b" * 64, "the benchmark quiz has not the same rows or task file", id="another file of its name"),
+    ],
+)
+def test_a_benchmark_says_why_it_has_no_difference(tmp_path, capsys, sha256, why):
+    runs = [write_run(tmp_path / name, name, range(30)) for name in ("first", "other")]
+    for run, its_file in zip(runs, ("a" * 64, sha256), strict=True):
+        add_general(run, tuned=0.75, change=0.0, sha256=its_file)
+    found = {one["whyNot"] for one in compared(capsys, *runs) if (one["benchmark"], one["run"]) == ("quiz", 1)}
+    assert found == {why}
 
 
 def test_differences_are_paired_by_row_and_corrected_together(tmp_path, capsys):

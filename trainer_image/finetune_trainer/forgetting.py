@@ -58,7 +58,8 @@ def compare_abilities(
         for source in dict.fromkeys(row.source for row in suite.rows)
     }
     results = tuple(
-        RetentionResult(source=source, verdict=one.verdict, why=one.why, rows=one.rows) for source, one in found.items()
+        RetentionResult(source=source, verdict=one.verdict, why=one.why, rows=one.rows, change=one.change)
+        for source, one in found.items()
     )
     return ForgettingReport(
         verdict=_worst([result.verdict for result in results]),

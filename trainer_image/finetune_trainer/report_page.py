@@ -24,6 +24,7 @@ from finetune_api.report import (
     PromptChoice,
     Report,
     SideBySide,
+    Span,
     TrainingReport,
 )
 from finetune_api.spec.evaluation import SUBGROUP_GAP
@@ -86,10 +87,14 @@ class MetricRow:
     name: str
     direction: str
     base: str
+    base_interval: str
+    """Empty, as of the others, where the report has none."""
     few_shot: str
     """Empty where the base was not asked with examples."""
+    few_shot_interval: str
     majority: str
     tuned: str
+    tuned_interval: str
     delta: str
     interval: str
     chance: str
@@ -240,7 +245,7 @@ def _metric_rows(metrics: Sequence[MetricComparison]) -> list[MetricRow]:
 
 
 def _metric_row(comparison: MetricComparison) -> MetricRow:
-    interval = ""
+    interval, few_shot = "", comparison.few_shot
     places: tuple[float | None, float | None, float | None] = None, None, None
     if comparison.delta is not None and comparison.low is not None and comparison.high is not None:
         interval = f"{_signed(comparison.low)} to {_signed(comparison.high)}"
@@ -252,9 +257,12 @@ def _metric_row(comparison: MetricComparison) -> MetricRow:
         name=METRIC_NAMES.get(comparison.metric) or visible(comparison.metric),
         direction="higher is better" if comparison.higher_is_better else "lower is better",
         base=ABSENT if comparison.base is None else format_value(comparison, comparison.base),
-        few_shot="" if comparison.few_shot is None else format_value(comparison, comparison.few_shot.value),
+        base_interval=_span(comparison, comparison.base_interval),
+        few_shot="" if few_shot is None else format_value(comparison, few_shot.value),
+        few_shot_interval=_span(comparison, few_shot.interval if few_shot else None),
         majority="" if comparison.majority is None else format_value(comparison, comparison.majority),
         tuned=format_value(comparison, comparison.tuned),
+        tuned_interval=_span(comparison, comparison.tuned_interval),
         delta=ABSENT if comparison.delta is None else _signed(comparison.delta),
         interval=interval,
         chance=_chance(comparison),
@@ -266,6 +274,10 @@ def _metric_row(comparison: MetricComparison) -> MetricRow:
         delta_percent=places[1],
         high_percent=places[2],
     )
+
+
+def _span(comparison: MetricComparison, span: Span | None) -> str:
+    return f"{format_value(comparison, span.low)} to {format_value(comparison, span.high)}" if span else ""
 
 
 def _parts(comparison: MetricComparison) -> str:

@@ -1,17 +1,19 @@
 """Put the tuned models of several finished jobs side by side, each against the first. Pure.
 
 Where two jobs have answered the same test rows their models are compared row by row; a difference of two means over
-different rows says little, so there is none then.
+different rows says little, so there is none then. Answers to benchmarks are not kept, so that theirs stand side by side
+alone.
 """
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from finetune_api.model import ApiModel
-from finetune_api.report import MetricComparison, Report
+from finetune_api.report import MetricComparison, Report, Retention
 from finetune_trainer.comparison import measure
 from finetune_trainer.figure import (
     Figure,
@@ -58,6 +60,8 @@ class PairedDifference(ApiModel):
 class RunFigure(ApiModel):
     """One figure of one run's tuned model."""
 
+    benchmark: str | None = None
+    """As gates call it; absent where the figure is one of the job's own tasks."""
     task: str
     metric: str
     run: int
@@ -73,14 +77,47 @@ class RunFigure(ApiModel):
     """Why there is no difference from the first run, for people."""
 
 
+class RunRetention(ApiModel):
+    """What one run's tuned model lost of its base's general ability, on the rows of one source."""
+
+    run: int
+    """Index of the run in the order given."""
+    source: str
+    verdict: Retention
+    rows: int
+    change: float | None = None
+    """As of `finetune_api.report.RetentionResult`."""
+
+
+class _Name(NamedTuple):
+    """What tells a figure from the others of a run."""
+
+    benchmark: str | None
+    task: str
+    metric: str
+
+
 def compare_runs(runs: Sequence[FinishedRun]) -> tuple[RunFigure, ...]:
-    """Return every figure of every run: tasks and metrics in the order they first appear, then runs as given."""
-    names = dict.fromkeys((one.task, one.metric) for run in runs for one in _metrics(run))
-    figures = [figure for task, metric in names for figure in _figures_of(task, metric, runs)]
+    """Return every figure of every run, benchmarks last: in the order they first appear, then runs as given."""
+    names = dict.fromkeys(name for run in runs for name in _metrics(run))
+    ordered = sorted(names, key=lambda name: name.benchmark is not None)
+    figures = [figure for name in ordered for figure in _figures_of(name, runs)]
     tested = [figure for figure in figures if figure.against_first is not None]
     adjusted = adjusted_p_values([figure.against_first.p_value for figure in tested if figure.against_first])
     by_figure = {(one.task, one.metric, one.run): value for one, value in zip(tested, adjusted, strict=True)}
     return tuple(_with_adjusted(one, by_figure.get((one.task, one.metric, one.run))) for one in figures)
+
+
+def retained_abilities(runs: Sequence[FinishedRun]) -> tuple[RunRetention, ...]:
+    """Return the verdict on every source of general rows, each source's runs together; empty where no run asked."""
+    found = [
+        RunRetention(run=index, source=one.source, verdict=one.verdict, rows=one.rows, change=one.change)
+        for index, run in enumerate(runs)
+        if run.report.evaluation and run.report.evaluation.forgetting
+        for one in run.report.evaluation.forgetting.results
+    ]
+    sources = list(dict.fromkeys(one.source for one in found))
+    return tuple(sorted(found, key=lambda one: sources.index(one.source)))
 
 
 def tuned_figure(metric: str, predictions: Predictions, labels: Sequence[str]) -> Figure:
@@ -130,15 +167,16 @@ def _logprobs(predictions: Predictions) -> list[Floats]:
     return [np.full(tokens, logprob / tokens) for logprob, tokens in sums]
 
 
-def _figures_of(task: str, metric: str, runs: Sequence[FinishedRun]) -> Iterator[RunFigure]:
+def _figures_of(name: _Name, runs: Sequence[FinishedRun]) -> Iterator[RunFigure]:
     for index, run in enumerate(runs):
-        found = _find(run, task, metric)
+        found = _metrics(run).get(name)
         if found is None:
             continue
-        difference, why_not = (None, "") if index == 0 else _difference(task, metric, runs[0], run)
+        difference, why_not = (None, "") if index == 0 else _difference(name, runs[0], run)
         yield RunFigure(
-            task=task,
-            metric=metric,
+            benchmark=name.benchmark,
+            task=name.task,
+            metric=name.metric,
             run=index,
             tuned=found.tuned,
             over_base=found.delta,
@@ -149,10 +187,13 @@ def _figures_of(task: str, metric: str, runs: Sequence[FinishedRun]) -> Iterator
         )
 
 
-def _difference(task: str, metric: str, first: FinishedRun, other: FinishedRun) -> tuple[PairedDifference | None, str]:
+def _difference(name: _Name, first: FinishedRun, other: FinishedRun) -> tuple[PairedDifference | None, str]:
     """Return the difference, or why there is none."""
-    if _find(first, task, metric) is None:
+    benchmark, task, metric = name
+    if name not in _metrics(first):
         return None, "the first run has not measured it"
+    if benchmark is not None:
+        return None, _why_unpaired(benchmark, first.report, other.report)
     if not first.predictions or not other.predictions:
         return None, "no predictions.parquet beside the report"
     one, two = (_rows_by_key(run, task) for run in (first, other))
@@ -192,12 +233,28 @@ def _with_adjusted(figure: RunFigure, value: float | None) -> RunFigure:
     )
 
 
-def _metrics(run: FinishedRun) -> tuple[MetricComparison, ...]:
-    return run.report.evaluation.metrics if run.report.evaluation else ()
+def _metrics(run: FinishedRun) -> dict[_Name, MetricComparison]:
+    evaluation = run.report.evaluation
+    if evaluation is None:
+        return {}
+    own = {_Name(None, one.task, one.metric): one for one in evaluation.metrics}
+    asked = {
+        _Name(benchmark.name, one.task, one.metric): one
+        for benchmark in evaluation.benchmarks
+        for one in benchmark.metrics
+    }
+    return own | asked
 
 
-def _find(run: FinishedRun, task: str, metric: str) -> MetricComparison | None:
-    return next((one for one in _metrics(run) if (one.task, one.metric) == (task, metric)), None)
+def _why_unpaired(benchmark: str, first: Report, other: Report) -> str:
+    """Return why a benchmark that both runs were asked has no difference."""
+    files = [
+        {one.sha256 for one in report.evaluation.benchmarks if one.name == benchmark} if report.evaluation else set()
+        for report in (first, other)
+    ]
+    if files[0] != files[1]:
+        return f"the benchmark {benchmark} has not the same rows or task file"
+    return "answers to benchmarks are not kept"
 
 
 def _rows_by_key(run: FinishedRun, task: str) -> dict[tuple[object, object], Mapping[str, object]]:

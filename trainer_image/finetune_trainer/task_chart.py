@@ -8,7 +8,7 @@ from finetune_trainer.axis import Tick, label_of, round_values
 from finetune_trainer.verdict import format_value, leading_comparisons
 
 WIDTH = 560
-LEFT, RIGHT, TOP, ROW, BOTTOM = 130, 86, 10, 34, 34
+LEFT, RIGHT, TOP, ROW, BOTTOM = 142, 86, 10, 34, 34
 
 
 @dataclass(frozen=True, slots=True)

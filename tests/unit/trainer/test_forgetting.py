@@ -51,6 +51,7 @@ def test_each_source_has_a_verdict_and_the_worst_one_is_the_gates(base, tuned, e
     assert found.verdict is expected
     assert tuple(result.verdict for result in found.results) == verdicts
     assert [result.source for result in found.results] == ["general", "mine"]
+    assert all(f"changed by {result.change:+.3f}" in result.why for result in found.results)
     gate = forgetting_gate(found)
     assert (gate.metric, gate.passed) == ("forgetting", expected is Retention.PASSED)
     worst = next(result for result in found.results if result.verdict is expected)

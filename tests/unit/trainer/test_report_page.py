@@ -35,6 +35,7 @@ from finetune_api.report import (
     RetentionResult,
     SampleQuestion,
     SideBySide,
+    Span,
     SplitRows,
     SubgroupFigure,
     TaskData,
@@ -202,7 +203,11 @@ def make_report(**changes: object) -> Report:
         "evaluation": EvaluationReport(
             metrics=(
                 make_accuracy(
-                    few_shot=FewShotComparison(value=0.9, delta=0.05, low=0.01, high=0.09),
+                    base_interval=Span(low=0.834, high=0.911),
+                    tuned_interval=Span(low=0.922, high=0.973),
+                    few_shot=FewShotComparison(
+                        value=0.9, interval=Span(low=0.862, high=0.933), delta=0.05, low=0.01, high=0.09
+                    ),
                     majority=0.53,
                     p_value=0.001,
                     adjusted_p_value=0.002,
@@ -667,6 +672,14 @@ def test_chance_and_rows_needed_are_shown_beside_the_interval():
     page = render_page(make_report(evaluation=EvaluationReport(metrics=(found,))))
     assert "p < 0.001 · corrected 0.021 · 1,200 rows needed" in html.unescape(page)
     assert "rows needed" not in render_page(make_report(evaluation=EvaluationReport(metrics=(make_accuracy(),))))
+
+
+def test_a_models_figure_has_its_own_interval_where_the_report_knows_one():
+    perplexity = make_accuracy(metric="perplexity", base=1234.5, base_interval=Span(low=998.25, high=1400.0), tuned=6.2)
+    page = render_page(make_report(evaluation=EvaluationReport(metrics=(perplexity,))))
+    assert '<td class="number" data-label="Base">1,234<small>998.25 to 1,400</small></td>' in page
+    assert '<td class="number strong" data-label="Tuned">6.20</td>' in page
+    assert "<small>0.862 to 0.933</small>" in render_page(make_report()), "of the base with examples"
 
 
 def test_confused_labels_and_the_parts_of_rouge_are_shown():
