@@ -333,6 +333,8 @@ def test_a_job_that_is_deleted_ends_its_watch(finetune, namespace, api_server):
 
 def test_ctrl_c_leaves_the_job_alone(finetune, namespace, api_server):
     finetune("submit", str(EXAMPLE))
+    # Tests that a shell runs in the background have it ignored, and so has what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with watching(api_server, namespace) as watcher:
         watcher.send_signal(signal.SIGINT)
         _, error = watcher.communicate(timeout=200)
