@@ -29,6 +29,7 @@ FILES = {
     "requests-benchmark": "14-benchmark/finetunejob.yaml",
     "chats": "15-chat/finetunejob.yaml",
     "requests-questioned": "16-is-tuning-needed/finetunejob.yaml",
+    "requests-by-topic": "17-template-library/finetunejob.yaml",
 }
 """By the name of the job."""
 

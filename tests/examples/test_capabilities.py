@@ -1,4 +1,4 @@
-"""Examples 09 to 16: each capability from its YAML to what its README tells to look at, a few steps long."""
+"""Examples 09 to 17: each capability from its YAML to what its README tells to look at, a few steps long."""
 
 import json
 import shutil
@@ -115,3 +115,20 @@ def test_a_tuned_model_is_held_against_examples_in_the_prompt_and_looked_at_besi
     assert report.evaluation.holistic is not None
     assert {axis.metric for axis in report.evaluation.holistic.metrics} >= {"accuracy_typos", "subgroup_gap"}
     assert {group.subgroup for group in report.evaluation.holistic.subgroups if group.compared} == {"chat", "letter"}
+
+
+def test_messages_of_two_months_are_sorted_with_phrasings_of_the_library(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = EXAMPLES / "17-template-library" / "finetunejob.yaml"
+    assert run_command(["templates", "topic", "--file", str(job)]) is ExitCode.OK
+    assert "my new shoes" in capsys.readouterr().out
+    output = run_example("17-template-library", tmp_path, steps=STEPS)
+    report = report_of(output)
+    (task,) = report.data.tasks
+    assert task.library.startswith("topic ")
+    shown = "".join(part.text for part in task.sample)
+    assert sum(shown.count(f" {label}") for label in ("delivery", "payment", "product")) >= 3
+    assert (task.rows.train, task.rows.validation, task.rows.test) == (40, 8, 32)
+    assert perplexity_fell(report)
+    assert list((output / "report" / "tensorboard").glob("events.out.tfevents.*"))
