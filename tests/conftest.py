@@ -3,7 +3,9 @@
 ``pytest --update-golden`` writes them anew; the diff is the review.
 """
 
-from collections.abc import Callable
+import gc
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,20 @@ Golden = Callable[[str, str], None]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing with them")
+
+
+@pytest.fixture(autouse=True)
+def loaded_libraries_set_aside() -> Iterator[None]:
+    """Keep what a test has imported out of all later collections of garbage.
+
+    The trainer collects garbage whenever a model has to go; to look through the objects of torch and its like every time
+    took half of a test.
+    """
+    before = len(sys.modules)
+    yield
+    if "torch" in sys.modules and len(sys.modules) > before:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture
