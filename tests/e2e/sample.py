@@ -22,12 +22,16 @@ SECRET = "s3-credentials"
 LONG = {"training": {"maxSteps": 4000, "evalEverySteps": 2000}, "checkpoint": {"everySteps": 20}}
 """A run that lasts long enough to be disturbed."""
 
+ONE_THREAD: Document = {"env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}
+"""For pods without a share of CPUs of their own: each would take a thread for every core, and threads that wait for one
+another's end keep the cores from the other pods."""
+
 CPUS: Document = {
     "workers": 2,
     "gpusPerWorker": 0,
     "resources": {"memory": "3Gi"},
     "sharedMemory": "1Gi",
-    "pod": {"env": [{"name": "OMP_NUM_THREADS", "value": "1"}]},
+    "pod": ONE_THREAD,
 }
 """Two workers without GPUs, in place of those that an example asks for. Two cores leave 400m to each, with which Ray
 alone takes a minute to start, so they go without a share of their own."""

@@ -28,7 +28,7 @@ from .injection import Injector
 from .judge import Story, complaints, steps_done_again
 from .object import JOB_UID_LABEL, Document, Jobs
 from .release import OperatorRelease
-from .sample import BUCKET, download, example
+from .sample import BUCKET, ONE_THREAD, download, example
 
 SEED = int(os.environ.get("FINETUNE_CHAOS_SEED", "8"))
 JOBS = int(os.environ.get("FINETUNE_CHAOS_JOBS", "4"))
@@ -62,7 +62,7 @@ def document(planned: PlannedJob, s3: ObjectStore, store: FaultyStore) -> Docume
         runPolicy={"preflight": "enforce" if planned.fate in CHECKED else "skip", "retries": 20},
     )
     # No limit: the pods share what the machine has.
-    job["spec"]["compute"] = {"gpusPerWorker": 0}
+    job["spec"]["compute"] = {"gpusPerWorker": 0, "pod": ONE_THREAD}
     job["spec"]["data"]["tasks"][0]["maxExamples"] = 60
     match planned.fate:
         case Fate.BAD_DATA:
