@@ -32,6 +32,11 @@ def loaded_libraries_set_aside() -> Iterator[None]:
         gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    # Libraries that count what is left at the end would complain.
+    gc.unfreeze()
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Golden:
     folder = Path(request.path).parent / "golden"
