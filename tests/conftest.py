@@ -22,8 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def loaded_libraries_set_aside() -> Iterator[None]:
     """Keep what a test has imported out of all later collections of garbage.
 
-    The trainer collects garbage whenever a model has to go; to look through the objects of torch and its like every time
-    took half of a test.
+    The trainer collects garbage whenever a model has to go, and would look through the objects of torch and its like
+    every time: a third of what tests of training took.
     """
     before = len(sys.modules)
     yield
