@@ -163,6 +163,9 @@ def test_a_hub_data_set_is_read_at_the_revision_that_is_named(hub: FakeHub, lapt
         SpecError, match=r"at revision 'main': .*no such branch.*Correct spec\.data\.tasks\[0\]\.revision"
     ):
         laptop.fetch_rows(uri, FIELD, None, tmp_path / "rows")
+    general = "spec.evaluation.forgetting.sources[0]"
+    with pytest.raises(SpecError, match=r"forgetting\.sources\[0\]: .*has no such branch\.$"):
+        laptop.fetch_rows(uri, general, None, tmp_path / "rows")
 
 
 def test_a_hub_data_set_of_several_splits_is_not_guessed_at(hub: FakeHub, laptop: Storage, tmp_path: Path) -> None:

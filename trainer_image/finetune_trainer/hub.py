@@ -70,6 +70,12 @@ class Wanted:
         return "model" if self.kind == "model" else "data set"
 
     @property
+    def revision_field(self) -> str | None:
+        """The setting beside it that names the revision; sources of a list and rows of a benchmark have none."""
+        block, _, name = self.field.rpartition(".")
+        return f"{block}.revision" if name.lower().endswith("source") else None
+
+    @property
     def where(self) -> str:
         """Source and revision."""
         return f"{self.source} at revision {self.revision!r}"
@@ -233,9 +239,10 @@ class _HubErrors:
                     f"Check {field}; for a private {noun} {self._login}."
                 )
             case RevisionNotFoundError():
+                if self.wanted.revision_field is None:
+                    return SpecError(f"{field}: {where}: the {noun} has no such branch.")
                 return SpecError(
-                    f"{where}: the {noun} has no such branch, tag or commit. "
-                    f"Correct {field.rpartition('.')[0]}.revision."
+                    f"{where}: the {noun} has no such branch, tag or commit. Correct {self.wanted.revision_field}."
                 )
             case HfHubHTTPError() if error.response.status_code in (401, 403):
                 return SpecError(
