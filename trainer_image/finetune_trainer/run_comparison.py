@@ -102,10 +102,14 @@ def compare_runs(runs: Sequence[FinishedRun]) -> tuple[RunFigure, ...]:
     names = dict.fromkeys(name for run in runs for name in _metrics(run))
     ordered = sorted(names, key=lambda name: name.benchmark is not None)
     figures = [figure for name in ordered for figure in _figures_of(name, runs)]
-    tested = [figure for figure in figures if figure.against_first is not None]
-    adjusted = adjusted_p_values([figure.against_first.p_value for figure in tested if figure.against_first])
-    by_figure = {(one.task, one.metric, one.run): value for one, value in zip(tested, adjusted, strict=True)}
-    return tuple(_with_adjusted(one, by_figure.get((one.task, one.metric, one.run))) for one in figures)
+    tested = [figure.against_first for figure in figures if figure.against_first is not None]
+    adjusted = iter(adjusted_p_values([difference.p_value for difference in tested]))
+    return tuple(
+        one.model_copy(update={"against_first": _corrected(one.against_first, next(adjusted))})
+        if one.against_first
+        else one
+        for one in figures
+    )
 
 
 def retained_abilities(runs: Sequence[FinishedRun]) -> tuple[RunRetention, ...]:
@@ -225,12 +229,8 @@ def _same_base(first: Report, other: Report) -> bool:
     return first.base_model == other.base_model
 
 
-def _with_adjusted(figure: RunFigure, value: float | None) -> RunFigure:
-    if figure.against_first is None or value is None:
-        return figure
-    return figure.model_copy(
-        update={"against_first": figure.against_first.model_copy(update={"adjusted_p_value": value})}
-    )
+def _corrected(difference: PairedDifference, p_value: float) -> PairedDifference:
+    return difference.model_copy(update={"adjusted_p_value": p_value})
 
 
 def _metrics(run: FinishedRun) -> dict[_Name, MetricComparison]:
