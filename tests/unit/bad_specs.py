@@ -422,7 +422,7 @@ BAD_SPECS = [
     ),
     BadSpec(
         "replayed rows outside a hub have no revision",
-        {"spec.data.replay": {"source": "file:///rows.jsonl", "revision": "v1"}},
+        {"spec.data.replay": {"source": "s3://bucket/rows.jsonl", "revision": "v1"}},
         "spec.data.replay.revision",
         '"v1"',
         ("pins a hub data set", "Leave it out"),

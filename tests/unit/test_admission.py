@@ -113,6 +113,7 @@ def test_a_rule_stands_where_one_is_counted_on(row: BadSpec) -> None:
 @pytest.mark.parametrize("row", rows(Admission.PASSES))
 def test_the_schema_is_no_stricter_than_it_says(row: BadSpec) -> None:
     assert refused_paths(CLOSED, make_manifest(row.given)) == set()
+    assert "file://" not in json.dumps(row.given), "a rule refuses folders: the row would be refused for another reason"
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.sentence)
