@@ -13,6 +13,7 @@ from finetune_api.spec import Preflight
 from finetune_cli.display import open_display
 from finetune_cli.library_output import diverted_to
 from finetune_cli.stop_notice import stop_notice
+from finetune_trainer.garbage import kept_for_good
 from finetune_trainer.progress import Sink
 
 CheckRunner = Callable[[FineTuneJob, Path, Sink], DataReport]
@@ -38,7 +39,8 @@ def check(job: FineTuneJob, workspace: Path, output: str, run_check: CheckRunner
     with display, diverted_to(workspace):
         if run_check is None:
             display.notice("loading torch and transformers")
-            from finetune_trainer import stages
+            with kept_for_good():
+                from finetune_trainer import stages
 
             run_check = stages.check
         with stop_notice(display.notice):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Report
+from finetune_trainer.garbage import kept_for_good
 from finetune_trainer.progress import Sink
 
 StageRunner = Callable[[FineTuneJob, Path, Sink], Report]
@@ -13,6 +14,7 @@ StageRunner = Callable[[FineTuneJob, Path, Sink], Report]
 
 def load_trainer() -> StageRunner:
     """Return the trainer's own `run`; importing it takes seconds, for torch, transformers and ray come along."""
-    from finetune_trainer import stages
+    with kept_for_good():
+        from finetune_trainer import stages
 
     return stages.run

@@ -70,9 +70,10 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def namespace(cluster: Cluster) -> Iterator[str]:
-    """Yield the name of a namespace that only this test uses."""
+    """Yield the name of a namespace that only this test uses; no pod comes into it that is not restricted."""
     name = f"test-{uuid.uuid4().hex[:8]}"
-    cluster.kubectl("create", "namespace", name)
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
 

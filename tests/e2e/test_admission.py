@@ -15,12 +15,9 @@ from kubernetes import client, config
 from finetune_api.crd import GROUP, PLURAL, VERSION
 
 from ..cluster.cluster import Cluster
-from ..unit.bad_specs import BAD_SPECS, Admission, BadSpec
+from ..unit.bad_specs import BAD_SPECS, REACHABLE, Admission, BadSpec
 from ..unit.builders import make_manifest
 from .release import OperatorRelease
-
-REACHABLE = {"spec.data.tasks[0].source": "s3://bucket/rows.jsonl", "spec.output.uri": "pvc://claim/out"}
-"""In place of the minimal manifest's folders, which a cluster refuses."""
 
 EXAMPLES = sorted(
     file

@@ -32,6 +32,7 @@ def refuses(folder):
     return False
 print(json.dumps({{
     "user": os.getuid(), "home": os.path.expanduser("~"), "from": {module}.__file__,
+    "compiled": os.path.isfile({module}.__cached__),
     "refusing": [folder for folder in ("/", "/app", "/opt/venv", "/tmp") if refuses(folder)],
 }}))
 """
@@ -142,6 +143,7 @@ def test_an_image_starts_without_root_and_without_writing_to_itself(
         "user": 65532,
         "home": "/tmp",
         "from": f"/app/{package}/__init__.py",
+        "compiled": True,
         "refusing": ["/", "/app", "/opt/venv"],
     }
 

@@ -16,7 +16,7 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.report import Report
 from finetune_trainer import stages
@@ -31,6 +31,7 @@ from finetune_trainer.squad_metrics import compute_exact, compute_f1
 from finetune_trainer.task_file import TaskFile, read_task_file
 from finetune_trainer.workspace import Workspace
 
+from .conftest import save_tiny_encoder_decoder
 from .jobs import Silence, tiny_job
 from .test_evaluation import TwoModels, models, tokenizer  # noqa: F401 - fixtures
 
@@ -182,6 +183,34 @@ def test_what_the_model_has_no_places_for_is_cut_as_the_hf_model_cuts_it(
     assert found == pytest.approx(expected, abs=ROUNDING)
 
 
+@pytest.fixture(scope="module")
+def encoder_decoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    folder = save_tiny_encoder_decoder(tmp_path_factory.mktemp("encoder-decoder"), like_flan=True)
+    return AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("places", [CONTEXT, 10], ids=["all fits", "questions are cut"])
+@pytest.mark.parametrize("task", [CHOICE, BINARY, WRITE, LAST_WORD, PROSE], ids=lambda task: task["task"])
+def test_an_encoder_reads_questions_as_with_the_hf_model_of_the_harness(
+    task: dict[str, Any],
+    places: int,
+    encoder_decoder: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+    tmp_path: Path,
+):
+    model, own_tokenizer = encoder_decoder
+    tasks = load_task(read_task(write_task(tmp_path, task)), None)
+    theirs = answers(HFLM(model, backend="seq2seq", tokenizer=own_tokenizer, max_length=places, batch_size=4), tasks)
+    ours = answers(HarnessModel(model, own_tokenizer, Scorer(model, Layout.PADDED), places), tasks)
+    found, expected = ours["samples"][task["task"]], theirs["samples"][task["task"]]
+    if task is not WRITE:
+        assert numbers(found) == pytest.approx(numbers(expected), abs=ROUNDING)
+        return
+    pairs = [(one["resps"][0][0], other["resps"][0][0]) for one, other in zip(found, expected, strict=True)]
+    # Theirs may have as many tokens more as the question has.
+    assert all(other.startswith(one) for one, other in pairs)
+    assert any(one for one, _ in pairs)
+
+
 def test_both_models_are_shown_the_same_examples(
     models: TwoModels,  # noqa: F811
     tokenizer: PreTrainedTokenizerBase,  # noqa: F811
@@ -225,6 +254,16 @@ def test_a_job_puts_base_and_tuned_side_by_side_and_gates_on_it(tiny_model_dir: 
     assert report.versions["lm-eval"]
     page = (Workspace(tmp_path / "workspace").report / "report.html").read_text()
     assert "Benchmarks" in page and "acc_norm" in page and ">pick<" in page
+
+
+def test_a_job_asks_an_encoder_decoder_model_benchmarks_too(tmp_path: Path):
+    model = save_tiny_encoder_decoder(tmp_path / "model")
+    suites = [{"suite": write_task(tmp_path, task, rows(12)).as_uri()} for task in (CHOICE, WRITE)]
+    report = run_job(model, tmp_path, model__task="seq2seq-lm", evaluation={"benchmarks": suites})
+    assert report.evaluation is not None
+    acc, _ = report.evaluation.benchmarks[0].metrics
+    assert acc.rows == 12 and acc.base is not None and acc.low is not None
+    assert report.evaluation.benchmarks[1].name == "write"
 
 
 def check_error(model: Path, folder: Path, suite: str, **evaluation: Any) -> FineTuneError:

@@ -90,7 +90,8 @@ def test_every_program_of_a_cluster_is_pinned_once() -> None:
 def test_the_last_stage_adds_sources_and_settings_alone(image: ProjectImage) -> None:
     # An edited source reaches the node as one layer that holds this folder; anything else would stay behind.
     stage = last_stage(image)
-    assert {word for word, _ in stage} <= {"ARG", "COPY", "ENTRYPOINT", "ENV", "LABEL", "USER", "WORKDIR"}
+    assert {word for word, _ in stage} <= {"ARG", "COPY", "ENTRYPOINT", "ENV", "LABEL", "RUN", "USER", "WORKDIR"}
+    assert [rest.split()[-1] for word, rest in stage if word == "RUN"] == [SOURCES]
     copied = [rest.split()[-1] for word, rest in stage if word == "COPY"]
     assert copied
     assert all(Path(SOURCES) in Path(target).parents for target in copied)

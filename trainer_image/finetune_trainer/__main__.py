@@ -18,6 +18,7 @@ from finetune_api.resolve import resolve
 from finetune_api.stage_result import StageResult, bounded
 from finetune_trainer.adjustment import Adjustment
 from finetune_trainer.errors import FineTuneError, SpecError
+from finetune_trainer.garbage import kept_for_good
 from finetune_trainer.interrupt import stopped_at_once
 from finetune_trainer.progress import Sink
 from finetune_trainer.progress_client import open_client
@@ -85,7 +86,8 @@ def _run(options: argparse.Namespace, sink: Sink) -> StageResult:
             _refuse_other_spec(job, options.spec_hash)
             add_private_authorities()
             # Imported here: a bad spec is answered before torch is loaded.
-            from finetune_trainer import stages
+            with kept_for_good():
+                from finetune_trainer import stages
 
             pod = None
             if options.attempt is not None:

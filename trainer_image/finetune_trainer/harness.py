@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import datasets
 import httpx2
@@ -25,10 +25,11 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.tasks import TaskManager
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.spec import BenchmarkSpec
 from finetune_trainer.benchmark import BINARY, COMBINED, Advance, Answers, Benchmark, BenchmarkRun, Scores
+from finetune_trainer.encoder_decoder import decoder_start
 from finetune_trainer.errors import DataError, SpecError, StorageError
 from finetune_trainer.example import Encoded
 from finetune_trainer.generation import generate
@@ -165,7 +166,7 @@ def open_benchmarks(
         if (longest := longest_answer(tasks)) >= room:
             raise SpecError(
                 f"{field}: answers may have {longest} tokens (generation_kwargs.max_gen_toks), and the model has "
-                f"places for {room:,}, prompt included. Lower it."
+                f"places for {room:,}. Lower it."
             )
 
         requests = sum(len(task.instances) for task in tasks.values())
@@ -218,10 +219,21 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         max_length: int,
         on_progress: Callable[[float], None] = lambda done: None,
     ) -> None:
-        """Wrap ``model``, which has places for ``max_length`` tokens; ``on_progress`` is told the requests done."""
+        """Wrap ``model``; ``on_progress`` is told the requests done.
+
+        Args:
+            model: is asked.
+            tokenizer: of the model.
+            scorer: scores with the model.
+            max_length: tokens that it has places for; of an encoder-decoder model, in the question and behind it each.
+            on_progress: is told how many requests are done.
+        """
         super().__init__()
         self.tokenizer = tokenizer
         self._model, self._scorer, self._max_length = model, scorer, max_length
+        self._decoder_start = decoder_start(cast(PreTrainedModel, model).config)
+        # The harness then cuts a question and what follows it each for itself.
+        self.backend = "causal" if self._decoder_start is None else "seq2seq"
         self._on_progress = on_progress
         self._done = 0
 
@@ -264,7 +276,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         for number, one in enumerate(settings):
             by_length[one["max_gen_toks"]].append(number)
         for length, numbers in by_length.items():
-            room = self._max_length - length
+            room = self._max_length - (length if self._decoder_start is None else 0)
             advance = self._part(len(numbers))
             prompts = [tuple(self.tok_encode(requests[number].args[0])[-room:]) for number in numbers]
             texts = generate(
@@ -293,6 +305,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return lambda share: self._on_progress(before + share * count)
 
     def _item(self, before: Sequence[int], after: Sequence[int]) -> Encoded:
+        if self._decoder_start is not None:
+            question, continuation = before[-self._max_length :], after[-self._max_length :]
+            return Encoded((*question, *continuation), len(question), decoder_start=self._decoder_start)
         # What does not fit goes from the beginning; the last token is predicted and takes no place.
         ids = (*before, *after)[-(self._max_length + 1) :]
         return Encoded(ids, max(len(ids) - len(after), 0))

@@ -355,16 +355,6 @@ def _earlier_checkpoints_are_loaded(
         yield Problem(place, remedy, "has no checkpoints to go back to with epochs: 0", "Set remedy: none.")
 
 
-def _benchmarks_ask_decoders(model: ModelSpec, evaluation: EvaluationSpec) -> Iterator[Problem]:
-    if model.task is ModelTask.SEQ2SEQ_LM and evaluation.benchmarks:
-        yield Problem(
-            ("evaluation", "benchmarks"),
-            [benchmark.suite for benchmark in evaluation.benchmarks],
-            "are not supported with seq2seq-lm yet: they are asked as texts to go on from",
-            "Leave them out.",
-        )
-
-
 def _encoders_read_plain_prompts(model: ModelSpec, data: DataSpec) -> Iterator[Problem]:
     if model.task is not ModelTask.SEQ2SEQ_LM:
         return
@@ -522,7 +512,6 @@ class FineTuneJobSpec(Block):
         _workers_checkpoints_stay_apart,
         _earlier_checkpoints_are_loaded,
         _encoders_read_plain_prompts,
-        _benchmarks_ask_decoders,
         _weights_are_used,
         _examples_are_shown_once,
         _accuracy_needs_labels,
