@@ -40,6 +40,10 @@ class Listener:
             self._stop_behind = None
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def rates(self) -> dict[int, float]:
+        """Return the newest learning rate at every step that was told of; rates are logged every few steps."""
+        return {one.step: one.learning_rate for one in self.told if one.step and one.learning_rate is not None}
+
     @property
     def stages(self) -> set[Stage]:
         return {progress.stage for progress in self.told}
@@ -179,6 +183,23 @@ def test_smaller_micro_batch_of_an_attempt_changes_neither_place_nor_steps(
     assert trained.exit_code is ExitCode.OK, trained.message
     assert {metric.name: metric.value for metric in trained.latest_metrics}["steps"] == "8"
     assert "state/data.json" in keys(server, document), "a check that was left out is made up for"
+
+
+def test_attempt_behind_one_that_diverged_goes_back_a_checkpoint_and_on_at_half_the_rate(
+    server: S3Server, document: dict[str, Any], tmp_path: Path
+):
+    document["spec"]["checkpoint"]["keep"] = 2
+    document["spec"]["training"]["maxSteps"] = STEPS
+    job, before, behind = job_of(document), Listener(stop_behind=5), Listener()
+    first = pod(job, Stage.TRAIN, tmp_path / "train-1", before)
+    _, older = (one.step for one in first.checkpoints)
+    change = Adjustment(learning_rate_scale=0.5, gradient_checkpointing=True)
+    second = stages.run_one(Stage.TRAIN, job, tmp_path / "train-2", behind, PodOptions(change))
+    assert second.exit_code is ExitCode.OK, second.message
+    assert second.resumed_from_step == older
+    assert min(behind.rates()) > older
+    # The peak is 0.01, and neither has come far behind it.
+    assert max(behind.rates().values()) < 0.005 < min(before.rates().values())
 
 
 def test_checkpoint_that_was_damaged_in_the_store_is_passed_over(

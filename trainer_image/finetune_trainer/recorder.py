@@ -47,6 +47,7 @@ class Recorder(TrainerCallback):
         self._tokens_per_row = sum(len(epoch[index].ids) for index in range(len(epoch))) / len(epoch)
         self._curve: dict[int, LossPoint] = {}
         self._loss: float | None = None
+        self._rate: float | None = None
         self._started = 0.0
         self._first_step = 0
         self._aside = 0.0  # seconds spent on anything but training steps
@@ -100,8 +101,9 @@ class Recorder(TrainerCallback):
         return () if warning is None else (warning,)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the newest loss, and say early what the first ones give reason to warn of."""
+        """Keep the newest loss and learning rate, and say early what the first ones give reason to warn of."""
         self._loss = kwargs["logs"].get("loss", self._loss)
+        self._rate = kwargs["logs"].get("learning_rate", self._rate)
         # Behind the last step there is a log without a loss as well.
         if "loss" in kwargs["logs"] and state.global_step == min(last_step(self._warm_up), state.max_steps):
             for warning in self.warnings(state):
@@ -128,6 +130,7 @@ class Recorder(TrainerCallback):
                 epoch=state.epoch,
                 loss=self._loss,
                 validation_loss=validation_loss,
+                learning_rate=self._rate,
                 rows_per_second=self.rows_per_second,
                 tokens_per_second=self.tokens_per_second,
                 eta_seconds=eta,

@@ -366,6 +366,8 @@ def set_peak_rate(scheduler: Any, rate: float) -> None:
     for group, share in zip(scheduler.optimizer.param_groups, scheduler.lr_lambdas, strict=True):
         group["initial_lr"] = rate
         group["lr"] = rate * share(scheduler.last_epoch)
+    # What the next step's log shows.
+    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
 _FIGURES = {"loss": "the loss", "grad_norm": "the gradient"}
