@@ -59,7 +59,7 @@ def fill_bucket(s3: ObjectStore, folder: Path) -> None:
         "examples/09-encoder-decoder/prepared/model": both_ways,
         "examples/15-chat/prepared/model": chat,
     }
-    beside = [file for file in EXAMPLES.glob("*/*") if file.suffix in (".jsonl", ".yaml")]
+    beside = [file for file in EXAMPLES.glob("*/*") if file.suffix in (".csv", ".jsonl", ".yaml")]
     content |= {f"examples/{file.relative_to(EXAMPLES)}": file for file in beside}
     store = s3.client()
     s3.bucket(BUCKET)

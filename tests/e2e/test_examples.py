@@ -2,7 +2,6 @@
 their own where another example's checks the same kinds of rows and models.
 
 Examples 04 and 05 need KubeRay (`test_rayjobs`), 06 is what most tests here apply, and 10 wants a GPU (`test_jobs`).
-17 reads tables by a pattern and is run on a laptop alone.
 """
 
 import pytest
@@ -30,6 +29,7 @@ FILES = {
     "requests-benchmark": "14-benchmark/finetunejob.yaml",
     "chats": "15-chat/finetunejob.yaml",
     "requests-questioned": "16-is-tuning-needed/finetunejob.yaml",
+    "requests-by-topic": "17-template-library/finetunejob.yaml",
 }
 """By the name of the job."""
 
