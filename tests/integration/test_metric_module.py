@@ -11,6 +11,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from torchmetrics.functional.classification import binary_calibration_error
+from torchmetrics.functional.text import squad
 
 from finetune_trainer.metric_module import (
     Accuracy,
@@ -28,7 +30,7 @@ from finetune_trainer.metric_module import (
 
 CASES = 200
 LABELS = ["no", "maybe", "yes"]
-WORDS = ["it", "is", "not", "very", "cold", "outside", "cat", "25", "."]
+WORDS = ["it", "is", "not", "very", "cold", "outside", "the", "cat", "25", "."]
 REFERENCE = "It is cold outside"
 
 Texts = list[str]
@@ -88,7 +90,7 @@ def test_bleu_and_chrf_say_how_they_were_computed() -> None:
         }
 
 
-def test_answers_are_compared_as_texts_and_as_bags_of_words() -> None:
+def test_answers_are_compared_as_texts_and_as_bags_of_words_like_squad() -> None:
     exact, shared = ExactMatch(keep_in_memory=True), TokenF1(keep_in_memory=True)
 
     def check(draw: random.Random) -> None:
@@ -96,12 +98,12 @@ def test_answers_are_compared_as_texts_and_as_bags_of_words() -> None:
         said[0] = f" {wanted[0]}\n"
         equal = [one.strip() == other for one, other in zip(said, wanted, strict=True)]
         assert exact.compute(predictions=said, references=wanted) == {"exact_match": pytest.approx(np.mean(equal))}
-        scores = []
-        for one, other in zip(said, wanted, strict=True):
-            bags = [[word for word in text.split() if word != "."] for text in (one, other)]
-            common = sum(min(bags[0].count(word), bags[1].count(word)) for word in {*bags[0]})
-            scores.append(2 * common / sum(map(len, bags)) if any(bags) else 1.0)
-        assert shared.compute(predictions=said, references=wanted) == {"token_f1": pytest.approx(np.mean(scores))}
+        theirs = squad(
+            [{"id": str(row), "prediction_text": text} for row, text in enumerate(said)],
+            [{"id": str(row), "answers": {"text": [text], "answer_start": [0]}} for row, text in enumerate(wanted)],
+        )
+        expected = float(theirs["f1"]) / 100
+        assert shared.compute(predictions=said, references=wanted) == {"token_f1": pytest.approx(expected)}
 
     each_case(check)
 
@@ -127,17 +129,14 @@ def test_likelihoods_are_measured_as_torch_measures_them() -> None:
     each_case(check)
 
 
-def test_calibration_error_is_that_of_the_bins() -> None:
+def test_calibration_error_is_that_of_torchmetrics() -> None:
     module = CalibrationError(keep_in_memory=True)
 
     def check(draw: random.Random) -> None:
         sure = [draw.random() for _ in range(30)]
         right = [draw.random() < one for one in sure]
-        gaps = [
-            abs(sum(sure[row] - right[row] for row in range(30) if start / 15 <= sure[row] < (start + 1) / 15))
-            for start in range(15)
-        ]
-        assert module.compute(predictions=sure, references=right) == {"ece": pytest.approx(sum(gaps) / 30)}
+        theirs = binary_calibration_error(torch.tensor(sure, dtype=torch.float64), torch.tensor(right), n_bins=15)
+        assert module.compute(predictions=sure, references=right) == {"ece": pytest.approx(float(theirs), abs=1e-6)}
 
     each_case(check)
 

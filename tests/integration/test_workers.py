@@ -139,6 +139,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "full, ZeRO 3": FULL | zero(3),
     "full, ZeRO 3, offloaded": FULL | zero(3, "cpu"),
     "selective": SELECTIVE,
+    "selective, ZeRO 2": SELECTIVE | zero(2),
     "lora": LORA | {"training__reportTo": {"tensorboard": True}},
     "lora, ZeRO 2": LORA | zero(2),
     "lora, ZeRO 3": LORA | zero(3),
