@@ -60,6 +60,8 @@ class Outcome:
 def classify(child: ChildView | None, pods: Sequence[PodView], delivered: DeliveredResult | None) -> Outcome | None:
     """Return how an attempt that has started ended; None while it goes on or is not known for sure.
 
+    What the trainer posted stands, whatever becomes of its pods: it posts when all that it made is stored.
+
     Args:
         child: its Job; None when that is gone.
         pods: of the Job, oldest first.

@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import Stage
+from finetune_api.report import ExitCode, Stage
 from finetune_api.status import Attempt, ConditionType, Reason
 from finetune_operator import naming
 from finetune_operator.action import Create, Plan
 from finetune_operator.manifest import child_kind, stage_child
-from finetune_operator.observed import ChildKind, ChildView, PodPhase
+from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, PodPhase
 from finetune_operator.outcome import classify
 from finetune_operator.planner import plan
 from finetune_operator.pod import Run, pod_template
@@ -20,7 +20,7 @@ from finetune_operator.ray_job import ray_job_spec
 from finetune_operator.view import child_view, pod_view
 
 from ...conftest import Golden
-from .objects import UID, after, make_child, make_pod, make_resolved
+from .objects import UID, after, make_child, make_pod, make_resolved, make_result
 from .raw_objects import CREATED, raw_child, raw_pod
 from .test_manifests import EVERYTHING, HASH, IMAGE, PRIVATE
 from .test_planner import NOW, SETTINGS, accepted_job, condition, recorded, seen
@@ -249,3 +249,10 @@ def test_how_a_ray_job_that_posted_no_result_ended(child: dict[str, Any], reason
     pods = (make_pod(TRAIN), make_pod(TRAIN, phase=PodPhase.FAILED, exit_code=65))
     outcome = classify(make_child(TRAIN, kind=ChildKind.RAY_JOB, **child), pods, None)
     assert (outcome.reason if outcome else None) is reason
+
+
+@pytest.mark.parametrize("child", [{}, {"succeeded": True}, {"failed": True, "failure_message": LOG}], ids=str)
+def test_what_a_program_posted_stands_whatever_becomes_of_its_ray_job(child: dict[str, Any]):
+    posted = DeliveredResult(TRAIN, 1, make_result(TRAIN, ExitCode.OK))
+    outcome = classify(make_child(TRAIN, kind=ChildKind.RAY_JOB, **child), (), posted)
+    assert outcome is not None and outcome.reason is Reason.STAGE_SUCCEEDED
