@@ -21,6 +21,7 @@ from ..cluster.object_store import ObjectStore, start_object_store
 from ..cluster.project_image import OPERATOR, TRAINER, ProjectImage, provide
 from ..cluster.trace import traces
 from .object import Jobs
+from .pod import restricted_namespace
 from .release import DEFINITION, OperatorRelease
 from .sample import BUCKET, add_secret, fill_bucket
 
@@ -72,8 +73,7 @@ def cluster() -> Iterator[Cluster]:
 def namespace(cluster: Cluster) -> Iterator[str]:
     """Yield the name of a namespace that only this test uses; no pod comes into it that is not restricted."""
     name = f"test-{uuid.uuid4().hex[:8]}"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    cluster.apply(restricted_namespace(name))
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
 

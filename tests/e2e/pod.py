@@ -15,6 +15,12 @@ RESTRICTED = {
 """What the `restricted` Pod Security Standard asks for, and a root file system that nobody writes to."""
 
 
+def restricted_namespace(name: str) -> Manifest:
+    """Return a namespace into which no pod comes that is not restricted."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
 def pod_manifest(
     name: str,
     image: str,

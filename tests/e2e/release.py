@@ -7,6 +7,7 @@ from pathlib import Path
 from ..cluster.cluster import Cluster, await_condition
 from ..cluster.folder import ROOT
 from .node import Node
+from .pod import restricted_namespace
 
 CHART = ROOT / "charts" / "finetune-operator"
 NAME = "finetune-operator"
@@ -48,9 +49,7 @@ class OperatorRelease:
 
         Its namespace lets only restricted pods in.
         """
-        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}}
-        self.cluster.apply(namespace)
+        self.cluster.apply(restricted_namespace(NAMESPACE))
         if NAME in self._listed("--all") and not self.is_installed:
             self.uninstall()
         place = ("upgrade", "--install", NAME, str(chart), "--reset-values", f"--namespace={NAMESPACE}")
