@@ -14,6 +14,16 @@ FREE = (Reason.PREEMPTED, Reason.SUSPENDED_BY_USER)
 """Ends that do not count against runPolicy.retries."""
 
 
+def is_open(attempt: Attempt) -> bool:
+    """Return whether the attempt goes on, or it is not known yet how it ended."""
+    return attempt.end_time is None or attempt.reason is None
+
+
+def is_reported(attempt: Attempt) -> bool:
+    """Return whether its trainer has said that all went well, and its RayJob has not ended yet."""
+    return attempt.end_time is not None and attempt.reason is None
+
+
 def newest(status: FineTuneJobStatus, stage: Stage) -> Attempt | None:
     """Return the newest attempt of ``stage``."""
     return next((attempt for attempt in reversed(status.attempts) if attempt.stage is stage), None)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, assert_never
 
 from finetune_api.job import KIND
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator import attempt as attempts
 from finetune_operator.action import Action, Create, Delete, Emit, EventType, Manifest, RecordStatus, Ref, Replace
 from finetune_operator.cache import Cache
 from finetune_operator.cluster import AlreadyExistsError, Cluster, NotFoundError, RefusedError
@@ -194,9 +195,9 @@ class Executor:
         return written
 
     def _measure(self, old: FineTuneJobStatus, new: FineTuneJobStatus, job: PackedJob) -> None:
-        ended = {(one.stage, one.number) for one in old.attempts if one.end_time}
+        ended = {(one.stage, one.number) for one in old.attempts if not attempts.is_open(one)}
         for one in new.attempts:
-            if one.end_time and one.start_time and (one.stage, one.number) not in ended:
+            if one.end_time and one.start_time and not attempts.is_open(one) and (one.stage, one.number) not in ended:
                 seconds = (one.end_time - one.start_time).total_seconds()
                 self._metrics.stage_seconds.labels(one.stage, one.reason or "").observe(seconds)
         if new.phase is not None and new.phase.is_terminal and old.phase is not new.phase:

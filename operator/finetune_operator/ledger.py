@@ -23,9 +23,9 @@ from finetune_api.status import (
     Summary,
 )
 from finetune_operator import attempt as attempts
-from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, shortened, stated
+from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, find, shortened, stated
 from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, JobView, Observed, PodView
-from finetune_operator.outcome import RETRYABLE, Outcome, classify
+from finetune_operator.outcome import RETRYABLE, Outcome, classify, confirm
 from finetune_operator.remedy import find_remedy, needs_remedy
 
 PODS_TOLD_WITHIN = timedelta(seconds=10)
@@ -49,15 +49,19 @@ def brought_up_to_date(job: JobView, observed: Observed, spec: FineTuneJob, now:
     child, pods = observed.child(attempt.child), observed.pods_of(attempt.child)
     attempt = _queued_again(_started(attempt, child, pods), child, now)
     status = _with_attempt(job.status, attempt)
-    outcome = _outcome(attempt, child, pods, _delivered(observed, attempt))
+    outcome = _outcome(status, attempt, child, pods, _delivered(observed, attempt))
     if outcome is None or (outcome.reason is Reason.CHILD_LOST and _may_be_told_yet(child, pods, now)):
         return status
-    return _closed(status, attempt, outcome, spec, now, job.generation)
+    if outcome.result is not None and child is not None and child.kind is ChildKind.RAY_JOB and _is_good(outcome):
+        attempt = _reported(attempt, outcome.result, now)
+        status = _with_report(status, attempt, outcome.result, now, job.generation)
+        outcome = _confirmed(attempt, child, status)
+    return status if outcome is None else _closed(status, attempt, outcome, spec, now, job.generation)
 
 
 def open_attempt(status: FineTuneJobStatus) -> Attempt | None:
-    """Return the attempt that has not ended."""
-    return next((attempt for attempt in reversed(status.attempts) if attempt.end_time is None), None)
+    """Return the attempt that has not ended, or of which it is not known yet how."""
+    return next(filter(attempts.is_open, reversed(status.attempts)), None)
 
 
 # --- the open attempt goes on
@@ -98,8 +102,14 @@ def _delivered(observed: Observed, attempt: Attempt) -> DeliveredResult | None:
 
 
 def _outcome(
-    attempt: Attempt, child: ChildView | None, pods: tuple[PodView, ...], delivered: DeliveredResult | None
+    status: FineTuneJobStatus,
+    attempt: Attempt,
+    child: ChildView | None,
+    pods: tuple[PodView, ...],
+    delivered: DeliveredResult | None,
 ) -> Outcome | None:
+    if attempts.is_reported(attempt):
+        return _confirmed(attempt, child, status)
     never_seen = child is None and attempt.start_time is None and not any(pod.is_over for pod in pods)
     if never_seen:
         # Its Job is still to be created, or was stopped before it ran, or the caches are late: what it delivered waits
@@ -110,6 +120,32 @@ def _outcome(
         return outcome
     # It was stopped by us, so whatever else it did meanwhile is no fault.
     return Outcome(attempt.reason, "", outcome.exit_code, outcome.result, outcome.ended)
+
+
+def _reported(attempt: Attempt, result: StageResult, now: datetime) -> Attempt:
+    """Return the attempt as it waits for its RayJob, having said that all went well; it need not be stopped."""
+    said = {"exit_code": result.exit_code.value, "resumed_from_step": result.resumed_from_step}
+    return attempt.model_copy(update={"end_time": now, "reason": None} | said)
+
+
+def _with_report(
+    status: FineTuneJobStatus, attempt: Attempt, result: StageResult, now: datetime, generation: int
+) -> FineTuneJobStatus:
+    status = _with_findings(attempts.replaced(status, attempt), result)
+    told = Statement(
+        STAGE_CONDITIONS[attempt.stage], ConditionStatus.UNKNOWN, Reason.RUNNING, _success(attempt, result)
+    )
+    return stated(status, [told], now, generation)
+
+
+def _confirmed(attempt: Attempt, child: ChildView | None, status: FineTuneJobStatus) -> Outcome | None:
+    """Return how the attempt ended by its RayJob, and what the trainer had to say if it ended well."""
+    outcome, told = confirm(child), find(status, STAGE_CONDITIONS[attempt.stage])
+    return replace(outcome, message=told.message) if outcome and _is_good(outcome) and told else outcome
+
+
+def _is_good(outcome: Outcome) -> bool:
+    return outcome.reason is Reason.STAGE_SUCCEEDED
 
 
 def _may_be_told_yet(child: ChildView | None, pods: tuple[PodView, ...], now: datetime) -> bool:
@@ -128,14 +164,14 @@ def pods_told_by(child: ChildView) -> datetime | None:
 def _closed(
     status: FineTuneJobStatus, attempt: Attempt, outcome: Outcome, job: FineTuneJob, now: datetime, generation: int
 ) -> FineTuneJobStatus:
-    counts = outcome.reason is not Reason.STAGE_SUCCEEDED and outcome.reason not in attempts.FREE
+    counts = not _is_good(outcome) and outcome.reason not in attempts.FREE
     closed = attempt.model_copy(
         update={
-            "end_time": outcome.ended or now,
+            "end_time": attempt.end_time or outcome.ended or now,
             "reason": outcome.reason,
             "exit_code": outcome.exit_code,
             "failures": attempt.failures + counts,
-            "resumed_from_step": outcome.result.resumed_from_step if outcome.result else None,
+            "resumed_from_step": outcome.result.resumed_from_step if outcome.result else attempt.resumed_from_step,
         }
     )
     status = attempts.replaced(status, closed)
@@ -147,7 +183,7 @@ def _closed(
         status = _with_findings(status, outcome.result)
     if _was_published_before(closed, outcome):
         statements = _nothing_to_do(outcome, job)
-    elif outcome.reason is Reason.STAGE_SUCCEEDED and closed.stage is Stage.EVALUATE and outcome.result is not None:
+    elif _is_good(outcome) and closed.stage is Stage.EVALUATE and outcome.result is not None:
         statements += _verdict(outcome.result, job)
     if not is_tried_again:
         status = _with_stage(status, closed, outcome)
@@ -182,7 +218,7 @@ def _was_published_before(attempt: Attempt, outcome: Outcome) -> bool:
     """Whether the check found that an earlier job of this name has published the same spec."""
     return (
         attempt.stage is Stage.CHECK
-        and outcome.reason is Reason.STAGE_SUCCEEDED
+        and _is_good(outcome)
         and outcome.result is not None
         and bool(outcome.result.published)
     )
@@ -211,8 +247,9 @@ def _with_findings(status: FineTuneJobStatus, result: StageResult) -> FineTuneJo
 
 def _stage_statement(attempt: Attempt, outcome: Outcome, job: FineTuneJob, is_tried_again: bool) -> Statement:
     kind = STAGE_CONDITIONS[attempt.stage]
-    if outcome.reason is Reason.STAGE_SUCCEEDED:
-        return Statement(kind, ConditionStatus.TRUE, outcome.reason, _success(attempt, outcome.result))
+    if _is_good(outcome):
+        message = _success(attempt, outcome.result) if outcome.result else outcome.message
+        return Statement(kind, ConditionStatus.TRUE, outcome.reason, message)
     said = f"attempt {attempt.number}: {outcome.message or outcome.reason.value}"
     if not is_tried_again:
         return Statement(kind, ConditionStatus.FALSE, outcome.reason, said)
@@ -223,14 +260,14 @@ def _stage_statement(attempt: Attempt, outcome: Outcome, job: FineTuneJob, is_tr
     return Statement(kind, ConditionStatus.UNKNOWN, Reason.RETRYING, f"{again}. {said}")
 
 
-def _success(attempt: Attempt, result: StageResult | None) -> str:
-    if result is not None and result.summary is not None and result.summary.message:
+def _success(attempt: Attempt, result: StageResult) -> str:
+    if result.summary is not None and result.summary.message:
         return result.summary.message
-    if attempt.stage is Stage.CHECK and result is not None and result.data is not None:
+    if attempt.stage is Stage.CHECK and result.data is not None:
         rows = result.data.rows
         return f"{rows.train} rows to train on, {rows.validation} to choose on, {rows.test} to measure on"
     succeeded = f"attempt {attempt.number} succeeded"
-    return f"{succeeded}; {result.message}" if result is not None and result.message else succeeded
+    return f"{succeeded}; {result.message}" if result.message else succeeded
 
 
 def _nothing_to_do(outcome: Outcome, job: FineTuneJob) -> list[Statement]:

@@ -60,7 +60,8 @@ class Outcome:
 def classify(child: ChildView | None, pods: Sequence[PodView], delivered: DeliveredResult | None) -> Outcome | None:
     """Return how an attempt that has started ended; None while it goes on or is not known for sure.
 
-    What the trainer posted stands, whatever becomes of its pods: it posts when all that it made is stored.
+    What the trainer posted stands, whatever becomes of its pods: it posts when all that it made is stored. Only that
+    all went well must be true of a RayJob as well: see `confirm`.
 
     Args:
         child: its Job; None when that is gone.
@@ -78,6 +79,19 @@ def classify(child: ChildView | None, pods: Sequence[PodView], delivered: Delive
     if newest is not None and (child is None or child.failed or newest.exit_code is not None):
         return _from_pod(newest)
     return _from_child(child)
+
+
+def confirm(child: ChildView | None) -> Outcome | None:
+    """Return how an attempt ended whose trainer says that all went well, by its RayJob; None while that goes on.
+
+    KubeRay, the queue and who looks at RayJobs go by the RayJob alone. An attempt that it does not confirm costs
+    little: the next one finds what was trained, and trains nothing.
+    """
+    if child is None:
+        return Outcome(Reason.CHILD_LOST, "its program ended well, but its RayJob was gone before it said so as well.")
+    if child.failed:
+        return _from_child(child)
+    return Outcome(Reason.STAGE_SUCCEEDED, exit_code=ExitCode.OK.value) if child.succeeded else None
 
 
 def _from_result(result: StageResult, ended: datetime | None) -> Outcome:

@@ -302,6 +302,9 @@ def _kind(attempt: Attempt, moment: Moment) -> str:
 def _supervise(attempt: Attempt, child: ChildView, moment: Moment) -> Step:
     if child.suspended:
         return Step((*_resumed(moment), *_queued(attempt, child)))
+    if attempt.end_time is not None:
+        # Its program has ended well: it is given as long as a pod is.
+        return Step(_resumed(moment), actions=_stragglers(moment), wake_at=attempt.end_time + LINGER)
     latest_start = _latest_start(attempt, child, moment)
     if latest_start is not None and moment.now >= latest_start:
         wait = waiting.why_waiting(child, moment.observed.pods_of(attempt.child))

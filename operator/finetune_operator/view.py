@@ -109,7 +109,7 @@ def packed_job(raw: Raw) -> PackedJob:
         resource_version=int(metadata["resourceVersion"]),
         created=_time(metadata["creationTimestamp"]),
         phase=phase,
-        has_begun=not is_terminal and any(not attempt.get("endTime") for attempt in status.get("attempts") or ()),
+        has_begun=not is_terminal and any(map(_is_open, status.get("attempts") or ())),
         wants_to_run=wants_to_run,
         held_back=wants_to_run and _has(status, ConditionType.ADMITTED, ConditionStatus.FALSE, Reason.QUOTA_EXCEEDED),
         waits_for=None if is_terminal or _has(status, *_ACCEPTED) else start_job(kept["spec"]),
@@ -165,6 +165,10 @@ def _is_to_run(raw: Raw) -> bool:
         one for one in (raw.get("status") or {}).get("conditions") or () if one["type"] == ConditionType.ACCEPTED
     ]
     return not is_suspended and all(one["status"] == ConditionStatus.TRUE for one in accepted)
+
+
+def _is_open(attempt: Raw) -> bool:
+    return not (attempt.get("endTime") and attempt.get("reason"))
 
 
 def _has(status: Raw, kind: ConditionType, value: ConditionStatus, reason: Reason | None = None) -> bool:

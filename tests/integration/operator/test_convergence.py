@@ -77,6 +77,10 @@ def stopping(cluster: FakeCluster) -> bool:
     return any(pod.dying for pod in cluster.pods.values())
 
 
+def training_has_ended(cluster: FakeCluster) -> bool:
+    return any(one.stage is TRAIN and one.end_time is not None for one in cluster.job.status.attempts)
+
+
 def release(name: str) -> Callable[[FakeCluster], None]:
     return lambda cluster: cluster.foreign.discard(name)
 
@@ -141,6 +145,39 @@ SCENARIOS = (
         WORKERS,
         {(TRAIN, 1): Life(ExitCode.PREEMPTED, running_ticks=8)},
         lambda: [(training_runs, suspend(True)), (is_suspended, suspend(False))],
+    ),
+    Scenario(
+        "the Ray cluster breaks down behind a result",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        4,
+        WORKERS,
+        {(TRAIN, 1): Life(ray_fails=True)},
+    ),
+    Scenario(
+        "a RayJob does not end behind a result",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        4,
+        WORKERS,
+        {(TRAIN, 1): Life(ray_hangs=True)},
+    ),
+    Scenario(
+        "no RayJob ever says that all went well",
+        Phase.FAILED,
+        Reason.RETRIES_EXHAUSTED,
+        3,
+        WORKERS | {"spec.runPolicy.retries": 1},
+        {(TRAIN, number): Life(ray_fails=True) for number in (1, 2)},
+    ),
+    Scenario(
+        "two workers are suspended behind a result",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        4,
+        WORKERS,
+        {(TRAIN, 1): Life(ray_hangs=True)},
+        lambda: [(training_has_ended, suspend(True)), (is_suspended, suspend(False))],
     ),
     Scenario(
         "divergence, then a lower learning rate",

@@ -52,6 +52,10 @@ class Life:
     running_ticks: int = 2
     queued_ticks: int = 0
     """Its queue holds the Job back at first."""
+    ray_fails: bool = False
+    """A RayJob ends badly although its program ends well."""
+    ray_hangs: bool = False
+    """A RayJob does not end although its program does."""
     taken_back_after: int | None = None
     """Its queue takes the node away after this many ticks of running, once."""
 
@@ -310,8 +314,8 @@ class FakeCluster:
             self._start_pod(child)
         elif view.ray_cluster and view.started is None and pods[-1].view.started is not None:
             child.view = replace(view, started=pods[-1].view.started)
-        elif pods[-1].view.is_over:
-            child.view = _ended(view, pods[-1].view, self.now)
+        elif pods[-1].view.is_over and not child.life.ray_hangs:
+            child.view = _ended(view, pods[-1].view, child.life, self.now)
 
     def _start_pod(self, child: _Child) -> None:
         view, life = child.view, child.life
@@ -423,8 +427,8 @@ def _identity(labels: Mapping[str, str]) -> tuple[Stage, int]:
     return Stage(labels[naming.STAGE_LABEL]), int(labels[naming.ATTEMPT_LABEL])
 
 
-def _ended(child: ChildView, pod: PodView, now: datetime) -> ChildView:
-    if pod.phase is PodPhase.SUCCEEDED:
+def _ended(child: ChildView, pod: PodView, life: Life, now: datetime) -> ChildView:
+    if pod.phase is PodPhase.SUCCEEDED and not life.ray_fails:
         return replace(child, succeeded=True, finished=now)
     reason, said = "PodFailurePolicy", "it failed"
     if child.kind is ChildKind.RAY_JOB:

@@ -1,5 +1,6 @@
 """RayJobs: what KubeRay is asked for, what is made of its answers, and what is said without it."""
 
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -8,9 +9,11 @@ import yaml
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import ExitCode, Stage
-from finetune_api.status import Attempt, ConditionType, Reason
+from finetune_api.status import Attempt, ConditionType, FineTuneJobStatus, Reason
 from finetune_operator import naming
 from finetune_operator.action import Create, Plan
+from finetune_operator.condition import find, holds
+from finetune_operator.fence import Standing, standing
 from finetune_operator.manifest import child_kind, stage_child
 from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, PodPhase
 from finetune_operator.outcome import classify
@@ -251,8 +254,42 @@ def test_how_a_ray_job_that_posted_no_result_ended(child: dict[str, Any], reason
     assert (outcome.reason if outcome else None) is reason
 
 
-@pytest.mark.parametrize("child", [{}, {"succeeded": True}, {"failed": True, "failure_message": LOG}], ids=str)
-def test_what_a_program_posted_stands_whatever_becomes_of_its_ray_job(child: dict[str, Any]):
-    posted = DeliveredResult(TRAIN, 1, make_result(TRAIN, ExitCode.OK))
-    outcome = classify(make_child(TRAIN, kind=ChildKind.RAY_JOB, **child), (), posted)
-    assert outcome is not None and outcome.reason is Reason.STAGE_SUCCEEDED
+# --- what it takes for success
+
+POSTED = DeliveredResult(TRAIN, 1, make_result(TRAIN, ExitCode.OK, message="the rate is high", resumed_from_step=40))
+
+
+def looked_at(*, posted: bool, status: FineTuneJobStatus | None = None, **child: Any) -> FineTuneJobStatus:
+    """Return the status behind a look at the first attempt, whose RayJob is as ``child`` says."""
+    status = status or recorded(plan_of_training(DISTRIBUTED, kuberay=True))
+    ray_job = make_child(TRAIN, kind=ChildKind.RAY_JOB, started=after(5), **child)
+    observed = seen(DISTRIBUTED, kuberay=True, children=(ray_job,), results=(POSTED,) if posted else ())
+    return recorded(plan(replace(accepted_job(DISTRIBUTED), status=status), observed, SETTINGS, after(9)))
+
+
+def test_success_takes_a_result_and_a_ray_job_that_has_succeeded():
+    status = looked_at(posted=True)
+    [attempt] = status.attempts
+    assert (attempt.reason, attempt.exit_code, attempt.resumed_from_step) == (None, 0, 40)
+    assert standing(status, TRAIN, 1) is Standing.RECORDED, "its trainer need not stay"
+    assert not holds(status, ConditionType.TRAINED)
+    status = looked_at(posted=False, status=status, succeeded=True)
+    [attempt] = [one for one in status.attempts if one.stage is TRAIN]
+    assert (attempt.reason, attempt.exit_code, attempt.resumed_from_step) == (Reason.STAGE_SUCCEEDED, 0, 40)
+    assert attempt.end_time == after(9)
+    trained = find(status, ConditionType.TRAINED)
+    assert trained is not None and trained.message == "attempt 1 succeeded; the rate is high"
+
+
+def test_a_ray_job_that_fails_behind_a_good_result_is_tried_again():
+    status = looked_at(posted=False, status=looked_at(posted=True), failed=True, failure_message="the head is gone")
+    [attempt] = status.attempts
+    assert (attempt.reason, attempt.exit_code, attempt.failures) == (Reason.CHILD_LOST, None, 1)
+    trained = find(status, ConditionType.TRAINED)
+    assert trained is not None and "the head is gone" in trained.message
+
+
+def test_what_a_program_posted_of_a_fault_stands_whatever_becomes_of_its_ray_job():
+    posted = DeliveredResult(TRAIN, 1, make_result(TRAIN, ExitCode.BAD_DATA))
+    outcome = classify(make_child(TRAIN, kind=ChildKind.RAY_JOB), (), posted)
+    assert outcome is not None and outcome.reason is Reason.BAD_DATA

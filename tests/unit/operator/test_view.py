@@ -105,7 +105,9 @@ def test_who_has_a_turn(given: dict[str, Any], status: dict[str, Any], metadata:
 def test_job_has_begun_while_an_attempt_is_open() -> None:
     attempt = {"stage": "check", "number": 1, "child": "c"}
     assert packed_job(raw_job(status={"attempts": [attempt]})).has_begun
-    assert not packed_job(raw_job(status={"attempts": [attempt | {"endTime": CREATED}]})).has_begun
+    reported = attempt | {"endTime": CREATED}
+    assert packed_job(raw_job(status={"attempts": [reported]})).has_begun
+    assert not packed_job(raw_job(status={"attempts": [reported | {"reason": "StageSucceeded"}]})).has_begun
     assert not packed_job(raw_job(status={"attempts": [attempt], "phase": "Failed"})).has_begun
 
 
