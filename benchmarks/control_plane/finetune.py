@@ -24,7 +24,7 @@ SYSTEM = "finetune-system"
 LOOKS = "finetune_reconcile_duration_seconds_count"
 REST_SECONDS = 60.0
 QUIET_SECONDS = 3.0
-"""The operator is quiet when it has looked at no job for so long."""
+"""The operator is quiet when it has looked at every job, and for so long at none and told nobody of any."""
 WRITES = frozenset({"create", "update", "patch", "delete"})
 OVERRIDES = {**CLUSTER_SPEC, "spec.compute.gpusPerWorker": 0, "spec.compute.pod.serviceAccountName": "default"}
 
@@ -209,7 +209,7 @@ class _Run:
             if time.monotonic() > deadline:
                 raise SystemExit(f"the operator does not come to rest; see {self._operator.log_file}")
             looks = self._operator.metric(LOOKS)
-            if looks != seen or self._operator.metric("finetune_queue_depth"):
+            if looks != seen or looks < self._jobs or self._is_busy():
                 seen, since = looks, time.monotonic()
             time.sleep(0.2)
         return since
@@ -222,6 +222,9 @@ class _Run:
             patience(self._jobs),
         )
         return time.monotonic()
+
+    def _is_busy(self) -> bool:
+        return any(self._operator.metric(name) for name in ("finetune_queue_depth", "finetune_events_waiting"))
 
     def _restart(self, until: Callable[[], float]) -> float:
         self._take_stock()

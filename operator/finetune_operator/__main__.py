@@ -16,7 +16,6 @@ from finetune_operator.handlers import quiet_kopf
 from finetune_operator.health import HealthServer
 from finetune_operator.metric import Metrics
 from finetune_operator.settings import Settings, SettingsError, parse_settings
-from finetune_operator.toggle import quiet_toggles
 
 logger = logging.getLogger("finetune_operator")
 
@@ -31,7 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the operator; return the exit code."""
     options = _parser().parse_args(arguments)
     _configure_logging(options.log_level)
-    quiet_toggles()
     try:
         settings = parse_settings(options.settings.read_text(encoding="utf-8"))
     except (OSError, SettingsError) as error:

@@ -108,6 +108,14 @@ class Cache:
         seen = self.indices.jobs.get(key, ())
         return next((job for job in seen if str(job.resource_version) == resource_version), None)
 
+    def told_child(self, uid: str) -> ChildView | None:
+        """Return the Job or RayJob with that UID as the watch told of it last."""
+        return next(iter(self.indices.children.get(uid_key(uid), ())), None)
+
+    def told_pod(self, uid: str) -> PodView | None:
+        """Return the pod with that UID as the watch told of it last."""
+        return next(iter(self.indices.pods.get(uid_key(uid), ())), None)
+
     def is_answered(self, job: PackedJob) -> bool:
         """Return whether an answer of the API server told of that version, or of a later one, before the watch did."""
         uid, version = self._answered.get(job.key, ("", 0))

@@ -38,6 +38,10 @@ class EventRecorder:
         self._something_new = asyncio.Event()
         self._stopping = False
 
+    def __len__(self) -> int:
+        """Return how many events wait."""
+        return len(self._waiting)
+
     def tell(self, emit: Emit, job: PackedJob, now: datetime) -> None:
         """Write ``emit`` about ``job`` when its turn comes."""
         event = _event(emit, job, now)

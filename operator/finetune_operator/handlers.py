@@ -46,7 +46,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     # A whole number: the API server refuses "300.0".
     settings.watching.server_timeout = 300
     settings.watching.inactivity_timeout = INACTIVITY_SECONDS
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = 100
     settings.queueing.idle_timeout = 1.0
     settings.execution.max_workers = 1
     for resource in (*CHILDREN.values(), PODS):
@@ -140,6 +140,7 @@ def registry(
     @kopf.index(*JOBS, id="jobs", registry=handlers)
     async def index_job(body: Any, **_: Any) -> dict[Any, PackedJob]:
         packed = packed_job(body)
+        _strip(body)
         return dict.fromkeys(keys_of(packed), packed)
 
     for kind in kinds:
@@ -155,7 +156,8 @@ def registry(
 
     @kopf.on.event(*PODS, registry=handlers)
     async def pod_changed(body: Any, type: str | None, **_: Any) -> None:
-        events.part_changed(body, pod_view(body), is_gone=type == "DELETED")
+        is_gone = type == "DELETED"
+        events.part_changed(body, pod_view(body) if is_gone else cache.told_pod(_uid(body)), is_gone=is_gone)
 
     return handlers
 
@@ -169,16 +171,34 @@ def _register_child(handlers: kopf.OperatorRegistry, kind: ChildKind, cache: Cac
 
     @kopf.on.event(*CHILDREN[kind], id=f"{kind.value}_changed", registry=handlers)
     async def child_changed(body: Any, type: str | None, **_: Any) -> None:
-        events.part_changed(body, child_view(body), is_gone=type == "DELETED")
+        is_gone = type == "DELETED"
+        events.part_changed(body, child_view(body) if is_gone else cache.told_child(_uid(body)), is_gone=is_gone)
 
 
 def _indexed(cache: Cache, kind: str, body: Raw, view: Any) -> dict[Any, Any]:
     """Return under which keys an object of a job is found. An empty answer takes it out of the index."""
-    owner, uid = owner_key(body), body["metadata"]["uid"]
+    owner, uid = owner_key(body), _uid(body)
+    _strip(body)
     if view is None or owner is None:
         cache.note_stranger(kind, uid)
         return {}
     return {owner: view, uid_key(uid): view, namespace_key(owner[0]): view}
+
+
+def _strip(body: Raw) -> None:
+    """Empty an object of what is in the index now.
+
+    kopf keeps all that it lists until it has listed everything: whole, a few thousand jobs with their children took
+    more than the operator may have.
+    """
+    body["metadata"].pop("managedFields", None)
+    for part in ("spec", "status"):
+        body.get(part, {}).clear()
+
+
+def _uid(body: Raw) -> str:
+    uid: str = body["metadata"]["uid"]
+    return uid
 
 
 class Events:

@@ -1,36 +1,49 @@
-"""Whether kopf has listed everything: its own answer, told to those who wait for it only when it has changed.
+"""Whether everything that is watched has been listed; until then no job is looked at.
 
-kopf holds back every object until all are in its indices, and wakes all that are held back whenever one more is found
-or indexed. With thousands of objects that takes more of the processor than everything else at a start.
+kopf holds back every object until all are in its indices, each with a task and a copy of the object. Of some thousand
+jobs with their children that took more memory than the operator may have. All that our handlers do is wake jobs, so
+here objects go on at once, and what waits is the queue of jobs.
 """
+
+import asyncio
+from collections.abc import Callable, Iterable
 
 from kopf._cogs.aiokits import aiotoggles
 
+_ToggleSet = aiotoggles.ToggleSet
 
-class QuietToggleSet(aiotoggles.ToggleSet):
-    """A set of toggles that wakes whoever waits for its state when that has changed, and not before."""
+
+class Listing(aiotoggles.ToggleSet):
+    """What kopf has still to list and to index: a toggle for each, the last of which is dropped when all is done."""
+
+    def __init__(self) -> None:
+        super().__init__(all)
+        self.complete = asyncio.Event()
+        """Set when everything has been in the indices for the first time. What is watched later holds up nothing."""
+        self._has_begun = False
 
     async def make_toggle(self, __val: bool = False, *, name: str | None = None) -> aiotoggles.Toggle:
         """Add a toggle."""
-        toggle = aiotoggles.Toggle(__val, name=name, condition=self._condition)
-        async with self._condition:
-            before = self.is_on()
-            self._toggles.add(toggle)
-            self._tell_of_change(before)
+        toggle = await super().make_toggle(__val, name=name)
+        # kopf's first one only spans the moment in which it makes those of the kinds of objects.
+        self._has_begun |= len(self) > 1
         return toggle
 
     async def drop_toggle(self, toggle: aiotoggles.Toggle) -> None:
         """Take a toggle out; nothing happens when it is not there."""
-        async with self._condition:
-            before = self.is_on()
-            self._toggles.discard(toggle)
-            self._tell_of_change(before)
+        await super().drop_toggle(toggle)
+        if self._has_begun and not len(self):
+            self.complete.set()
 
-    def _tell_of_change(self, before: bool) -> None:
-        if self.is_on() != before:
-            self._condition.notify_all()
+    async def wait_for(self, __state: bool) -> None:
+        """Return at once: kopf's handlers are held back by nothing."""
 
 
-def quiet_toggles() -> None:
-    """Let kopf make its sets of toggles of this class: it offers no other way to hand it one."""
-    aiotoggles.ToggleSet = QuietToggleSet  # type: ignore[misc]
+def give_kopf(listing: Listing) -> None:
+    """Let kopf's next session use ``listing``: it offers no other way to hand it one."""
+
+    def made(fn: Callable[[Iterable[bool]], bool]) -> aiotoggles.ToggleSet:
+        # The other set, any, is of what pauses it.
+        return listing if fn is all else _ToggleSet(fn)
+
+    aiotoggles.ToggleSet = made  # type: ignore[assignment, misc]

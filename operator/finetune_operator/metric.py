@@ -62,6 +62,7 @@ class Metrics:
         self,
         jobs: Callable[[], Iterable[tuple[str, Phase | None]]],
         depth: Callable[[], int],
+        untold: Callable[[], int],
         leads: Callable[[], bool],
     ) -> Collector:
         """Ask for the figures of the moment whenever Prometheus does; see `forget`.
@@ -69,9 +70,10 @@ class Metrics:
         Args:
             jobs: namespace and phase of every job.
             depth: keys that wait for a worker.
+            untold: events that wait to be written.
             leads: whether this replica acts.
         """
-        collector = _Moment(jobs, depth, leads)
+        collector = _Moment(jobs, depth, untold, leads)
         self.registry.register(collector)
         return collector
 
@@ -89,10 +91,12 @@ class _Moment(Collector):
         self,
         jobs: Callable[[], Iterable[tuple[str, Phase | None]]],
         depth: Callable[[], int],
+        untold: Callable[[], int],
         leads: Callable[[], bool],
     ) -> None:
         self._jobs = jobs
         self._depth = depth
+        self._untold = untold
         self._leads = leads
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -102,6 +106,9 @@ class _Moment(Collector):
             jobs.add_metric([namespace, phase or Phase.PENDING], count)
         yield jobs
         yield GaugeMetricFamily("finetune_queue_depth", "Jobs that wait to be looked at.", value=self._depth())
+        yield GaugeMetricFamily(
+            "finetune_events_waiting", "Kubernetes events that wait to be written.", value=self._untold()
+        )
         yield GaugeMetricFamily("finetune_leader", "1 where this replica acts.", value=int(self._leads()))
 
     def describe(self) -> Iterable[GaugeMetricFamily]:

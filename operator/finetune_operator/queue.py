@@ -57,8 +57,12 @@ class Queue:
         workers: int,
         on_retry: Callable[[], None] = lambda: None,
         is_new: Callable[[Key], bool] = lambda key: False,
+        opened: asyncio.Event | None = None,
     ):
-        """Process ``workers`` keys at the same time, those that are new first; call ``on_retry`` at every failure."""
+        """Process ``workers`` keys at the same time, those that are new first; call ``on_retry`` at every failure.
+
+        With ``opened``, none before that is set.
+        """
         self._process = process
         self._workers = workers
         self._on_retry = on_retry
@@ -73,6 +77,7 @@ class Queue:
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._retries: dict[Key, _Retry] = {}
         self._filled = asyncio.Event()
+        self._opened = opened
         self._stopping = False
 
     def __len__(self) -> int:
@@ -118,6 +123,8 @@ class Queue:
         for key in list(self._timers):
             self._cancel_timer(key)
         self._filled.set()
+        if self._opened is not None:
+            self._opened.set()
 
     def _ring(self, key: Key) -> None:
         del self._timers[key]
@@ -141,6 +148,8 @@ class Queue:
     async def _work(self) -> None:
         while True:
             await self._filled.wait()
+            if self._opened is not None:
+                await self._opened.wait()
             if self._stopping:
                 return
             if not len(self):

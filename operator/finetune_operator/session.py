@@ -23,6 +23,7 @@ from finetune_operator.event_recorder import EventRecorder
 from finetune_operator.inbox import Inbox
 from finetune_operator.kuberay import KubeRay
 from finetune_operator.lease import Lease
+from finetune_operator.listing import Listing, give_kopf
 from finetune_operator.metric import Metrics
 from finetune_operator.observed import ChildKind
 from finetune_operator.planner import plan
@@ -111,7 +112,14 @@ class _Session:
             now,
             has_kuberay,
         )
-        self._queue = Queue(self._reconciler, settings.workers, operator.metrics.retries.inc, self._reconciler.is_new)
+        self._listing = Listing()
+        self._queue = Queue(
+            self._reconciler,
+            settings.workers,
+            operator.metrics.retries.inc,
+            self._reconciler.is_new,
+            self._listing.complete,
+        )
         selectors = {KIND: "", **dict.fromkeys(("Pod", *(kind.value for kind in self._kinds)), handlers.CHILD_LABELS)}
         self._stalled = StalledDeletions(cluster, self._cache, self._lease, now)
         self._sweep = Sweep(cluster, self._cache, operator.metrics, settings.watch_namespaces, selectors)
@@ -122,6 +130,7 @@ class _Session:
         gauges = operator.metrics.watch(
             lambda: ((job.namespace, job.phase) for job in self._cache.jobs()),
             lambda: len(self._queue),
+            lambda: len(self._events),
             lambda: self._lease.is_open,
         )
         try:
@@ -177,6 +186,7 @@ class _Session:
     async def _watch(self, stop: asyncio.Event) -> None:
         settings = self._operator.settings
         before = asyncio.all_tasks()
+        give_kopf(self._listing)
         tasks = await kopf.spawn_tasks(
             registry=handlers.registry(
                 self._cache,

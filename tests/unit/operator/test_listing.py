@@ -1,4 +1,4 @@
-"""kopf's answer to whether everything is listed: who waits hears of it once, when it is so."""
+"""Whether everything is listed: kopf's own answer, which the queue of jobs waits for and kopf's handlers do not."""
 
 import asyncio
 
@@ -6,73 +6,93 @@ import pytest
 from kopf._cogs.aiokits import aiotoggles
 from kopf._core.reactor import orchestration
 
-from finetune_operator.toggle import QuietToggleSet, quiet_toggles
+from finetune_operator.listing import Listing, give_kopf
+from finetune_operator.queue import Key, Queue, Result
 
 
-class Counted(QuietToggleSet):
-    """Counts how often somebody who waits has been woken and has asked."""
+def run(steps: str) -> list[bool]:
+    """Return whether all is listed behind each step: a letter makes the toggle of that name, or drops it again."""
 
-    asked = 0
+    async def scenario() -> list[bool]:
+        listing, complete = Listing(), []
+        made: dict[str, aiotoggles.Toggle] = {}
+        for name in steps:
+            if name in made:
+                await listing.drop_toggle(made.pop(name))
+            else:
+                made[name] = await listing.make_toggle(name=name)
+            complete.append(listing.complete.is_set())
+        return complete
 
-    def is_on(self) -> bool:
-        self.asked += 1
-        return super().is_on()
-
-
-async def breathe() -> None:
-    """Let everybody who can go on do so."""
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
-def test_all_who_wait_go_on_when_the_last_object_is_indexed() -> None:
-    async def scenario() -> list[int]:
-        toggles = QuietToggleSet(all)
-        objects = [await toggles.make_toggle(name=str(number)) for number in range(3)]
-        waiting = [asyncio.create_task(toggles.wait_for(True)) for _ in objects]
-        gone_on = []
-        for toggle in objects:
-            await toggles.drop_toggle(toggle)
-            await breathe()
-            gone_on.append(sum(task.done() for task in waiting))
-        return gone_on
-
-    assert asyncio.run(scenario()) == [0, 0, 3]
+    return asyncio.run(scenario())
 
 
-def test_who_waits_is_not_asked_again_for_every_other_object() -> None:
-    async def asked(objects: int) -> int:
-        toggles = Counted(all)
-        first = await toggles.make_toggle()
-        waiting = [asyncio.create_task(toggles.wait_for(True)) for _ in range(50)]
-        await breathe()
-        toggles.asked = 0
-        for _ in range(objects):
-            await toggles.drop_toggle(await toggles.make_toggle())
-            await breathe()
-        everyday = toggles.asked
-        await toggles.drop_toggle(first)
-        await asyncio.gather(*waiting)
-        return everyday
-
-    # Two answers to each of the two changes, and none of the fifty has asked.
-    assert asyncio.run(asked(objects=10)) == 40
+def test_all_is_listed_when_the_last_kind_and_its_objects_are() -> None:
+    # Kopf's own toggle k, the kinds a and b, an object 1 of a.
+    assert run("kabk1ab1") == [False] * 7 + [True]
 
 
-def test_who_waits_for_the_opposite_hears_of_a_new_object() -> None:
+def test_nothing_is_listed_before_kopf_knows_of_any_kind() -> None:
+    assert run("kkkabkab") == [False] * 7 + [True]
+
+
+def test_what_is_watched_later_holds_up_nothing() -> None:
+    assert run("kakakckc") == [False] * 3 + [True] * 5
+
+
+def test_kopf_holds_no_object_back() -> None:
     async def scenario() -> bool:
-        toggles = QuietToggleSet(all)
-        waiting = asyncio.create_task(toggles.wait_for(False))
-        await breathe()
-        early = waiting.done()
-        await toggles.make_toggle()
-        await waiting
-        return early
+        listing = Listing()
+        await listing.make_toggle()
+        async with asyncio.timeout(5):
+            await listing.wait_for(True)
+        return listing.is_on()
 
     assert asyncio.run(scenario()) is False
 
 
-def test_kopf_takes_the_quiet_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_job_is_looked_at_before_all_is_listed() -> None:
+    async def scenario() -> list[Key]:
+        looked: list[Key] = []
+
+        async def look(key: Key) -> Result:
+            looked.append(key)
+            queue.stop()
+            return Result()
+
+        listing = Listing()
+        queue = Queue(look, workers=2, opened=listing.complete)
+        working = asyncio.create_task(queue.run())
+        queue.add(("team", "early"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert looked == [] and len(queue) == 1
+        listing.complete.set()
+        await working
+        return looked
+
+    assert asyncio.run(scenario()) == [("team", "early")]
+
+
+def test_an_operator_that_is_to_end_does_not_wait_for_the_list() -> None:
+    async def look(key: Key) -> Result:
+        raise AssertionError(f"{key} is looked at")
+
+    async def scenario() -> None:
+        queue = Queue(look, workers=2, opened=asyncio.Event())
+        queue.add(("team", "early"))
+        working = asyncio.create_task(queue.run())
+        await asyncio.sleep(0)
+        queue.stop()
+        async with asyncio.timeout(5):
+            await working
+
+    asyncio.run(scenario())
+
+
+def test_kopf_takes_it_for_what_is_listed_and_none_for_what_pauses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aiotoggles, "ToggleSet", aiotoggles.ToggleSet)
-    quiet_toggles()
-    assert orchestration.aiotoggles.ToggleSet is QuietToggleSet
+    listing = Listing()
+    give_kopf(listing)
+    assert orchestration.aiotoggles.ToggleSet(all) is listing
+    assert not isinstance(orchestration.aiotoggles.ToggleSet(any), Listing)
