@@ -1,5 +1,6 @@
 """What is registered with kopf, and which changes wake a job."""
 
+import asyncio
 import itertools
 import warnings
 from typing import Any
@@ -34,6 +35,33 @@ def test_kopf_writes_to_no_object() -> None:
     assert not handlers._spawning.get_all_handlers()
     assert not handlers._webhooks.get_all_handlers()
     assert len(handlers._watching.get_all_handlers()) == len(handlers._indexing.get_all_handlers()) == 4
+
+
+@pytest.mark.parametrize(
+    ("index", "event", "raw"),
+    [("jobs", "job_changed", raw_job()), ("children", "Job_changed", raw_child()), ("pods", "pod_changed", raw_pod())],
+    ids=["FineTuneJob", "Job", "Pod"],
+)
+def test_what_is_in_an_index_is_kept_nowhere_else_and_wakes_its_job(
+    index: str, event: str, raw: dict[str, Any]
+) -> None:
+    cache, woken = Cache(), list[tuple[str, str]]()
+    handlers = registry(cache, woken.append, nobody, has_cap=False, kinds=[ChildKind.JOB])
+    [take_in] = [one.fn for one in handlers._indexing.get_all_handlers() if one.id == index]
+    [tell] = [one.fn for one in handlers._watching.get_all_handlers() if one.id.endswith(event)]
+    raw["metadata"]["managedFields"] = [{"manager": "kubectl"}]
+    body = kopf.Body(raw)
+
+    async def scenario() -> None:
+        found = await take_in(body=body)  # type: ignore[call-arg, misc]
+        cache.indices = Indices(**{index: {key: [view] for key, view in found.items()}})
+        assert "managedFields" not in raw["metadata"] and not raw["spec"] and not raw.get("status")
+        await tell(body=body, type=None)  # type: ignore[call-arg, misc]
+        assert woken == [KEY]
+        await tell(body=body, type=None)  # type: ignore[call-arg, misc]
+        assert woken == [KEY], "it is what it was"
+
+    asyncio.run(scenario())
 
 
 def test_kopf_keeps_to_itself() -> None:
