@@ -149,7 +149,8 @@ class _Run:
         restart_running = self._restart(self._await_quiet)
         looks, began = self._operator.metric(LOOKS), time.monotonic()
         self._plane.start_nodes(runs + ends)
-        await_until(lambda: self._count("Succeeded") == self._jobs, "all have succeeded", patience(self._jobs))
+        # Each answer costs the operator a look at every job.
+        await_until(lambda: self._count("Succeeded") == self._jobs, "all have succeeded", patience(self._jobs), pause=2)
         life_seconds = time.monotonic() - began
         looks = self._operator.metric(LOOKS) - looks
         self._await_quiet()
@@ -199,7 +200,7 @@ class _Run:
             pending = self._plane.server.request("GET", "/api/v1/pods?fieldSelector=status.phase%3DPending&limit=1")
             return count == self._jobs and not pending["items"]
 
-        await_until(all_run, "all pods run", patience(self._jobs))
+        await_until(all_run, "all pods run", patience(self._jobs), pause=1)
 
     def _await_quiet(self) -> float:
         """Return when the operator last did something, as soon as that is a while ago."""
@@ -211,7 +212,7 @@ class _Run:
             looks = self._operator.metric(LOOKS)
             if looks != seen or looks < self._jobs or self._is_busy():
                 seen, since = looks, time.monotonic()
-            time.sleep(0.2)
+            time.sleep(0.5)
         return since
 
     def _await_looks(self) -> float:

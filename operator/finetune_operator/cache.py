@@ -83,6 +83,8 @@ class Cache:
         self._answered: dict[JobKey, tuple[str, int]] = {}
         """UID and version of each job in the newest answer of the API server."""
         self._children: dict[str, _Written] = {}
+        self._children_of: dict[JobKey, set[str]] = {}
+        """UIDs of the former."""
         self._departed: dict[JobKey, ChildView] = {}
         """Of each job the child that went last: its pods may still have a word to say."""
         self._ghosts: set[str] = set()
@@ -116,6 +118,11 @@ class Cache:
         """Return the pod with that UID as the watch told of it last."""
         return next(iter(self.indices.pods.get(uid_key(uid), ())), None)
 
+    def answered(self, key: JobKey, resource_version: str) -> PackedJob | None:
+        """Return that version of a FineTuneJob if the API server has answered with it, before the watch told of it."""
+        written = self._jobs.get(key)
+        return written if written is not None and str(written.resource_version) == resource_version else None
+
     def is_answered(self, job: PackedJob) -> bool:
         """Return whether an answer of the API server told of that version, or of a later one, before the watch did."""
         uid, version = self._answered.get(job.key, ("", 0))
@@ -139,11 +146,10 @@ class Cache:
     def children_of(self, job: PackedJob) -> tuple[ChildView, ...]:
         """Return the children that the job controls."""
         views = {child.uid: child for child in self._living(self.indices.children, job.key)}
-        for uid, written in list(self._children.items()):
-            if written.key != job.key:
-                continue
+        for uid in list(self._children_of.get(job.key, ())):
+            written = self._children[uid]
             if written.until < self._clock():
-                del self._children[uid]
+                self._drop_written(uid)
             elif written.view.deleting and uid in views:
                 views[uid] = dataclasses.replace(views[uid], deleting=True)
             elif not written.view.deleting:
@@ -218,18 +224,17 @@ class Cache:
 
     def wrote_child(self, key: JobKey, child: ChildView) -> None:
         """Take note of a child that was created."""
-        self._children[child.uid] = _Written(key, child, self._clock() + OVERLAY_SECONDS)
+        self._keep_written(key, child)
 
     def deleted_child(self, key: JobKey, child: ChildView) -> None:
         """Take note of a child whose deletion was accepted."""
-        gone = dataclasses.replace(child, deleting=True)
-        self._children[child.uid] = _Written(key, gone, self._clock() + OVERLAY_SECONDS)
+        self._keep_written(key, dataclasses.replace(child, deleting=True))
 
     def saw_child(self, key: JobKey, child: ChildView, *, is_gone: bool) -> bool:
         """Take note that a watch told of a child; return whether that is more than was written."""
         written = self._children.get(child.uid)
         if written is not None and (is_gone or not written.view.deleting):
-            del self._children[child.uid]
+            self._drop_written(child.uid)
         if is_gone:
             self._departed[key] = child
         return is_gone or written is None or written.view != child
@@ -239,8 +244,18 @@ class Cache:
         self._jobs.pop(key, None)
         self._answered.pop(key, None)
         self._departed.pop(key, None)
-        for uid in [uid for uid, written in self._children.items() if written.key == key]:
-            del self._children[uid]
+        for uid in list(self._children_of.get(key, ())):
+            self._drop_written(uid)
+
+    def _keep_written(self, key: JobKey, child: ChildView) -> None:
+        self._children[child.uid] = _Written(key, child, self._clock() + OVERLAY_SECONDS)
+        self._children_of.setdefault(key, set()).add(child.uid)
+
+    def _drop_written(self, uid: str) -> None:
+        key = self._children.pop(uid).key
+        self._children_of[key].discard(uid)
+        if not self._children_of[key]:
+            del self._children_of[key]
 
     # --- ghosts and strangers
 

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict, deque
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 MOST_REMEMBERED = 1024
 LONGEST_MESSAGE = 1024
 """Bytes that the API server takes."""
-MOST_WAITING = 10_000
+MOST_WAITING = 20_000
 """Behind them others are lost: some 10 MB."""
 
 
@@ -34,7 +35,7 @@ class EventRecorder:
         self._cluster = cluster
         self._metrics = metrics
         self._counts: OrderedDict[str, int] = OrderedDict()
-        self._waiting: deque[dict[str, Any]] = deque()
+        self._waiting: deque[_Untold] = deque()
         self._something_new = asyncio.Event()
         self._stopping = False
 
@@ -44,11 +45,11 @@ class EventRecorder:
 
     def tell(self, emit: Emit, job: PackedJob, now: datetime) -> None:
         """Write ``emit`` about ``job`` when its turn comes."""
-        event = _event(emit, job, now)
+        untold = _Untold(emit, job.namespace, job.name, job.uid, job.resource_version, now)
         if len(self._waiting) >= MOST_WAITING:
-            self._lose(event, "too many others wait")
+            self._lose(untold, "too many others wait")
             return
-        self._waiting.append(event)
+        self._waiting.append(untold)
         self._something_new.set()
 
     async def run(self) -> None:
@@ -68,7 +69,8 @@ class EventRecorder:
         self._stopping = True
         self._something_new.set()
 
-    async def _write(self, event: dict[str, Any]) -> None:
+    async def _write(self, untold: "_Untold") -> None:
+        event = untold.event()
         name = event["metadata"]["name"]
         count = self._counts.pop(name, 0) + 1
         try:
@@ -80,7 +82,7 @@ class EventRecorder:
             # From before this operator was started: how often it was said is not known any more.
             logger.debug("event is there already name=%s", name)
         except ClusterError as error:
-            self._lose(event, str(error))
+            self._lose(untold, str(error))
             return
         self._counts[name] = count
         while len(self._counts) > MOST_REMEMBERED:
@@ -94,38 +96,48 @@ class EventRecorder:
             # The API server keeps events for an hour.
             await self._cluster.create({**event, "count": count})
 
-    def _lose(self, event: dict[str, Any], why: str) -> None:
+    def _lose(self, untold: "_Untold", why: str) -> None:
         self._metrics.events_lost.inc()
-        job = event["involvedObject"]
         logger.warning(
-            "event not written reason=%s error=%s job=%s/%s", event["reason"], why, job["namespace"], job["name"]
+            "event not written reason=%s error=%s job=%s/%s", untold.emit.reason, why, untold.namespace, untold.job
         )
 
 
-def _name(emit: Emit, job: PackedJob) -> str:
-    said = "\0".join((job.uid, emit.type, emit.reason, emit.message))
-    return f"{job.name}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+@dataclass(frozen=True, slots=True)
+class _Untold:
+    """What is to be told, in a tenth of the memory that it takes as an object of the API server."""
 
+    emit: Emit
+    namespace: str
+    job: str
+    uid: str
+    resource_version: int
+    time: datetime
 
-def _event(emit: Emit, job: PackedJob, now: datetime) -> dict[str, Any]:
-    time = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"name": _name(emit, job), "namespace": job.namespace},
-        "involvedObject": {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "namespace": job.namespace,
-            "name": job.name,
-            "uid": job.uid,
-            "resourceVersion": str(job.resource_version),
-        },
-        "type": emit.type.value,
-        "reason": emit.reason.value,
-        "message": emit.message.encode()[:LONGEST_MESSAGE].decode(errors="ignore"),
-        "count": 1,
-        "firstTimestamp": time,
-        "lastTimestamp": time,
-        "source": {"component": OPERATOR},
-    }
+    @property
+    def name(self) -> str:
+        said = "\0".join((self.uid, self.emit.type, self.emit.reason, self.emit.message))
+        return f"{self.job}.{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+
+    def event(self) -> dict[str, Any]:
+        time = self.time.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": self.name, "namespace": self.namespace},
+            "involvedObject": {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "namespace": self.namespace,
+                "name": self.job,
+                "uid": self.uid,
+                "resourceVersion": str(self.resource_version),
+            },
+            "type": self.emit.type.value,
+            "reason": self.emit.reason.value,
+            "message": self.emit.message.encode()[:LONGEST_MESSAGE].decode(errors="ignore"),
+            "count": 1,
+            "firstTimestamp": time,
+            "lastTimestamp": time,
+            "source": {"component": OPERATOR},
+        }

@@ -47,7 +47,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 300
     settings.watching.inactivity_timeout = INACTIVITY_SECONDS
     settings.watching.chunk_size = 100
-    settings.queueing.idle_timeout = 1.0
+    # Each object that is told of has a task until then.
+    settings.queueing.idle_timeout = 0.2
     settings.execution.max_workers = 1
     for resource in (*CHILDREN.values(), PODS):
         settings.watching.label_selectors[resource] = CHILD_LABELS
@@ -139,7 +140,8 @@ def registry(
 
     @kopf.index(*JOBS, id="jobs", registry=handlers)
     async def index_job(body: Any, **_: Any) -> dict[Any, PackedJob]:
-        packed = packed_job(body)
+        # Most versions are known from the answer to our own write: kept once, and not packed again.
+        packed = cache.answered(job_key(body), body["metadata"]["resourceVersion"]) or packed_job(body)
         _strip(body)
         return dict.fromkeys(keys_of(packed), packed)
 

@@ -92,6 +92,9 @@ class Reconciler:
             self.forget(key)
             return Result()
         job, memo, now = job_view(packed), self._memo(packed), self._now()
+        if packed.is_terminal:
+            # Thousands that have ended are looked at for years, and nothing is made of this any more.
+            memo.pinned = None
         self._acknowledge(job)
         sight = await self._observer.observe(packed, job, memo, now)
         plan = self._plan(job, sight.observed, self._settings, now)

@@ -157,9 +157,9 @@ class OperatorProcess:
             raise
 
 
-def await_until(holds: Callable[[], object], what: str, seconds: float = 30.0) -> None:
-    """Wait until ``holds()`` is true."""
+def await_until(holds: Callable[[], object], what: str, seconds: float = 30.0, pause: float = 0.02) -> None:
+    """Wait until ``holds()`` is true; ask again after a ``pause`` of seconds."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"not so within {seconds:.0f} s: {what}"
-        time.sleep(0.02)
+        time.sleep(pause)
