@@ -69,8 +69,12 @@ class Trained:
 
     @property
     def general_losses(self) -> list[float]:
-        """Behind steps: what is spread is not looked at before the first one."""
-        return [point.general_loss for point in self.report.curve if point.step and point.general_loss is not None]
+        return [point.general_loss for point in self.report.curve if point.general_loss is not None]
+
+    @property
+    def answers(self) -> dict[int, int]:
+        """How many sample questions were answered behind which step."""
+        return {point.step: len(point.answers) for point in self.report.curve if point.answers}
 
     @property
     def resumed_from(self) -> int | None:
@@ -335,6 +339,10 @@ def test_two_workers_train_as_one_does(
     one, two = on_one_worker[name.partition(",")[0]], on_two_workers[name]
     assert two.losses == pytest.approx(one.losses, abs=SAME_LOSS)
     assert two.general_losses == pytest.approx(one.general_losses, abs=SAME_LOSS)
+    # The base's answers among them; those of what was trained may differ by a rounding.
+    assert two.report.samples == one.report.samples
+    assert two.answers == one.answers
+    assert set(one.answers.values()) == {len(one.report.samples)}
     assert (two.report.steps, two.report.best_step) == (one.report.steps, one.report.best_step)
     assert two.weights.keys() == one.weights.keys()
     for key, tensor in two.weights.items():

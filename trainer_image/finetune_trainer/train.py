@@ -271,8 +271,8 @@ def _build_trainer(
     )
     every = spec.training.eval_every_steps or max(1, steps.total // 5)
     epoch_rows = EpochRows(given.train, given.mixture)
-    # Weights that are spread are gathered by all workers for every token: too slow to look at.
-    asks = given.group.is_first and not spreads_weights(spec)
+    # Weights that are spread are gathered by all workers together for every token.
+    asks = given.group.is_first or spreads_weights(spec)
     sampled = SampleAnswers(model, load_tokenizer(given.files), given.validation) if asks else None
     recorder = Recorder(given, epoch_rows, Scorer(model, layout.layout), sampled, every, steps)
     trainer = Trainer(
