@@ -345,7 +345,7 @@ class Attempt(ApiModel):
     end_time: AwareDatetime | None = None
     """When it ended."""
     reason: Reason | None = None
-    """Why it ended."""
+    """Why it ended; absent while its program has ended well and its RayJob has not yet."""
     exit_code: Annotated[int, Field(ge=0, le=255)] | None = None
     """Of the trainer, by sysexits.h."""
     node: ObjectName | None = None

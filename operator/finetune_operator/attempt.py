@@ -69,7 +69,7 @@ def may_start_at(before: Attempt, settings: Settings) -> datetime:
 
 def deadline(attempt: Attempt, active_deadline_seconds: int) -> datetime | None:
     """Return when the whole job has run for too long; None while the attempt does not run."""
-    if attempt.start_time is None:
+    if attempt.start_time is None or is_reported(attempt):
         return None
     return attempt.start_time + timedelta(seconds=active_deadline_seconds - attempt.earlier_seconds)
 

@@ -14,7 +14,7 @@ class Standing(StrEnum):
     CURRENT = "current"
     """It is the newest and has not ended."""
     RECORDED = "recorded"
-    """How it ended is in the status."""
+    """What its trainer said at the end, or how it ended without a word, is in the status."""
     SUPERSEDED = "superseded"
     """A newer attempt or a later stage has begun, or the job is over."""
 

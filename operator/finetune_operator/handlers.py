@@ -195,7 +195,7 @@ def _strip(body: Raw) -> None:
     """
     body["metadata"].pop("managedFields", None)
     for part in ("spec", "status"):
-        body.get(part, {}).clear()
+        (body.get(part) or {}).clear()
 
 
 def _uid(body: Raw) -> str:

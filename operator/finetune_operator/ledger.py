@@ -1,7 +1,8 @@
 """What has happened since the status was last written, entered into it. Pure; decides nothing about what to do.
 
 Only the newest attempt can be open. It is opened before its Job is created, and closed once: by what the trainer said,
-by how its pod ended, or because it was stopped.
+by how its pod ended, or because it was stopped. One on Ray of which the trainer says that all went well is reported,
+and closed by how its RayJob ends.
 """
 
 from dataclasses import replace
@@ -24,6 +25,7 @@ from finetune_api.status import (
 )
 from finetune_operator import attempt as attempts
 from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, find, shortened, stated
+from finetune_operator.manifest import child_kind
 from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, JobView, Observed, PodView
 from finetune_operator.outcome import RETRYABLE, Outcome, classify, confirm
 from finetune_operator.remedy import find_remedy, needs_remedy
@@ -49,10 +51,11 @@ def brought_up_to_date(job: JobView, observed: Observed, spec: FineTuneJob, now:
     child, pods = observed.child(attempt.child), observed.pods_of(attempt.child)
     attempt = _queued_again(_started(attempt, child, pods), child, now)
     status = _with_attempt(job.status, attempt)
-    outcome = _outcome(status, attempt, child, pods, _delivered(observed, attempt))
+    is_ray = child_kind(spec, attempt.stage) is ChildKind.RAY_JOB
+    outcome = _outcome(status, attempt, child, pods, _delivered(observed, attempt), is_ray)
     if outcome is None or (outcome.reason is Reason.CHILD_LOST and _may_be_told_yet(child, pods, now)):
         return status
-    if outcome.result is not None and child is not None and child.kind is ChildKind.RAY_JOB and _is_good(outcome):
+    if is_ray and outcome.result is not None and _is_good(outcome):
         attempt = _reported(attempt, outcome.result, now)
         status = _with_report(status, attempt, outcome.result, now, job.generation)
         outcome = _confirmed(attempt, child, status)
@@ -84,7 +87,12 @@ def _started(attempt: Attempt, child: ChildView | None, pods: tuple[PodView, ...
 
 def _queued_again(attempt: Attempt, child: ChildView | None, now: datetime) -> Attempt:
     """Keep the time that an attempt ran before its queue took the node away; its Job starts another pod later."""
-    if child is None or not child.suspended or attempt.start_time is None:
+    if child is None or not child.suspended:
+        return attempt
+    if attempts.is_reported(attempt):
+        # Its program will run and end once more.
+        attempt = attempt.model_copy(update={"end_time": None, "exit_code": None, "resumed_from_step": None})
+    if attempt.start_time is None:
         return attempt
     ran = max(0, round((now - attempt.start_time).total_seconds()))
     return attempt.model_copy(update={"start_time": None, "earlier_seconds": attempt.earlier_seconds + ran})
@@ -107,6 +115,7 @@ def _outcome(
     child: ChildView | None,
     pods: tuple[PodView, ...],
     delivered: DeliveredResult | None,
+    is_ray: bool,
 ) -> Outcome | None:
     if attempts.is_reported(attempt):
         return _confirmed(attempt, child, status)
@@ -116,16 +125,18 @@ def _outcome(
         # until it is in sight, so that nothing is created beside it.
         return Outcome(attempt.reason) if attempt.reason and not pods else None
     outcome = classify(child, pods, delivered)
-    if outcome is None or attempt.reason is None or outcome.reason not in RETRYABLE:
+    if outcome is None or attempt.reason is None:
         return outcome
-    # It was stopped by us, so whatever else it did meanwhile is no fault.
-    return Outcome(attempt.reason, "", outcome.exit_code, outcome.result, outcome.ended)
+    # It was stopped by us, so whatever else it did meanwhile is no fault, and a RayJob that is gone confirms nothing.
+    if outcome.reason in RETRYABLE:
+        return Outcome(attempt.reason, "", outcome.exit_code, outcome.result, outcome.ended)
+    return Outcome(attempt.reason) if _is_good(outcome) and is_ray else outcome
 
 
 def _reported(attempt: Attempt, result: StageResult, now: datetime) -> Attempt:
-    """Return the attempt as it waits for its RayJob, having said that all went well; it need not be stopped."""
+    """Return the attempt as it waits for its RayJob, having said that all went well."""
     said = {"exit_code": result.exit_code.value, "resumed_from_step": result.resumed_from_step}
-    return attempt.model_copy(update={"end_time": now, "reason": None} | said)
+    return attempt.model_copy(update={"end_time": now} | said)
 
 
 def _with_report(

@@ -88,7 +88,7 @@ def confirm(child: ChildView | None) -> Outcome | None:
     little: the next one finds what was trained, and trains nothing.
     """
     if child is None:
-        return Outcome(Reason.CHILD_LOST, "its program ended well, but its RayJob was gone before it said so as well.")
+        return Outcome(Reason.CHILD_LOST, "its program ended well, but its RayJob has gone and did not say so.")
     if child.failed:
         return _from_child(child)
     return Outcome(Reason.STAGE_SUCCEEDED, exit_code=ExitCode.OK.value) if child.succeeded else None

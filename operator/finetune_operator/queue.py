@@ -57,11 +57,11 @@ class Queue:
         workers: int,
         on_retry: Callable[[], None] = lambda: None,
         is_new: Callable[[Key], bool] = lambda key: False,
-        opened: asyncio.Event | None = None,
+        is_listed: Callable[[Key], bool] = lambda key: True,
     ):
         """Process ``workers`` keys at the same time, those that are new first; call ``on_retry`` at every failure.
 
-        With ``opened``, none before that is set.
+        A key that is not ``is_listed`` is kept until `release` finds that it is.
         """
         self._process = process
         self._workers = workers
@@ -70,6 +70,8 @@ class Queue:
         self._new: deque[Key] = deque()
         self._waiting: deque[Key] = deque()
         """All others."""
+        self._held: deque[Key] = deque()
+        """Those that are not listed yet."""
         self._new_in_a_row = 0
         self._known: set[Key] = set()
         """Waiting, or to be looked at again as soon as its worker is done."""
@@ -77,16 +79,22 @@ class Queue:
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._retries: dict[Key, _Retry] = {}
         self._filled = asyncio.Event()
-        self._opened = opened
+        self._is_listed = is_listed
         self._stopping = False
 
     def __len__(self) -> int:
-        return len(self._new) + len(self._waiting)
+        return len(self._new) + len(self._waiting) + len(self._held)
 
     @property
     def busy(self) -> int:
         """Keys that are being looked at."""
         return len(self._busy)
+
+    def release(self) -> None:
+        """Look also at those keys that have been listed meanwhile."""
+        held, self._held = self._held, deque()
+        for key in held:
+            self._append(key)
 
     def add(self, key: Key) -> None:
         """Look at ``key`` as soon as a worker is free."""
@@ -123,8 +131,6 @@ class Queue:
         for key in list(self._timers):
             self._cancel_timer(key)
         self._filled.set()
-        if self._opened is not None:
-            self._opened.set()
 
     def _ring(self, key: Key) -> None:
         del self._timers[key]
@@ -135,6 +141,9 @@ class Queue:
             timer.cancel()
 
     def _append(self, key: Key) -> None:
+        if not self._is_listed(key):
+            self._held.append(key)
+            return
         (self._new if self._is_new(key) else self._waiting).append(key)
         self._filled.set()
 
@@ -148,11 +157,9 @@ class Queue:
     async def _work(self) -> None:
         while True:
             await self._filled.wait()
-            if self._opened is not None:
-                await self._opened.wait()
             if self._stopping:
                 return
-            if not len(self):
+            if not self._new and not self._waiting:
                 self._filled.clear()
                 continue
             key = self._next()

@@ -112,13 +112,13 @@ class _Session:
             now,
             has_kuberay,
         )
-        self._listing = Listing()
+        self._listing = Listing(lambda: self._queue.release())
         self._queue = Queue(
             self._reconciler,
             settings.workers,
             operator.metrics.retries.inc,
             self._reconciler.is_new,
-            self._listing.complete,
+            lambda key: self._listing.has(key[0]),
         )
         selectors = {KIND: "", **dict.fromkeys(("Pod", *(kind.value for kind in self._kinds)), handlers.CHILD_LABELS)}
         self._stalled = StalledDeletions(cluster, self._cache, self._lease, now)

@@ -25,6 +25,9 @@ from finetune_operator.settings import Settings
 CAP_POLL = timedelta(seconds=10)
 """How often to look whether another job of the namespace has ended, which is no event of this one."""
 
+RAY_JOB_ENDS_WITHIN = timedelta(minutes=10)
+"""Behind its program: KubeRay may be away, and trains nothing new meanwhile either."""
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -64,6 +67,8 @@ def next_step(moment: Moment) -> Step:
     attempt = open_attempt(moment.status)
     if attempt is not None and (step := _past_deadline(attempt, moment)):
         return step
+    if attempt is not None and attempts.is_reported(attempt):
+        return _await_ray_job(attempt, moment)
     if attempt is not None and (moment.policy.suspend or attempt.reason is not None):
         return _stop(attempt, moment)
     if moment.policy.suspend:
@@ -302,9 +307,6 @@ def _kind(attempt: Attempt, moment: Moment) -> str:
 def _supervise(attempt: Attempt, child: ChildView, moment: Moment) -> Step:
     if child.suspended:
         return Step((*_resumed(moment), *_queued(attempt, child)))
-    if attempt.end_time is not None:
-        # Its program has ended well: it is given as long as a pod is.
-        return Step(_resumed(moment), actions=_stragglers(moment), wake_at=attempt.end_time + LINGER)
     latest_start = _latest_start(attempt, child, moment)
     if latest_start is not None and moment.now >= latest_start:
         wait = waiting.why_waiting(child, moment.observed.pods_of(attempt.child))
@@ -314,6 +316,19 @@ def _supervise(attempt: Attempt, child: ChildView, moment: Moment) -> Step:
     stands = _stands(attempt, child, moment)
     statements = (*_resumed(moment), *_admitted(stands, moment), stands)
     return Step(statements, wake_at=_earliest(wake_ups))
+
+
+def _await_ray_job(attempt: Attempt, moment: Moment) -> Step:
+    """Wait until the RayJob of a program that has ended well says so as well, but not for ever."""
+    child = moment.observed.child(attempt.child)
+    if child is None or child.deleting:
+        return Step()
+    assert attempt.end_time is not None
+    given_up = attempt.end_time + RAY_JOB_ENDS_WITHIN
+    if moment.now < given_up:
+        return Step(wake_at=given_up)
+    minutes = RAY_JOB_ENDS_WITHIN // timedelta(minutes=1)
+    return Step(actions=(deletion(child, moment.job, f"its program ended well {minutes} minutes ago"),))
 
 
 def _admitted(stands: Statement, moment: Moment) -> tuple[Statement, ...]:

@@ -168,6 +168,7 @@ def _is_to_run(raw: Raw) -> bool:
 
 
 def _is_open(attempt: Raw) -> bool:
+    """Return what `attempt.is_open` says of an attempt, which is dear to read of thousands."""
     return not (attempt.get("endTime") and attempt.get("reason"))
 
 

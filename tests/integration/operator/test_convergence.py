@@ -174,10 +174,9 @@ SCENARIOS = (
         "two workers are suspended behind a result",
         Phase.SUCCEEDED,
         Reason.PUBLISHED,
-        4,
+        3,
         WORKERS,
-        {(TRAIN, 1): Life(ray_hangs=True)},
-        lambda: [(training_has_ended, suspend(True)), (is_suspended, suspend(False))],
+        happenings=lambda: [(training_has_ended, suspend(True)), (is_suspended, suspend(False))],
     ),
     Scenario(
         "divergence, then a lower learning rate",

@@ -11,7 +11,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.report import ExitCode, Stage
 from finetune_api.status import Attempt, ConditionType, FineTuneJobStatus, Reason
 from finetune_operator import naming
-from finetune_operator.action import Create, Plan
+from finetune_operator.action import Create, Delete, Plan
 from finetune_operator.condition import find, holds
 from finetune_operator.fence import Standing, standing
 from finetune_operator.manifest import child_kind, stage_child
@@ -259,12 +259,28 @@ def test_how_a_ray_job_that_posted_no_result_ended(child: dict[str, Any], reason
 POSTED = DeliveredResult(TRAIN, 1, make_result(TRAIN, ExitCode.OK, message="the rate is high", resumed_from_step=40))
 
 
-def looked_at(*, posted: bool, status: FineTuneJobStatus | None = None, **child: Any) -> FineTuneJobStatus:
-    """Return the status behind a look at the first attempt, whose RayJob is as ``child`` says."""
+def look(
+    posted: bool = False,
+    status: FineTuneJobStatus | None = None,
+    seconds: float = 9,
+    policy: dict[str, Any] | None = None,
+    **child: Any,
+) -> Plan:
+    """Return what is planned for the first attempt, whose RayJob is as ``child`` says."""
     status = status or recorded(plan_of_training(DISTRIBUTED, kuberay=True))
     ray_job = make_child(TRAIN, kind=ChildKind.RAY_JOB, started=after(5), **child)
     observed = seen(DISTRIBUTED, kuberay=True, children=(ray_job,), results=(POSTED,) if posted else ())
-    return recorded(plan(replace(accepted_job(DISTRIBUTED), status=status), observed, SETTINGS, after(9)))
+    given = DISTRIBUTED | {f"spec.runPolicy.{name}": value for name, value in (policy or {}).items()}
+    return plan(replace(accepted_job(given), status=status), observed, SETTINGS, after(seconds))
+
+
+def looked_at(**given: Any) -> FineTuneJobStatus:
+    """Return the status behind that look."""
+    return recorded(look(**given))
+
+
+def deleted(made: Plan) -> list[str]:
+    return [action.ref.name for action in made.actions if isinstance(action, Delete)]
 
 
 def test_success_takes_a_result_and_a_ray_job_that_has_succeeded():
@@ -287,6 +303,42 @@ def test_a_ray_job_that_fails_behind_a_good_result_is_tried_again():
     assert (attempt.reason, attempt.exit_code, attempt.failures) == (Reason.CHILD_LOST, None, 1)
     trained = find(status, ConditionType.TRAINED)
     assert trained is not None and "the head is gone" in trained.message
+
+
+def test_a_ray_job_that_does_not_end_behind_its_program_is_given_up_after_a_while():
+    reported = looked_at(posted=True)
+    early = look(status=reported, seconds=9 + 599)
+    assert deleted(early) == [] and early.wake_at == after(9 + 600)
+    late = look(status=reported, seconds=9 + 600)
+    assert deleted(late) == ["reviews-train-a1"] and late.wake_at is None
+    assert look(status=reported, seconds=9 + 700, deleting=True) == Plan()
+
+
+def test_the_deadline_and_a_suspension_wait_for_a_ray_job_whose_program_has_ended():
+    reported = looked_at(posted=True)
+    assert deleted(look(status=reported, seconds=60, policy={"activeDeadlineSeconds": 30})) == []
+    assert deleted(look(status=reported, seconds=60, policy={"suspend": True})) == []
+
+
+def test_a_queue_that_takes_the_node_back_behind_a_result_lets_the_program_speak_again():
+    status = looked_at(status=looked_at(posted=True), seconds=12, suspended=True)
+    [attempt] = status.attempts
+    assert (attempt.end_time, attempt.exit_code, attempt.start_time, attempt.earlier_seconds) == (None, None, None, 7)
+    assert standing(status, TRAIN, 1) is Standing.CURRENT
+
+
+def test_what_was_stopped_by_its_user_and_has_ended_well_costs_no_retry():
+    stopping = looked_at(status=looked_at(), policy={"suspend": True})
+    assert stopping.attempts[0].reason is Reason.SUSPENDED_BY_USER
+    [attempt] = looked_at(posted=True, status=stopping, policy={"suspend": True}, deleting=True).attempts
+    assert (attempt.reason, attempt.failures, attempt.end_time) == (Reason.SUSPENDED_BY_USER, 0, after(9))
+
+
+def test_a_result_whose_ray_job_is_gone_is_not_believed():
+    started = looked_at()
+    observed = seen(DISTRIBUTED, kuberay=True, results=(POSTED,))
+    status = recorded(plan(replace(accepted_job(DISTRIBUTED), status=started), observed, SETTINGS, after(9)))
+    assert status.attempts[0].reason is Reason.CHILD_LOST
 
 
 def test_what_a_program_posted_of_a_fault_stands_whatever_becomes_of_its_ray_job():
