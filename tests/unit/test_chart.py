@@ -547,7 +547,7 @@ def test_dashboard_shows_figures_that_the_operator_has(everything: list[Manifest
 def figures_of(queries: list[str]) -> set[str]:
     """Return the figures in ``queries``; every one, and every phase and reason, is one that the operator knows."""
     metrics = Metrics()
-    metrics.watch(lambda: [("team-a", Phase.TRAINING)], lambda: 0, lambda: True)
+    metrics.watch(lambda: [("team-a", Phase.TRAINING)], lambda: 0, lambda: 0, lambda: True)
     known = {
         name
         for family in metrics.registry.collect()

@@ -1,6 +1,8 @@
 """The collector leaves alone what was loaded, and works again behind it."""
 
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -21,3 +23,15 @@ def test_what_was_made_inside_is_not_looked_at_again(error: ImportError | None) 
     assert gc.isenabled()
     assert gc.get_freeze_count() >= before + len(made)
     gc.unfreeze()
+
+
+LOADS_NATIVE_TYPES = """
+from finetune_trainer.garbage import kept_for_good
+with kept_for_good():
+    import triton._C.libtriton
+"""
+
+
+def test_no_library_complains_at_the_end_of_what_was_kept() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADS_NATIVE_TYPES], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
