@@ -9,8 +9,9 @@ PACKAGES := $(sort $(wildcard operator/*/__init__.py trainer_image/*/__init__.py
 # stamp is written before all is installed.
 INPUTS := $(sort $(wildcard requirements/*.txt)) pyproject.toml
 STAMP := $(VENV)/.installed-$(shell { cat $(INPUTS); echo $(PACKAGES); } | cksum | cut -d ' ' -f 1)
+CORES = $(shell getconf _NPROCESSORS_ONLN)
 # Tests wait for servers and programs of theirs a third of the time.
-WORKERS = $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+WORKERS = $(shell expr $(CORES) + 1)
 DEMO := examples/01-sentiment-lora
 # Programs that no image and no test has, in an environment of their own.
 AUDIT := build/audit
@@ -47,7 +48,7 @@ check: setup  ## Format, lint, types, import contracts, unit tests: under a minu
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	@for script in examples/*/prepare.py charts/*.py; do $(BIN)/mypy $$script || exit; done
+	@printf '%s\n' examples/*/prepare.py charts/*.py | xargs -n 1 -P $(CORES) $(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q -n auto tests/unit
 
@@ -59,10 +60,11 @@ test: programs check prepare $(FOUR_BITS)/.installed  ## Everything: check, then
 	PYTHONPATH=$(FOUR_BITS) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) tests/four_bits
 	$(BIN)/pytest -q --durations=25 tests/e2e
 
-soak: programs  ## Fuzz for about half an hour: every target 12,000 cases; then a chaos run over 30 jobs.
+soak: programs  ## Fuzz for about half an hour, 12,000 cases a target; then chaos over 30 jobs, and workers suspended.
 	@for target in $$($(BIN)/python -m tests.fuzz 2>/dev/null); do \
 	  $(BIN)/python -m tests.fuzz $$target 12000 || exit; done
-	FINETUNE_CHAOS_JOBS=30 $(BIN)/pytest -q tests/e2e/test_chaos.py
+	FINETUNE_CHAOS_JOBS=30 FINETUNE_SOAK=1 $(BIN)/pytest -q tests/e2e/test_chaos.py \
+	  tests/e2e/test_rayjobs.py::test_suspended_workers_go_on_from_the_step_at_which_they_were_stopped
 
 cluster: setup  ## Start a Kubernetes cluster for development; tests/e2e uses it while it runs.
 	$(BIN)/python -m tests.cluster up

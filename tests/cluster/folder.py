@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 """The checkout."""
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "finetune-cluster"
-"""What takes minutes to make and stays: binaries, base image, node image."""
+"""What takes minutes to make and stays: binaries, base image, node image, installed packages."""
 
 BIN = CACHE / "bin"
 WORK = CACHE / "docker"
