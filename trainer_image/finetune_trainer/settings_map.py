@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_api.spec import DeepspeedSpec, FineTuneJobSpec, GradientCheckpointing, Offload, Schedule, TrainingSpec
 from finetune_api.spec.training import largest_micro_batch
+from finetune_trainer.errors import SpecError
 
 # Tokens that one forward pass may hold when the spec leaves the micro-batch open: enough to keep a processor busy,
 # little enough that activations of a 1 B model stay under a few GB.
@@ -70,7 +71,15 @@ def deepspeed_config(
 
     With ``autocast`` DeepSpeed itself keeps float32 masters of weights in bfloat16. An optimiser that is kept off the
     GPU is PyTorch's as well: DeepSpeed's own is faster, but is compiled where it runs, and the image has no compiler.
+
+    Raises:
+        SpecError: ``autocast`` without a GPU, which transformers does not take beside DeepSpeed.
     """
+    if autocast and without_gpu:
+        raise SpecError(
+            "spec.training.precision: bf16 products under spec.compute.deepspeed need GPUs, and there is none here. "
+            "Take fp32, or leave spec.compute.deepspeed out."
+        )
     spread: dict[str, Any] = {"stage": deepspeed.stage}
     if without_gpu:
         spread |= {"reduce_bucket_size": _CPU_BUCKET, "reduce_scatter": False}

@@ -67,7 +67,7 @@ from finetune_trainer.start import first_weights, take_over
 from finetune_trainer.tracker import Trackers, open_trackers, put_event_files
 from finetune_trainer.training_input import TrainingInput
 from finetune_trainer.workspace import Workspace
-from finetune_trainer.zero import join_without_gpu
+from finetune_trainer.zero import join_without_gpu, spread_weights
 
 # Tokens of the row that shows how much a forward pass keeps: enough to be typical, little enough to fit anywhere.
 _SAMPLE_TOKENS = 256
@@ -257,6 +257,11 @@ def _build_trainer(
     without_gpu = not torch.cuda.is_available()
     if without_gpu and spec.compute.deepspeed is not None:
         join_without_gpu()
+    deepspeed = (
+        None
+        if spec.compute.deepspeed is None
+        else deepspeed_config(spec.compute.deepspeed, spec.training, steps, precision.autocast, without_gpu)
+    )
     arguments = training_arguments(
         spec.training,
         steps,
@@ -265,9 +270,7 @@ def _build_trainer(
         checkpoint_activations=checkpoint_activations,
         autocast=precision.autocast,
         use_cpu=without_gpu,
-        deepspeed=None
-        if spec.compute.deepspeed is None
-        else deepspeed_config(spec.compute.deepspeed, spec.training, steps, precision.autocast, without_gpu),
+        deepspeed=deepspeed,
     )
     every = spec.training.eval_every_steps or max(1, steps.total // 5)
     epoch_rows = EpochRows(given.train, given.mixture)
@@ -275,9 +278,12 @@ def _build_trainer(
     asks = given.group.is_first or spreads_weights(spec)
     sampled = SampleAnswers(model, load_tokenizer(given.files), given.validation) if asks else None
     recorder = Recorder(given, epoch_rows, Scorer(model, layout.layout), sampled, every, steps)
+    settings = TrainingArguments(**arguments)
+    if deepspeed is not None and spreads_weights(spec):
+        spread_weights(model, deepspeed)
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(**arguments),
+        args=settings,
         data_collator=partial(build_batch, layout=layout.layout),
         train_dataset=epoch_rows,
         compute_loss_func=regularize(

@@ -1,9 +1,14 @@
-"""DeepSpeed where there is no GPU, as Accelerate and DeepSpeed itself hardly expect it."""
+"""What DeepSpeed has to be told: by Accelerate alone it finds no CPUs, and takes whole models onto GPUs."""
 
+import copy
 import os
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
+from torch import nn
 
 
 def ask_for_huge_pages() -> None:
@@ -31,3 +36,18 @@ def join_without_gpu() -> None:
         PartialState(backend="gloo")
     finally:
         del os.environ["ACCELERATE_USE_DEEPSPEED"]
+
+
+def spread_weights(model: nn.Module, configuration: Mapping[str, Any]) -> None:
+    """Leave each process its part of ``model``'s weights alone, going from tensor to tensor.
+
+    DeepSpeed does the same when training begins, but takes the whole model onto every GPU first.
+    """
+    import deepspeed
+
+    if configuration["bf16"]["enabled"]:
+        # What is spread already, DeepSpeed leaves as it is.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    # It fills in what is left open.
+    deepspeed.zero.Init(module=model, config_dict_or_path=copy.deepcopy(dict(configuration)))

@@ -1,5 +1,6 @@
 """The operator against a real API server: what it does within which time, and what it survives."""
 
+import json
 import time
 import urllib.error
 from collections.abc import Callable
@@ -59,6 +60,20 @@ def test_job_runs_through_all_stages(start_operator: StartOperator, workload: Wo
     assert len(workload.children()) == 3
     assert "finalizers" not in workload.get()["metadata"]
     assert "annotations" not in workload.get()["metadata"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"compute": {"workers": 4}}, {"compute": {"deepspeed": {"stage": 3}}}, {"method": {"type": "lora"}}],
+    ids=["workers", "ZeRO stage", "method"],
+)
+def test_what_attempts_have_in_common_does_not_change(workload: Workload, change: dict[str, object]) -> None:
+    workload.apply(**{"spec.method": {"type": "full"}, "spec.compute": {"workers": 2, "gpusPerWorker": 1}})
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        workload.patch_spec("reviews", change)
+    assert refusal.value.code == 422
+    assert "the spec cannot be changed" in json.load(refusal.value)["message"]
+    workload.patch_spec("reviews", {"runPolicy": {"suspend": True}})
 
 
 def test_applied_job_is_taken_up_within_a_second(start_operator: StartOperator, workload: Workload) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.spec import DeepspeedSpec, Offload, TrainingSpec
+from finetune_trainer.errors import SpecError
 from finetune_trainer.settings_map import Steps, deepspeed_config, estimating_step, plan_steps, training_arguments
 
 STEPS = Steps(micro_batch=2, accumulation=4, total=10, per_epoch=5, workers=3)
@@ -29,6 +30,11 @@ def test_deepspeed_is_told_the_same_batch_as_the_trainer():
     told = deepspeed_config(DeepspeedSpec(stage=1), TrainingSpec(), STEPS, autocast=True, without_gpu=False)
     assert told["train_batch_size"] == 2 * 4 * 3
     assert told["bf16"] == {"enabled": True}
+
+
+def test_bfloat16_products_under_deepspeed_need_a_gpu():
+    with pytest.raises(SpecError, match=r"spec\.training\.precision.*Take fp32"):
+        deepspeed_config(DeepspeedSpec(stage=2), TrainingSpec(), STEPS, autocast=True, without_gpu=True)
 
 
 @pytest.mark.parametrize(("total", "warm_up"), [(1, 0), (2, 1), (100, 3)])
