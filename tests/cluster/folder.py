@@ -37,6 +37,13 @@ def digest(parts: Iterable[str | bytes | Path]) -> str:
     return total.hexdigest()[:12]
 
 
+def keep(made: Path, kept: Path) -> None:
+    """Move ``made`` to ``kept``, a name that ends with a digest, in the place of what has another one."""
+    for outdated in CACHE.glob(f"{kept.stem.rpartition('-')[0]}-*{kept.suffix}"):
+        outdated.unlink()
+    made.replace(kept)
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Let one process of this machine at a time make things here; the next finds them made."""

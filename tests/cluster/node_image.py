@@ -12,7 +12,7 @@ from pathlib import Path
 from .binary import KUBERNETES_VERSION, NODE, PAUSE, ensure_binaries, module_pins, source_folder
 from .command import ClusterUnavailableError, CommandError, pipe, run
 from .daemon import Docker
-from .folder import BIN, CACHE, digest
+from .folder import BIN, CACHE, digest, keep
 from .program_image import change, import_program
 
 logger = logging.getLogger(__name__)
@@ -150,9 +150,7 @@ def _make_node(docker: Docker, kept: Path) -> None:
             import_program(docker, BIN / program, image, entrypoint)
         archive = context / "node.tar"
         _export_filled(docker, archive)
-        for outdated in CACHE.glob("node-*.tar"):
-            outdated.unlink()
-        archive.replace(kept)
+        keep(archive, kept)
 
 
 def _export_filled(docker: Docker, archive: Path) -> None:
