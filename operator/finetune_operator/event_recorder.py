@@ -105,7 +105,7 @@ class EventRecorder:
 
 @dataclass(frozen=True, slots=True)
 class _Untold:
-    """What is to be told, in a tenth of the memory that it takes as an object of the API server."""
+    """What is to be told, in a fifth of the memory that it takes as an object of the API server."""
 
     emit: Emit
     namespace: str

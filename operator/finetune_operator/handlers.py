@@ -188,11 +188,7 @@ def _indexed(cache: Cache, kind: str, body: Raw, view: Any) -> dict[Any, Any]:
 
 
 def _strip(body: Raw) -> None:
-    """Empty an object of what is in the index now.
-
-    kopf keeps all that it lists until it has listed everything: whole, a few thousand jobs with their children took
-    more than the operator may have.
-    """
+    """Empty an object of what is in the index now: kopf keeps it until nothing has been told of it for a while."""
     body["metadata"].pop("managedFields", None)
     for part in ("spec", "status"):
         (body.get(part) or {}).clear()

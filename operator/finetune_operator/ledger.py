@@ -52,7 +52,10 @@ def brought_up_to_date(job: JobView, observed: Observed, spec: FineTuneJob, now:
     attempt = _queued_again(_started(attempt, child, pods), child, now)
     status = _with_attempt(job.status, attempt)
     is_ray = child_kind(spec, attempt.stage) is ChildKind.RAY_JOB
-    outcome = _outcome(status, attempt, child, pods, _delivered(observed, attempt), is_ray)
+    if attempts.is_reported(attempt):
+        outcome = _confirmed(attempt, child, status)
+    else:
+        outcome = _outcome(attempt, child, pods, _delivered(observed, attempt), is_ray)
     if outcome is None or (outcome.reason is Reason.CHILD_LOST and _may_be_told_yet(child, pods, now)):
         return status
     if is_ray and outcome.result is not None and _is_good(outcome):
@@ -110,15 +113,12 @@ def _delivered(observed: Observed, attempt: Attempt) -> DeliveredResult | None:
 
 
 def _outcome(
-    status: FineTuneJobStatus,
     attempt: Attempt,
     child: ChildView | None,
     pods: tuple[PodView, ...],
     delivered: DeliveredResult | None,
     is_ray: bool,
 ) -> Outcome | None:
-    if attempts.is_reported(attempt):
-        return _confirmed(attempt, child, status)
     never_seen = child is None and attempt.start_time is None and not any(pod.is_over for pod in pods)
     if never_seen:
         # Its Job is still to be created, or was stopped before it ran, or the caches are late: what it delivered waits

@@ -65,8 +65,9 @@ class Listing(aiotoggles.ToggleSet):
         """Take a toggle out; nothing happens when it is not there."""
         if toggle not in self:
             return
-        await super().drop_toggle(toggle)
+        # Before those are told who wait for it.
         self._objects.discard(toggle)
+        await super().drop_toggle(toggle)
         for waiting in self._read.values():
             waiting.discard(toggle)
         for place, kinds in list(self._kinds.items()):

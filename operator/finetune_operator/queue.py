@@ -67,6 +67,7 @@ class Queue:
         self._workers = workers
         self._on_retry = on_retry
         self._is_new = is_new
+        self._is_listed = is_listed
         self._new: deque[Key] = deque()
         self._waiting: deque[Key] = deque()
         """All others."""
@@ -79,7 +80,6 @@ class Queue:
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._retries: dict[Key, _Retry] = {}
         self._filled = asyncio.Event()
-        self._is_listed = is_listed
         self._stopping = False
 
     def __len__(self) -> int:
