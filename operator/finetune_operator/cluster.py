@@ -4,7 +4,7 @@ Objects are plain JSON both ways: the client's typed models cost ten times the m
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -206,11 +206,13 @@ class KubernetesCluster:
 
     async def identities(self, kind: str, namespace: str | None, selector: str = "") -> list[Identity]:
         """See `Cluster`."""
-        # Names and UIDs alone: whole objects of a big cluster would fill the memory.
-        items = await self._list(RESOURCES[kind].path(namespace), {"labelSelector": selector}, accept=METADATA_ALONE)
+        # Names and UIDs alone, page by page: whole objects of a big cluster would fill the memory, and what is told of
+        # them beside that would as well.
+        pages = self._pages(RESOURCES[kind].path(namespace), {"labelSelector": selector}, accept=METADATA_ALONE)
         return [
             Identity(one["namespace"], one["name"], one["uid"], one["creationTimestamp"])
-            for one in (item["metadata"] for item in items)
+            async for page in pages
+            for one in (item["metadata"] for item in page)
         ]
 
     async def definition(self) -> str | None:
@@ -264,17 +266,21 @@ class KubernetesCluster:
             return []
 
     async def _list(self, path: str, query: Mapping[str, str], accept: str = "application/json") -> list[Raw]:
-        items: list[Raw] = []
+        return [item async for page in self._pages(path, query, accept) for item in page]
+
+    async def _pages(
+        self, path: str, query: Mapping[str, str], accept: str = "application/json"
+    ) -> AsyncIterator[list[Raw]]:
         token = ""
         while True:
             page = await self._call(
                 "GET", path, {**query, "limit": str(OBJECTS_PER_PAGE), "continue": token}, accept=accept
             )
             # An empty list of metadata alone comes as null.
-            items.extend(page["items"] or ())
+            yield page["items"] or []
             token = page["metadata"].get("continue", "")
             if not token:
-                return items
+                return
 
     async def _call(
         self,
