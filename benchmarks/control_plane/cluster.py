@@ -104,7 +104,12 @@ class ControlPlane:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
-        audit = (f"--audit-policy-file={HERE / 'audit.yaml'}", f"--audit-log-path={self._audit_log}")
+        # Begun anew at 100 MB it would lack the requests of the first of 5,000 jobs.
+        audit = (
+            f"--audit-policy-file={HERE / 'audit.yaml'}",
+            f"--audit-log-path={self._audit_log}",
+            "--audit-log-maxsize=10000",
+        )
         self.server = ApiServer(BIN, self.folder / "server", flags=(*audit, *FLAGS))
         self._programs: list[Program] = []
 
