@@ -1,0 +1,160 @@
+"""What GPUs do with the product's own training: tokens a second, MFU, and the peak of memory beside the plan's.
+
+    make prepare
+    python benchmarks/gpu_training.py --model DIR --rows reviews.jsonl --peak-tflops 989 [--steps 40] [--settings full]
+
+Every setting trains in bfloat16 in a process of its own, through the product's check and training stages; zero2 and
+zero3 spread full fine-tuning over all GPUs of the machine, and qlora needs bitsandbytes (requirements/gpu.txt). The
+last line is JSON. MFU is the share of the GPUs' peak (`--peak-tflops` of each, dense, in bfloat16) that the model's own
+arithmetic takes at the measured speed. Without a GPU there is nothing to measure, and it ends with 1.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LORA: dict[str, Any] = {"rank": 8, "targets": "allLinear"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "full": {"method": {"type": "full"}},
+    "lora": {"method": {"type": "lora", "lora": LORA}},
+    "qlora": {"method": {"type": "qlora", "lora": LORA}},
+    "zero2": {"method": {"type": "full"}, "compute": {"deepspeed": {"stage": 2}}},
+    "zero3": {"method": {"type": "full"}, "compute": {"deepspeed": {"stage": 3}}},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """What decides how much a model has to compute for a token."""
+
+    parameters: int
+    trained: int
+    layers: int
+    hidden: int
+
+    def flops(self, row_tokens: float) -> float:
+        """Return the floating-point operations of one token's forward and backward pass.
+
+        Two for every parameter forward, two more for the gradient of what it read, and two for its own where it is
+        trained; 12 * layers * hidden * row_tokens for attention (Chowdhery et al., PaLM, 2022, appendix B), which
+        counts a causal model's whole square. An embedding counts once: as the output layer, which most share with it.
+        """
+        return 4 * self.parameters + 2 * self.trained + 12 * self.layers * self.hidden * row_tokens
+
+
+def mfu(tokens_per_second: float, flops_per_token: float, gpus: int, peak_tflops: float) -> float:
+    """Return model FLOPs utilisation, of 1: all GPUs' useful operations by what they could do in the same time."""
+    return tokens_per_second * flops_per_token / (gpus * peak_tflops * 1e12)
+
+
+def main() -> None:
+    """Measure the settings one after the other, or one in this process."""
+    options = _parse()
+    if options.setting:
+        print(json.dumps(measure(options, options.setting)))
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("no GPU: torch finds none on this machine, and nothing was measured")
+    results = {}
+    for name in options.settings:
+        done = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--setting", name], check=False, capture_output=True, text=True
+        )
+        if done.returncode:
+            sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+        results[name] = json.loads(done.stdout.splitlines()[-1])
+        print(
+            "{0}: {tokens_per_second:,.0f} tokens/s on {gpus} GPU(s), MFU {mfu:.3f}, peak {peak_gb:.2f} GB, planned "
+            "{planned_gb:.2f} GB".format(name, **results[name]),
+            flush=True,
+        )
+    print(json.dumps({"gpu": torch.cuda.get_device_name(0), "peak_tflops": options.peak_tflops, "results": results}))
+
+
+def measure(options: argparse.Namespace, name: str) -> dict[str, float]:
+    """Check and train in one setting and return its figures."""
+    import torch
+
+    from finetune_api.spec.compute import processes
+    from finetune_api.status import PlanStatus
+    from finetune_trainer.check_stage import inspect_job
+    from finetune_trainer.interrupt import StopFlag
+    from finetune_trainer.model import fetch_model, read_config
+    from finetune_trainer.run import Run
+    from finetune_trainer.train_stage import train_stage
+    from finetune_trainer.workspace import Workspace
+
+    with tempfile.TemporaryDirectory() as folder:
+        job = load_job(options, SETTINGS[name], Path(folder), torch.cuda.device_count())
+        run = Run(job, Workspace(Path(folder)), _Silence(), StopFlag())
+        found, _ = inspect_job(run)
+        plan = run.workspace.recall("plan", PlanStatus) or PlanStatus()
+        report = train_stage(run)
+        config = read_config(fetch_model(job.spec.model, run.workspace.models))
+    gpus = processes(job.spec.compute)
+    arithmetic = Arithmetic(
+        report.parameters, report.trainable_parameters, config.num_hidden_layers, config.hidden_size
+    )
+    per_token = arithmetic.flops((found.tokens or 0) / max(1, found.rows.train))
+    return {
+        "gpus": gpus,
+        "tokens_per_second": report.tokens_per_second,
+        "mfu": mfu(report.tokens_per_second, per_token, gpus, options.peak_tflops),
+        "peak_gb": report.peak_memory_bytes / 1e9,
+        "planned_gb": (plan.memory_bytes_per_gpu or 0) / 1e9,
+    }
+
+
+def load_job(options: argparse.Namespace, setting: dict[str, Any], folder: Path, gpus: int) -> Any:
+    """Return the job of one setting; what is spread takes all ``gpus`` of the machine."""
+    from finetune_api import job as api
+    from finetune_api.resolve import resolve
+
+    task = {
+        "name": "benchmark",
+        "source": options.rows.resolve().as_uri(),
+        "templates": [{"prompt": options.prompt, "completion": options.completion}],
+    }
+    spread = setting.get("compute")
+    spec = {
+        "model": {"source": options.model.resolve().as_uri(), "dtype": "auto"},
+        "data": {"tasks": [task]},
+        "method": setting["method"],
+        "training": {"maxSteps": options.steps, "globalBatchSize": options.batch, "precision": "bf16"},
+        "compute": {"gpusPerWorker": gpus, "engine": "ray", **spread} if spread else {"gpusPerWorker": 1},
+        "checkpoint": {"everySteps": 10_000},
+        "runPolicy": {"preflight": "skip"},
+        "output": {"uri": folder.as_uri()},
+    }
+    kind = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "gpu"}}
+    return resolve(api.load_job(json.dumps(kind | {"spec": spec}), "gpu.json"))
+
+
+class _Silence:
+    def report(self, progress: object) -> None:
+        """Say nothing."""
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True, help="jsonl")
+    parser.add_argument("--peak-tflops", type=float, required=True, help="of one GPU, dense bfloat16: 989 of an H100")
+    parser.add_argument("--prompt", default="Review: {{ review_body }}\nSentiment:", help="template over the columns")
+    parser.add_argument("--completion", default=" {{ label }}", help="likewise")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=64, help="rows of a step")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--setting", choices=SETTINGS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""`benchmarks/gpu_training.py` as far as it goes without a GPU: its arithmetic, and one of its settings on a CPU."""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from .jobs import write_reviews
+
+ROWS, TOKENS = 2, 128
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    file = Path(__file__).parents[2] / "benchmarks" / "gpu_training.py"
+    specification = importlib.util.spec_from_file_location("gpu_training", file)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    # A dataclass looks itself up there.
+    sys.modules[module.__name__] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def make_model(adapter: bool) -> torch.nn.Module:
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    return get_peft_model(model, LoraConfig(r=4, target_modules="all-linear")) if adapter else model
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_a_tokens_operations_are_those_that_torch_counts(benchmark: ModuleType, adapter: bool):
+    model = make_model(adapter)
+    ids = torch.randint(512, (ROWS, TOKENS))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    parameters = list(model.parameters())
+    expected = benchmark.Arithmetic(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        layers=8,
+        hidden=64,
+    ).flops(TOKENS)
+    # Of a first layer that nothing below is trained, torch leaves out the gradient of what it read.
+    assert counter.get_total_flops() / (ROWS * TOKENS) == pytest.approx(expected, rel=0.05)
+
+
+def test_mfu_is_the_share_of_what_all_gpus_could_do(benchmark: ModuleType):
+    assert benchmark.mfu(tokens_per_second=1e5, flops_per_token=8e9, gpus=2, peak_tflops=1000) == pytest.approx(0.4)
+
+
+def test_a_setting_is_measured_through_the_products_own_stages(
+    benchmark: ModuleType, tiny_model_dir: Path, tmp_path: Path
+):
+    options = argparse.Namespace(
+        model=tiny_model_dir,
+        rows=write_reviews(tmp_path / "reviews.jsonl"),
+        prompt="{{ text }}",
+        completion=" {{ label }}",
+        steps=2,
+        batch=4,
+        peak_tflops=1.0,
+    )
+    figures = benchmark.measure(options, "lora")
+    assert figures["gpus"] == 1
+    assert figures["tokens_per_second"] > 0
+    assert 0 < figures["mfu"] < 1
+    assert figures["planned_gb"] > 0
