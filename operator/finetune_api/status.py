@@ -296,6 +296,15 @@ class TaskDataStatus(ApiModel):
     """The commonest eight."""
 
 
+class RehearsalStatus(ApiModel):
+    """How the job went in small, with a tiny random model, before a GPU was asked for."""
+
+    seconds: Count = 0
+    """That training, interruption, resuming, evaluation and publication took."""
+    why_not: Text = ""
+    """Why there was no rehearsal; empty when it came to its end."""
+
+
 class DataStatus(ApiModel):
     """What the rows looked like; the report has more, and plan.warnings say what may not be what was meant."""
 
@@ -323,6 +332,8 @@ class DataStatus(ApiModel):
     """In the order of the spec, the first sixteen."""
     layout: Text = ""
     """Packed or padded, and what the probe found: whether rows that lie beside each other stay apart."""
+    rehearsal: RehearsalStatus | None = None
+    """How the job went in small; absent under ``preflight: skip``, or when the model itself is tiny."""
     hash: Sha256 | None = None
     """Over the rendered rows: equal data, equal hash."""
 

@@ -213,6 +213,9 @@ def _data(data: DataStatus | None) -> list[str]:
         )
     if data.layout:
         lines.append(f"rows are {one_line(data.layout)}")
+    if (rehearsal := data.rehearsal) is not None:
+        took = f"rehearsed in small in {duration(rehearsal.seconds)}"
+        lines.append(f"not rehearsed: {one_line(rehearsal.why_not)}" if rehearsal.why_not else took)
     return lines
 
 

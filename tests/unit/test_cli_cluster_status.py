@@ -92,6 +92,7 @@ RUNNING: dict[str, Any] = {
             {"name": "sentiment", "rows": 2400, "language": "en", "labels": [{"label": "no\x1b\nwhere", "rows": 1201}]}
         ],
         "layout": "packed: packed examples stay apart",
+        "rehearsal": {"seconds": 62},
     },
 }
 
@@ -125,6 +126,7 @@ Data
   4 of 90 questions of arc share words in a row with training rows, 1 as a whole
   personal data: 2 e-mail, 0 telephone, 0 secret keys
   rows are packed: packed examples stay apart
+  rehearsed in small in 1:02
 """
 
 DONE: dict[str, Any] = {

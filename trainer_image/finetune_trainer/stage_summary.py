@@ -9,6 +9,7 @@ from finetune_api.report import (
     ExitCode,
     MetricComparison,
     Overlap,
+    Rehearsal,
     Report,
     Stage,
     TaskData,
@@ -27,6 +28,7 @@ from finetune_api.status import (
     PersonalDataStatus,
     PlanStatus,
     PublishedArtifact,
+    RehearsalStatus,
     RowsStatus,
     Summary,
     TaskDataStatus,
@@ -74,6 +76,7 @@ def check_result(report: DataReport, model_revision: str, plan: PlanStatus | Non
             personal_data=PersonalDataStatus.model_validate(report.personal_data.model_dump()),
             tasks=tuple(_task_data(task) for task in report.tasks[:_MOST_DESCRIBED]),
             layout=_clipped(report.layout, _TEXT),
+            rehearsal=report.rehearsal and _rehearsal(report.rehearsal),
             hash=report.hash,
         ),
     )
@@ -101,6 +104,10 @@ def _task_data(task: TaskData) -> TaskDataStatus:
         language=next(iter(task.languages), ""),
         labels=tuple(LabelStatus(label=_clipped(label, _LABEL), rows=count) for label, count in commonest),
     )
+
+
+def _rehearsal(rehearsal: Rehearsal) -> RehearsalStatus:
+    return RehearsalStatus(seconds=round(rehearsal.seconds), why_not=_clipped(rehearsal.why_not, _TEXT))
 
 
 def train_result(report: TrainingReport) -> StageResult:

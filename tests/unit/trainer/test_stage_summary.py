@@ -1,5 +1,7 @@
 """What the status says of a stage is what its report says."""
 
+import pytest
+
 from finetune_api.report import (
     Artifact,
     ArtifactKind,
@@ -12,13 +14,14 @@ from finetune_api.report import (
     MetricComparison,
     Overlap,
     PersonalData,
+    Rehearsal,
     Report,
     SplitRows,
     Stage,
     TaskData,
     TrainingReport,
 )
-from finetune_api.status import PlanStatus
+from finetune_api.status import PlanStatus, RehearsalStatus
 from finetune_trainer.stage_summary import check_result, evaluate_result, failure, train_result
 
 DATA = DataReport(
@@ -90,6 +93,19 @@ def test_the_status_holds_what_the_check_found_in_the_rows_and_stays_small():
     assert [label.rows for label in data.tasks[0].labels] == [9, 8, 7, 6, 5, 4, 3, 2]
     assert {len(label.label) for label in data.tasks[0].labels} == {64}
     assert data.layout.startswith("padded: y") and len(data.layout) == 256
+
+
+@pytest.mark.parametrize(
+    "rehearsal, said",
+    [
+        (None, None),
+        (Rehearsal(steps=2, seconds=61.6), RehearsalStatus(seconds=62)),
+        (Rehearsal(why_not="n" * 300), RehearsalStatus(why_not="n" * 255 + "…")),
+    ],
+)
+def test_the_status_tells_how_the_rehearsal_went(rehearsal, said):
+    data = check_result(DATA.model_copy(update={"rehearsal": rehearsal}), "c" * 40, None).data
+    assert data is not None and data.rehearsal == said
 
 
 def test_training_tells_its_last_figures_also_those_that_are_no_numbers():
