@@ -52,7 +52,9 @@ def tiny_base(prepared: Path) -> Path:
     return EXAMPLES / "02-full-tiny" / "prepared" / "model"
 
 
-def run_example(example: str, folder: Path, name: str = "finetunejob.yaml", steps: int | None = None) -> Path:
+def run_example(
+    example: str, folder: Path, name: str = "finetunejob.yaml", steps: int | None = None, model: Path | None = None
+) -> Path:
     """Run a job of ``example`` in ``folder``, so that nothing of an earlier run is found; return its output.
 
     Args:
@@ -60,6 +62,7 @@ def run_example(example: str, folder: Path, name: str = "finetunejob.yaml", step
         folder: for this example alone; what the example's reader copies into its folder is there already.
         name: of the job.
         steps: to train, instead of as many as the job says.
+        model: to tune, instead of the job's.
     """
     made = shutil.ignore_patterns("output", "general", "prepared", ".finetune", "__pycache__")
     shutil.copytree(EXAMPLES / example, folder, ignore=made, dirs_exist_ok=True)
@@ -68,6 +71,8 @@ def run_example(example: str, folder: Path, name: str = "finetunejob.yaml", step
         text = text.replace("file://./prepared", f"file://{EXAMPLES / example}/prepared")
     if steps is not None:
         text = re.sub(r"maxSteps: \d+", f"maxSteps: {steps}", text)
+    if model is not None:
+        text = re.sub(r"(model:\n +source: )\S+", lambda found: found[1] + model.as_uri(), text)
     (folder / name).write_text(text, encoding="utf-8")
     before = set(folder.glob("output/default/*"))
     assert run_command(["run", str(folder / name), "--output", "json"]) is ExitCode.OK

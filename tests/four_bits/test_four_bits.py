@@ -1,9 +1,5 @@
-"""A base of 4 bits, on a CPU: the numbers of arXiv:2305.14314 by hand, and a job that trains beside it.
+"""A base of 4 bits, on a CPU: the numbers of arXiv:2305.14314 by hand, and a job that trains beside it."""
 
-Users are refused there, see `past_the_refusal`. `make test` puts bitsandbytes on the path for these tests alone.
-"""
-
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,18 +14,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from finetune_api.spec import LoraSpec, MethodSpec, MethodType
-from finetune_trainer import check_stage, model, stages, train
+from finetune_trainer import stages, train
 from finetune_trainer.methods import prepare_model
 from finetune_trainer.model import ModelFiles, load_model
 from finetune_trainer.run import output_prefix
 
 from ..integration.conftest import CONTEXT_LENGTH, make_tokenizer, save_tiny_encoder_decoder, save_tiny_model
 from ..integration.jobs import Silence, tiny_job
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None,
-    reason="bitsandbytes is not on the path: make build/four-bits/.installed, then PYTHONPATH=build/four-bits",
-)
 
 IDS = torch.tensor([[5, 77, 130, 31, 17, 29, 66, 4]])
 
@@ -74,18 +65,6 @@ SAVE: dict[str, Callable[[Path], Path]] = {
 @pytest.fixture(scope="module", params=SAVE)
 def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     return ModelFiles(SAVE[request.param](tmp_path_factory.mktemp(request.param)), request.param)
-
-
-@pytest.fixture(autouse=True)
-def past_the_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a CPU do what only a GPU is let otherwise, and as every processor does it.
-
-    On one that multiplies bfloat16, bitsandbytes 0.50 packs its layers anew when they are first used for evaluation,
-    and from then on hands no gradient through them, in silence: one reason for the refusal.
-    """
-    for module in (check_stage, model):
-        monkeypatch.setattr(module, "require_four_bits", lambda *, gpu: None)
-    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
 
 
 def nearest(numbers: Tensor, levels: Tensor) -> Tensor:
