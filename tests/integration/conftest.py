@@ -14,6 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -185,6 +187,31 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_chat_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the same model as an instruct model: ChatML template, ends turns with ``<|im_end|>``. Read only."""
     return save_tiny_model(tmp_path_factory.mktemp("tiny-chat-model"), CHATML)
+
+
+@pytest.fixture(scope="session")
+def biased_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a GPT-2: layers with bias terms, weights that lie transposed. Read only."""
+    folder = tmp_path_factory.mktemp("biased-model")
+    tokenizer = make_tokenizer(None)
+    config = GPT2Config(
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_positions=CONTEXT_LENGTH,
+        vocab_size=len(tokenizer),
+        bos_token_id=0,
+        eos_token_id=0,
+        initializer_range=0.1,
+        attn_pdrop=0.0,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(17)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

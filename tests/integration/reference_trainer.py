@@ -23,15 +23,16 @@ def reference_losses(
     folder: Path,
     steps: int,
     max_grad_norm: float,
+    learning_rate: float = 1e-3,
 ) -> list[float]:
-    """Return the loss of each of ``steps`` steps over all ``rows``, at 0.001 with a weight decay of 0.01."""
+    """Return the loss of each of ``steps`` steps over all ``rows``, with a weight decay of 0.01."""
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=len(rows),
             max_steps=steps,
-            learning_rate=1e-3,
+            learning_rate=learning_rate,
             lr_scheduler_type="constant",
             weight_decay=0.01,
             max_grad_norm=max_grad_norm,

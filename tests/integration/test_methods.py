@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from finetune_api.report import Report, TrainingReport
 from finetune_api.spec import AdapterSpec
@@ -27,7 +27,7 @@ from finetune_trainer.split import Split
 from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
-from .conftest import CONTEXT_LENGTH, make_tokenizer
+from .conftest import make_tokenizer
 from .jobs import Silence, tiny_job
 from .test_evaluation import likelihood
 from .test_train import SAME_LOSS, losses, train, train_until
@@ -63,27 +63,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "full near weights that count": {"type": "full", "regularization": {"type": "ewc", "strength": 0.1}},
     "patterns": {"type": "selective", "selective": {"train": "patterns", "patterns": [r"\.0\.mlp", "norm"]}},
 }
-
-
-@pytest.fixture(scope="module")
-def biased_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a GPT-2: layers with bias terms, weights that lie transposed."""
-    folder = tmp_path_factory.mktemp("biased-model")
-    tokenizer = make_tokenizer(None)
-    torch.manual_seed(17)
-    config = GPT2Config(
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        n_positions=CONTEXT_LENGTH,
-        vocab_size=len(tokenizer),
-        bos_token_id=0,
-        eos_token_id=0,
-        initializer_range=0.1,
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def base_of(folder: Path) -> PreTrainedModel:
@@ -321,12 +300,16 @@ def changed(base: Path, folder: Path) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
-def test_only_bias_terms_change(biased_model_dir: Path, tmp_path: Path):
-    train(biased_model_dir, tmp_path, method={"type": "selective"})
+def test_only_bias_terms_change_and_the_whole_model_is_published(biased_model_dir: Path, tmp_path: Path):
+    report, published = whole_run(biased_model_dir, tmp_path, {"type": "selective"})
     names = load_file(biased_model_dir / "model.safetensors").keys()
     biases = {name for name in names if name.endswith("bias")}
     # Softmax takes no notice of what is added to every key: their third of c_attn's bias has no gradient, the rest has.
     assert changed(biased_model_dir, tmp_path) == biases
+    assert report.training.resumed_from_step == 5
+    answers, base = logits_of(base_of(published)), logits_of(base_of(biased_model_dir))
+    assert torch.equal(answers, logits_of(base_of(tmp_path / "workspace" / "tuned")))
+    assert (answers - base).abs().max() > 0.01
 
 
 def test_only_the_last_layer_changes(tiny_model_dir: Path, tmp_path: Path):

@@ -87,29 +87,36 @@ def test_training_lowers_the_loss(tiny_model_dir: Path, tmp_path: Path):
     assert report.trainable_parameters < report.parameters
 
 
-def test_training_goes_down_the_curve_of_transformers_own_trainer(tiny_model_dir: Path, tmp_path: Path):
+@pytest.mark.parametrize("method, rate", [("full", 1e-3), ("selective", 0.02)], ids=["full", "bias terms"])
+def test_training_goes_down_the_curve_of_transformers_own_trainer(
+    tiny_model_dir: Path, biased_model_dir: Path, tmp_path: Path, method: str, rate: float
+):
+    model = biased_model_dir if method == "selective" else tiny_model_dir
     rows = [json.loads(line) for line in write_reviews(tmp_path / "reviews.jsonl", 20).read_text().splitlines()]
     changes: dict[str, Any] = {
-        "method": {"type": "full"},
+        "method": {"type": method},
         "data__splits": {"validation": 0, "test": 0.2},
-        "training__learningRate": 1e-3,
+        "training__learningRate": rate,
         "training__schedule": "constant",
         "training__warmupRatio": 0,
         "training__weightDecay": 0.01,
     }
-    spec = tiny_job(tiny_model_dir, tmp_path, **changes).spec
+    spec = tiny_job(model, tmp_path, **changes).spec
     chosen = [rows[example.row] for example in load_dataset(spec.data).examples(Split.TRAIN)]
     # Every step sees all rows, whatever their order.
-    report = train(tiny_model_dir, tmp_path, training__globalBatchSize=len(chosen), **changes)
+    report = train(model, tmp_path, training__globalBatchSize=len(chosen), **changes)
 
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model)
     features = []
     for row in chosen:
         prompt = tokenizer(f"Review: {row['text']}\nSentiment:").input_ids
         answer = [*tokenizer(f" {row['label']}").input_ids, tokenizer.eos_token_id]
         features.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
-    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
-    expected = reference_losses(base, tokenizer, features, tmp_path / "reference", 8, spec.training.max_grad_norm)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    for name, parameter in base.named_parameters():
+        parameter.requires_grad = method == "full" or name.endswith("bias")
+    clipping = spec.training.max_grad_norm
+    expected = reference_losses(base, tokenizer, features, tmp_path / "reference", 8, clipping, rate)
     assert losses(report) == pytest.approx(expected, abs=ROUNDING)
 
 
