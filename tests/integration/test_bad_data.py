@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,10 @@ TEMPLATES: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
+RENDERING_PEAK = 100 << 20
+"""Bytes of Python's own, the first import of what reads rows included."""
+
+
 @pytest.mark.parametrize("text, words", TEMPLATES.values(), ids=TEMPLATES.keys())
 @pytest.mark.timeout(60)
 def test_a_bad_template_is_told_in_words_and_not_obeyed(
@@ -232,8 +237,13 @@ def test_a_bad_template_is_told_in_words_and_not_obeyed(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_bytes(GOOD)
     template = {"prompt": text, "completion": "{{ '  ' }}" if "blank" in words else "{{ label }}"}
-    with pytest.raises(FineTuneError, match=words) as caught:
-        load(tmp_path / "rows.jsonl", template)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FineTuneError, match=words) as caught:
+            load(tmp_path / "rows.jsonl", template)
+        assert tracemalloc.get_traced_memory()[1] < RENDERING_PEAK
+    finally:
+        tracemalloc.stop()
     assert str(caught.value).startswith("spec.data.tasks[0].templates")
     assert len(str(caught.value)) < 1000
     assert not (tmp_path / "canary").exists()

@@ -24,13 +24,22 @@ from finetune_trainer import attention, stages
 from finetune_trainer.example import Encoded
 from finetune_trainer.layout import Layout, build_batch, forward
 from finetune_trainer.methods import prepare_model
-from finetune_trainer.plan import Workload, expected_gpus, expected_precision, plan_run, whole_rows
+from finetune_trainer.plan import (
+    Workload,
+    expected_gpus,
+    expected_precision,
+    plan_from_config,
+    plan_run,
+    whole_rows,
+)
 from finetune_trainer.precision import PrecisionChoice
 from finetune_trainer.regularization import regularize
 from finetune_trainer.train import loss_per_token
 
 from ..unit.operator.objects import make_resolved
+from .hub_server import serve_hub
 from .jobs import Silence, tiny_document, tiny_job
+from .s3_server import S3Server
 
 TOLERANCE = 0.15
 LLAMA = LlamaConfig(
@@ -303,6 +312,36 @@ def test_command_prints_terms_that_add_up(tiny_model_dir: Path, tmp_path: Path, 
     assert run_command(["plan", str(job)]) == 0
     said = capsys.readouterr().out
     assert "optimiser" in said and f"{plan['parameters']:,} parameters" in said
+
+
+def test_no_weights_are_brought_from_the_hub_for_a_plan(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    here = plan_from_config(tiny_job(tiny_model_dir, tmp_path, compute__gpusPerWorker=0), tmp_path / "here")
+    with serve_hub("acme/tiny", tiny_model_dir) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        job = tiny_job(tiny_model_dir, tmp_path, compute__gpusPerWorker=0, model__source="hf://acme/tiny")
+        assert plan_from_config(job, tmp_path / "cache") == here
+    assert {"config.json", "tokenizer.json"} <= set(hub.downloads())
+    assert "model.safetensors" not in hub.downloads()
+
+
+def test_no_weights_are_brought_from_a_bucket_for_a_plan(
+    tiny_model_dir: Path, tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch
+):
+    here = plan_from_config(tiny_job(tiny_model_dir, tmp_path, compute__gpusPerWorker=0), tmp_path / "here")
+    for name, value in server.keys.items():
+        monkeypatch.setenv(name, value)
+    bucket = server.make_bucket()
+    for file in tiny_model_dir.iterdir():
+        server.client().upload_file(str(file), bucket, f"tiny/{file.name}")
+    output = {"uri": f"s3://{bucket}/results", "endpoint": server.url}
+    changes = {"compute__gpusPerWorker": 0, "model__source": f"s3://{bucket}/tiny", "output": output}
+    job = tiny_job(tiny_model_dir, tmp_path, **changes)
+    assert plan_from_config(job, tmp_path / "cache") == here
+    brought = {file.name for file in (tmp_path / "cache").rglob("*") if file.is_file()}
+    assert {"config.json", "tokenizer.json"} <= brought
+    assert "model.safetensors" not in brought
 
 
 def test_command_says_of_a_job_that_trains_nothing_that_it_does(
