@@ -36,6 +36,9 @@ CPUS: Document = {
 """Two workers without GPUs, in place of those that an example asks for. Two cores leave 400m to each, with which Ray
 alone takes a minute to start, so they go without a share of their own."""
 
+UNCHECKED: Document = {"preflight": "skip"}
+"""For what begins with training: other tests have the check as well."""
+
 
 def fill_bucket(s3: ObjectStore, folder: Path) -> None:
     """Put tiny models and rows where the examples look for theirs; ``folder`` holds them on the way.
@@ -95,6 +98,17 @@ def example(
     for block, content in copy.deepcopy(changes).items():
         document["spec"].setdefault(block, {}).update(content)
     return document
+
+
+def lora_on_two(s3: ObjectStore) -> Document:
+    """Return a long training on two workers, whose only checkpoints are those that are saved on request."""
+    training = {"maxSteps": 800, "evalEverySteps": 800}
+    # Each worker stores the part of the optimiser's state that is its own.
+    compute = CPUS | {"deepspeed": {"stage": 2}}
+    checkpoint = {"everySteps": 1000}
+    return example(
+        s3, of="05-multi-gpu-lora", training=training, checkpoint=checkpoint, compute=compute, runPolicy=UNCHECKED
+    )
 
 
 def is_training(steps: int, attempt: int = 1) -> Callable[[Job], bool]:

@@ -3,6 +3,7 @@
 Inputs: as tests/e2e/test_jobs.py, and Kueue and KubeRay built from their Go modules.
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +17,7 @@ from ..cluster.kuberay import KubeRay
 from ..cluster.kueue import install_kueue, uninstall_kueue
 from ..cluster.object_store import ObjectStore
 from .object import Document, Job, Jobs
-from .sample import CPUS, LONG, example, has_checkpoint
+from .sample import CPUS, LONG, UNCHECKED, example, has_checkpoint, is_training, lora_on_two
 
 QUEUES = """
 apiVersion: kueue.x-k8s.io/v1beta1
@@ -97,12 +98,12 @@ def test_a_job_waits_for_quota_and_makes_room_for_a_more_urgent_one(
     jobs.apply(queued(example(s3, "patient", training=training, checkpoint=LONG["checkpoint"])))
     jobs.wait("patient", "a checkpoint", has_checkpoint(s3), seconds=120)
 
-    jobs.apply(queued(example(s3, "waiting", runPolicy={"preflight": "skip"})))
+    jobs.apply(queued(example(s3, "waiting", runPolicy=UNCHECKED)))
     waiting = jobs.wait("waiting", "what its queue says", lambda job: KUEUE_SAYS in headline(job), seconds=30)
     assert is_held_back(waiting) and waiting.phase is Phase.QUEUED
     assert "Job waiting-train-a1 is held back by its queue" in headline(waiting)
 
-    jobs.apply(queued(example(s3, "urgent", runPolicy={"preflight": "skip"}), "urgent"))
+    jobs.apply(queued(example(s3, "urgent", runPolicy=UNCHECKED), "urgent"))
     jobs.wait("patient", "the loss of its place", is_held_back, seconds=90)
     jobs.wait_phase("urgent", Phase.SUCCEEDED, seconds=200)
     jobs.delete("waiting")
@@ -122,7 +123,7 @@ def test_a_ray_cluster_waits_for_quota_before_it_has_any_pod(
 ) -> None:
     cluster.apply(NO_CPU)
     cluster.apply(LOCAL_QUEUE, jobs.namespace)
-    jobs.apply(queued(example(s3, of="05-multi-gpu-lora", compute=CPUS, runPolicy={"preflight": "skip"})))
+    jobs.apply(queued(example(s3, of="05-multi-gpu-lora", compute=CPUS, runPolicy=UNCHECKED)))
     job = jobs.wait("reviews-lora", "what its queue says", lambda job: "quota for cpu" in headline(job), seconds=30)
     assert is_held_back(job) and job.phase is Phase.QUEUED
     assert "RayJob reviews-lora-train-a1 is held back by its queue" in headline(job)
@@ -134,3 +135,23 @@ def test_a_ray_cluster_waits_for_quota_before_it_has_any_pod(
     await_condition(lambda: len(jobs.pods(job.uid)) == 3, "a head and two workers", 60)
     jobs.delete("reviews-lora")
     await_condition(lambda: not jobs.pods(job.uid), "the end of all pods", 120)
+
+
+@pytest.mark.skipif(not os.environ.get("FINETUNE_SOAK"), reason="two clusters of Ray more: only `make soak` runs it")
+@pytest.mark.timeout(1200)
+def test_a_ray_cluster_makes_room_for_a_more_urgent_job_and_goes_on(
+    jobs: Jobs, s3: ObjectStore, queues: None, cluster: Cluster
+) -> None:
+    cluster.apply(QUEUES)
+    cluster.apply(LOCAL_QUEUE, jobs.namespace)
+    jobs.apply(queued(lora_on_two(s3)))
+    jobs.wait("reviews-lora", "training", is_training(5), seconds=360)
+
+    jobs.apply(queued(example(s3, "urgent", runPolicy=UNCHECKED), "urgent"))
+    jobs.wait("reviews-lora", "the loss of its place", is_held_back, seconds=180)
+    jobs.wait_phase("urgent", Phase.SUCCEEDED, seconds=300)
+
+    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=600)
+    trained = [one for one in job.status.attempts if one.stage is Stage.TRAIN][-1]
+    assert trained.resumed_from_step, job.status.attempts
+    assert trained.failures == 0

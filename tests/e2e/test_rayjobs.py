@@ -18,12 +18,9 @@ from ..cluster.cluster import Cluster, await_condition
 from ..cluster.kuberay import KubeRay, remove_definitions
 from ..cluster.object_store import ObjectStore
 from .node import Node
-from .object import Document, Job, Jobs
+from .object import Job, Jobs
 from .release import OperatorRelease
-from .sample import CPUS, LONG, example, is_training, uploaded_steps
-
-UNCHECKED: Document = {"preflight": "skip"}
-"""For what begins with training: the first test has the check as well."""
+from .sample import CPUS, LONG, UNCHECKED, example, is_training, lora_on_two, uploaded_steps
 
 
 def ray_clusters(cluster: Cluster, namespace: str) -> list[str]:
@@ -127,17 +124,6 @@ def test_full_fine_tuning_on_two_workers_begins_when_kuberay_appears_and_is_eval
     assert accuracy.base is not None and float(accuracy.tuned) > float(accuracy.base)
     assert {one.kind.value for one in job.status.artifacts} == {"weights", "report"}
     await_condition(lambda: not ray_clusters(cluster, jobs.namespace), "the end of the Ray cluster", 60)
-
-
-def lora_on_two(s3: ObjectStore) -> Document:
-    """Return a long training whose only checkpoints are those that are saved on request."""
-    training = {"maxSteps": 800, "evalEverySteps": 800}
-    # Each worker stores the part of the optimiser's state that is its own.
-    compute = CPUS | {"deepspeed": {"stage": 2}}
-    checkpoint = {"everySteps": 1000}
-    return example(
-        s3, of="05-multi-gpu-lora", training=training, checkpoint=checkpoint, compute=compute, runPolicy=UNCHECKED
-    )
 
 
 @pytest.mark.timeout(1200)

@@ -311,6 +311,14 @@ SCENARIOS = (
         3,
         lives={(TRAIN, 1): Life(running_ticks=20, taken_back_after=15)},
     ),
+    Scenario(
+        "the queue takes the nodes of two workers back for a while",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        3,
+        WORKERS,
+        {(TRAIN, 1): Life(running_ticks=20, taken_back_after=15)},
+    ),
     Scenario("somebody deletes the Job", Phase.SUCCEEDED, Reason.PUBLISHED, 4, lives={(TRAIN, 1): Life(vanishes=True)}),
     Scenario(
         "an unknown exit code",
