@@ -10,8 +10,8 @@ PACKAGES := $(sort $(wildcard operator/*/__init__.py trainer_image/*/__init__.py
 INPUTS := $(sort $(wildcard requirements/*.txt)) pyproject.toml
 STAMP := $(VENV)/.installed-$(shell { cat $(INPUTS); echo $(PACKAGES); } | cksum | cut -d ' ' -f 1)
 CORES = $(shell getconf _NPROCESSORS_ONLN)
-# Tests wait for servers and programs of theirs a third of the time.
-WORKERS = $(shell expr $(CORES) + 1)
+# Tests wait for servers and programs of theirs a third of the time, and one file may be all that is left at the end.
+WORKERS = $(shell expr $(CORES) + 2)
 DEMO := examples/01-sentiment-lora
 # Programs that no image and no test has, in an environment of their own.
 AUDIT := build/audit
@@ -60,11 +60,12 @@ test: programs check prepare $(FOUR_BITS)/.installed  ## Everything: check, then
 	PYTHONPATH=$(FOUR_BITS) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) tests/four_bits
 	$(BIN)/pytest -q --durations=25 tests/e2e
 
-soak: programs  ## Fuzz for about half an hour, 12,000 cases a target; then chaos over 30 jobs, and workers suspended.
+soak: programs  ## Fuzz for about half an hour, 12,000 cases a target; then chaos over 30 jobs, and workers that make room.
 	@for target in $$($(BIN)/python -m tests.fuzz 2>/dev/null); do \
 	  $(BIN)/python -m tests.fuzz $$target 12000 || exit; done
 	FINETUNE_CHAOS_JOBS=30 FINETUNE_SOAK=1 $(BIN)/pytest -q tests/e2e/test_chaos.py \
-	  tests/e2e/test_rayjobs.py::test_suspended_workers_go_on_from_the_step_at_which_they_were_stopped
+	  tests/e2e/test_rayjobs.py::test_suspended_workers_go_on_from_the_step_at_which_they_were_stopped \
+	  tests/e2e/test_kueue.py::test_a_ray_cluster_makes_room_for_a_more_urgent_job_and_goes_on
 
 cluster: setup  ## Start a Kubernetes cluster for development; tests/e2e uses it while it runs.
 	$(BIN)/python -m tests.cluster up

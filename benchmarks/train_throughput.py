@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="jsonl with review_body and label")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--format", choices=("chat", "raw"), default="chat")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the adapter's first values; rows and order stay")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--setting", choices=SETTINGS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -92,7 +93,7 @@ def measure(options: argparse.Namespace) -> None:
     encoded = encode_rows(options)
     in_order = [encoded[place] for place in mixture_of(encoded).epoch(0)]
     # The product seeds itself; the same seed here gives all adapters the same first values.
-    set_seed(SEED)
+    set_seed(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         if options.setting == "ours":
             losses = run_ours(options, encoded, Path(folder))
@@ -153,7 +154,7 @@ def load_job(options: argparse.Namespace, folder: Path) -> Any:
             "learningRate": RATE,
             "schedule": "constant",
             "warmupRatio": 0.0,
-            "seed": SEED,
+            "seed": options.seed,
         },
         "checkpoint": {"everySteps": 10_000},
         "output": {"uri": folder.as_uri()},
@@ -245,7 +246,7 @@ def shared_arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]
         "warmup_steps": 0,
         "max_grad_norm": 1.0,
         "optim": "adamw_torch_fused",
-        "seed": SEED,
+        "seed": options.seed,
         "train_sampling_strategy": "sequential",
         "logging_steps": 1,
         "save_strategy": "no",

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = 400
+CASES = 200
 NAMES = ("manifest", "spec", "template", "rows", "progress", "status", "report", "uri", "secret", "hub")
 
 
