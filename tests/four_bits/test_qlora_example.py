@@ -11,8 +11,8 @@ def test_example_10_trains_beside_four_bits_and_publishes(tmp_path: Path) -> Non
     report = report_of(run_example("10-qlora", tmp_path, steps=4, model=model))
     assert "4-bit" in report.training.precision
     assert report.evaluation is not None
-    [accuracy] = report.evaluation.metrics
-    assert (accuracy.metric, accuracy.rows) == ("accuracy", report.data.rows.test)
+    accuracy = next(one for one in report.evaluation.metrics if one.metric == "accuracy")
+    assert accuracy.rows == report.data.rows.test
     [parity] = report.parity
     assert parity.difference <= parity.allowed
     assert report.published
