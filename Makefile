@@ -10,8 +10,8 @@ PACKAGES := $(sort $(wildcard operator/*/__init__.py trainer_image/*/__init__.py
 INPUTS := $(sort $(wildcard requirements/*.txt)) pyproject.toml
 STAMP := $(VENV)/.installed-$(shell { cat $(INPUTS); echo $(PACKAGES); } | cksum | cut -d ' ' -f 1)
 CORES = $(shell getconf _NPROCESSORS_ONLN)
-# Tests wait for servers and programs of theirs a third of the time, and one file may be all that is left at the end.
-WORKERS = $(shell expr $(CORES) + 2)
+# Tests wait for servers and programs of theirs a third of the time; one process more takes longer.
+WORKERS = $(shell expr $(CORES) + 1)
 DEMO := examples/01-sentiment-lora
 # Programs that no image and no test has, in an environment of their own.
 AUDIT := build/audit
