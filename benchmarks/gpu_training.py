@@ -1,12 +1,13 @@
 """What GPUs do with the product's own training: tokens a second, MFU, and the peak of memory beside the plan's.
 
-    make prepare
-    python benchmarks/gpu_training.py --model DIR --rows reviews.jsonl --peak-tflops 989 [--steps 40] [--settings full]
+    make prepare build/four-bits/.installed
+    PYTHONPATH=build/four-bits python benchmarks/gpu_training.py --model DIR --rows reviews.jsonl --peak-tflops 989
 
 Every setting trains in bfloat16 in a process of its own, through the product's check and training stages; zero2 and
 zero3 spread full fine-tuning over all GPUs of the machine, and qlora needs bitsandbytes (requirements/gpu.txt). The
 last line is JSON. MFU is the share of the GPUs' peak (`--peak-tflops` of each, dense, in bfloat16) that the model's own
-arithmetic takes at the measured speed. Without a GPU there is nothing to measure, and it ends with 1.
+arithmetic takes at the measured speed; what rows have in common is computed once and counts for each of them. Without
+a GPU there is nothing to measure, and it ends with 1, as it does when a setting fails.
 """
 
 import argparse
@@ -30,21 +31,51 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """What decides how much a model has to compute for a token."""
+    """What decides how much a model has to compute for a token, in numbers of parameters."""
 
-    parameters: int
-    trained: int
+    body: int
+    """Of all layers, adapters included; neither embeddings, which are looked up, nor the output layer."""
+    trained_body: int
+    output: int
+    """Of the output layer, which is computed where a token is learnt and nowhere else."""
+    trained_output: int
     layers: int
-    hidden: int
+    width: int
+    """Of all heads of one layer together."""
 
-    def flops(self, row_tokens: float) -> float:
+    @classmethod
+    def of(cls, config: Any, parameters: int, trained: int) -> "Arithmetic":
+        """Return that of a causal model whose output layer is trained with all the rest, or not at all."""
+        table = config.vocab_size * config.hidden_size
+        tables = table if config.tie_word_embeddings else 2 * table
+        is_whole = trained == parameters
+        return cls(
+            body=parameters - tables,
+            trained_body=trained - tables if is_whole else trained,
+            output=table,
+            trained_output=table if is_whole else 0,
+            layers=config.num_hidden_layers,
+            width=config.num_attention_heads * (getattr(config, "head_dim", None) or _head(config)),
+        )
+
+    def flops(self, row_tokens: float, learnt: float) -> float:
         """Return the floating-point operations of one token's forward and backward pass.
 
         Two for every parameter forward, two more for the gradient of what it read, and two for its own where it is
-        trained; 12 * layers * hidden * row_tokens for attention (Chowdhery et al., PaLM, 2022, appendix B), which
-        counts a causal model's whole square. An embedding counts once: as the output layer, which most share with it.
+        trained; 12 * layers * width * row_tokens for attention (Chowdhery et al., PaLM, 2022, appendix B), which counts
+        a causal model's whole square.
+
+        Args:
+            row_tokens: of a row, all of which are taken to be as long.
+            learnt: share of the tokens that are learnt.
         """
-        return 4 * self.parameters + 2 * self.trained + 12 * self.layers * self.hidden * row_tokens
+        body = 4 * self.body + 2 * self.trained_body
+        output = 4 * self.output + 2 * self.trained_output
+        return body + learnt * output + 12 * self.layers * self.width * row_tokens
+
+
+def _head(config: Any) -> int:
+    return int(config.hidden_size // config.num_attention_heads)
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, gpus: int, peak_tflops: float) -> float:
@@ -62,20 +93,24 @@ def main() -> None:
 
     if not torch.cuda.is_available():
         sys.exit("no GPU: torch finds none on this machine, and nothing was measured")
-    results = {}
+    results, failed = {}, []
     for name in options.settings:
         done = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], "--setting", name], check=False, capture_output=True, text=True
         )
         if done.returncode:
-            sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+            failed.append(name)
+            print(f"{name} failed:\n{done.stderr[-3000:]}", flush=True)
+            continue
         results[name] = json.loads(done.stdout.splitlines()[-1])
         print(
             "{0}: {tokens_per_second:,.0f} tokens/s on {gpus} GPU(s), MFU {mfu:.3f}, peak {peak_gb:.2f} GB, planned "
             "{planned_gb:.2f} GB".format(name, **results[name]),
             flush=True,
         )
-    print(json.dumps({"gpu": torch.cuda.get_device_name(0), "peak_tflops": options.peak_tflops, "results": results}))
+    figures = {"gpu": torch.cuda.get_device_name(0), "peak_tflops": options.peak_tflops, "results": results}
+    print(json.dumps(figures | {"failed": failed}))
+    sys.exit(1 if failed else 0)
 
 
 def measure(options: argparse.Namespace, name: str) -> dict[str, float]:
@@ -99,10 +134,9 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, float]:
         report = train_stage(run)
         config = read_config(fetch_model(job.spec.model, run.workspace.models))
     gpus = processes(job.spec.compute)
-    arithmetic = Arithmetic(
-        report.parameters, report.trainable_parameters, config.num_hidden_layers, config.hidden_size
-    )
-    per_token = arithmetic.flops((found.tokens or 0) / max(1, found.rows.train))
+    tokens = found.tokens or 1
+    arithmetic = Arithmetic.of(config, report.parameters, report.trainable_parameters)
+    per_token = arithmetic.flops(tokens / max(1, found.rows.train), (found.completion_tokens or 0) / tokens)
     return {
         "gpus": gpus,
         "tokens_per_second": report.tokens_per_second,
