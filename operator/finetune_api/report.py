@@ -161,7 +161,7 @@ class Rehearsal(ApiModel):
     """Training steps; behind the first it was interrupted, and resumed from the checkpoint."""
     seconds: float = 0.0
     why_not: str = ""
-    """Why there was none; empty when it came to its end."""
+    """Why it did not begin, or not come to its end; empty when it did."""
 
 
 class DataReport(ApiModel):
@@ -190,7 +190,7 @@ class DataReport(ApiModel):
     """``packed`` or ``padded``, and what the isolation probe found: whether a row's logits stay what they are when
     others lie beside it. Of the model itself, or of the one of the rehearsal; empty without either."""
     rehearsal: Rehearsal | None = None
-    """Absent where none was due: under ``preflight: skip``, or when the model itself is tiny."""
+    """Absent where none was due: under ``preflight: skip``, when the model itself is tiny, or nothing is trained."""
     tasks: tuple[TaskData, ...] = ()
     warnings: tuple[str, ...] = ()
     """What may not be what was meant, in sentences."""

@@ -26,6 +26,7 @@ from finetune_api.status import (
 
 # The kubelet truncates termination messages beyond this.
 MOST_BYTES = 4096
+_SHORT = 32
 
 
 class StageResult(ApiModel):
@@ -105,6 +106,15 @@ def _fewer_data_tasks(result: StageResult) -> StageResult:
     return result.model_copy(update={"data": result.data.model_copy(update={"tasks": tasks[: len(tasks) // 2]})})
 
 
+def _shorter_data_words(result: StageResult) -> StageResult:
+    if result.data is None:
+        return result
+    told = result.data.rehearsal
+    shorter = told and told.model_copy(update={"why_not": told.why_not[:_SHORT]})
+    words = {"layout": result.data.layout[:_SHORT], "rehearsal": shorter}
+    return result.model_copy(update={"data": result.data.model_copy(update=words)})
+
+
 def _without_overlaps(result: StageResult) -> StageResult:
     return result.model_copy(update={"data": result.data and result.data.model_copy(update={"overlaps": ()})})
 
@@ -139,6 +149,7 @@ _SHORTENINGS: tuple[_Shortening, ...] = (
     _evaluation_list("benchmarks"),
     _evaluation_list("forgetting"),
     _fewer_data_tasks,
+    _shorter_data_words,
     _without_warnings,
     _without_overlaps,
     _cleared("latest_metrics"),

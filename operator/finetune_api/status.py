@@ -302,7 +302,7 @@ class RehearsalStatus(ApiModel):
     seconds: Count = 0
     """That training, interruption, resuming, evaluation and publication took."""
     why_not: Text = ""
-    """Why there was no rehearsal; empty when it came to its end."""
+    """Why it did not begin, or not come to its end."""
 
 
 class DataStatus(ApiModel):
@@ -333,7 +333,7 @@ class DataStatus(ApiModel):
     layout: Text = ""
     """Packed or padded, and what the probe found: whether rows that lie beside each other stay apart."""
     rehearsal: RehearsalStatus | None = None
-    """How the job went in small; absent under ``preflight: skip``, or when the model itself is tiny."""
+    """How the job went in small; absent when the model itself is tiny, or nothing is trained."""
     hash: Sha256 | None = None
     """Over the rendered rows: equal data, equal hash."""
 

@@ -84,7 +84,7 @@ def describe(report: DataReport) -> Iterator[str]:
 def _rehearsed(report: DataReport) -> str:
     rehearsal = report.rehearsal
     if rehearsal is None:
-        return "no: the model is as small as one to rehearse with, or spec.runPolicy.preflight is skip"
+        return "no: nothing is trained, the model is tiny itself, or spec.runPolicy.preflight is skip"
     if rehearsal.why_not:
         return f"no: {one_line(rehearsal.why_not)}"
     return f"yes: train, resume, evaluate and publish in small, in {rehearsal.seconds:.0f} s"

@@ -16,6 +16,7 @@ from finetune_api.status import (
     PlanStatus,
     ProgressStatus,
     Reason,
+    RehearsalStatus,
     TaskDataStatus,
     TaskResult,
 )
@@ -213,10 +214,15 @@ def _data(data: DataStatus | None) -> list[str]:
         )
     if data.layout:
         lines.append(f"rows are {one_line(data.layout)}")
-    if (rehearsal := data.rehearsal) is not None:
-        took = f"rehearsed in small in {duration(rehearsal.seconds)}"
-        lines.append(f"not rehearsed: {one_line(rehearsal.why_not)}" if rehearsal.why_not else took)
+    if data.rehearsal is not None:
+        lines.append(_rehearsal(data.rehearsal))
     return lines
+
+
+def _rehearsal(rehearsal: RehearsalStatus) -> str:
+    if rehearsal.why_not:
+        return f"not rehearsed to the end: {one_line(rehearsal.why_not)}"
+    return f"rehearsed in small in {duration(rehearsal.seconds)}"
 
 
 def _task_data(task: TaskDataStatus) -> str:

@@ -91,7 +91,7 @@ def test_programs_get_one_object_on_standard_output(tmp_path, capsys):
 @pytest.mark.parametrize(
     "rehearsal, said",
     [
-        (None, "no: the model is as small as one to rehearse with, or spec.runPolicy.preflight is skip"),
+        (None, "no: nothing is trained, the model is tiny itself, or spec.runPolicy.preflight is skip"),
         (Rehearsal(why_not="no tiny\x1b llama"), "no: no tiny llama"),
     ],
 )

@@ -175,6 +175,13 @@ def test_everything_that_is_known_is_shown_as_plain_text(status, text):
     assert "\n".join(lines).isascii(), "any terminal can show it"
 
 
+def test_a_rehearsal_that_did_not_end_is_told_in_a_line():
+    rehearsal = {"whyNot": "no tiny llama\n\x1b[2J can be built"}
+    data = {"rows": {"train": 1, "validation": 1, "test": 1}, "rehearsal": rehearsal}
+    lines = status_lines(cluster_job(make_object({"phase": "Checking", "data": data})), NOW)
+    assert lines[-1] == "  not rehearsed to the end: no tiny llama [2J can be built"
+
+
 def test_a_job_that_nobody_looks_at_says_what_may_be_missing():
     assert "no operator runs" in status_lines(cluster_job(make_object()), NOW)[1]
 

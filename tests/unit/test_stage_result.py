@@ -17,6 +17,7 @@ from finetune_api.status import (
     OverlapStatus,
     PlanStatus,
     PublishedArtifact,
+    RehearsalStatus,
     RowsStatus,
     Summary,
     TaskDataStatus,
@@ -75,6 +76,18 @@ def test_a_long_result_keeps_what_matters_most():
     assert len(kept.evaluation.gates) == 8
     assert kept.contract_version == json.loads(content)["contractVersion"]
     assert kept.published is True
+
+
+def test_words_on_the_rows_give_way_before_warnings_do():
+    rows = RowsStatus(train=8, validation=1, test=1)
+    data = DataStatus(rows=rows, layout="語" * 256, rehearsal=RehearsalStatus(why_not="語" * 256))
+    plan = PlanStatus(parameters=1, warnings=("w" * 512,) * 5)
+    content = bounded(StageResult(stage=Stage.CHECK, exit_code=ExitCode.OK, plan=plan, data=data))
+    assert len(content) <= MOST_BYTES
+    kept = StageResult.model_validate_json(content)
+    assert kept.plan == plan
+    assert kept.data is not None and kept.data.rehearsal is not None
+    assert kept.data.rehearsal.why_not == kept.data.layout == "語" * 32
 
 
 def test_a_check_keeps_its_warnings_and_tells_of_as_many_tasks_as_there_is_room_for():
