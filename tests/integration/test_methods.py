@@ -161,6 +161,19 @@ def tuned_files(folder: Path) -> dict[str, Tensor]:
     return load_file(next(tuned / name for name in names if (tuned / name).is_file()))
 
 
+def test_a_soft_prompt_is_vectors_before_the_texts_own(tiny_model_dir: Path, tmp_path: Path):
+    report = train(tiny_model_dir, tmp_path, method=METHODS["prompt tuning"])
+    (learnt,) = tuned_files(tmp_path).values()
+    base = base_of(tiny_model_dir)
+    assert learnt.shape == (5, base.config.hidden_size)
+    assert report.trainable_parameters == learnt.numel()
+    embedded = torch.cat([learnt[None], base.get_input_embeddings()(IDS)], dim=1)
+    with torch.no_grad():
+        expected = base(inputs_embeds=embedded).logits
+    actual = logits_of(loaded(tiny_model_dir, tmp_path / "workspace" / "tuned"))
+    torch.testing.assert_close(actual, expected, atol=ROUNDING, rtol=ROUNDING)
+
+
 def test_a_prefix_is_keys_and_values_before_every_layers_own(tiny_model_dir: Path, tmp_path: Path):
     train(tiny_model_dir, tmp_path, method=METHODS["prefix tuning"])
     (learnt,) = tuned_files(tmp_path).values()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Progress, TrainingReport
 from finetune_api.spec import TrainingSpec
+from finetune_trainer.adjustment import Adjustment
 from finetune_trainer.checkpoint import step_of
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import DataError, Preempted, StorageError, TrainingDivergedError
@@ -137,6 +138,18 @@ def test_micro_batch_times_accumulation_is_all_that_counts(tiny_model_dir: Path,
     )
     for other in split:
         assert other == pytest.approx(whole, abs=SAME_LOSS)
+
+
+def test_an_attempt_with_less_memory_goes_on_down_the_same_curve(tiny_model_dir: Path, tmp_path: Path):
+    same = {"method__lora": {"rank": 4, "dropout": 0.0}}
+    straight = train(tiny_model_dir, tmp_path, "straight", **same)
+    job, workspace = tiny_job(tiny_model_dir, tmp_path, **same), Workspace(tmp_path / "broken")
+    workspace.root.mkdir()
+    train_until(5, job, workspace)
+    change = Adjustment(micro_batch_size=2, gradient_checkpointing=True)
+    resumed = train_stage(Run(job, workspace, Silence(), StopFlag(), adjustment=change))
+    assert resumed.resumed_from_step == 5
+    assert losses(resumed) == pytest.approx(losses(straight), abs=SAME_LOSS)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_end(tiny_model_dir: Path, tmp_path: Path):
