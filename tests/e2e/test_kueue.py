@@ -138,7 +138,7 @@ def test_a_ray_cluster_waits_for_quota_before_it_has_any_pod(
 
 
 @pytest.mark.skipif(not os.environ.get("FINETUNE_SOAK"), reason="two clusters of Ray more: only `make soak` runs it")
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1600)
 def test_a_ray_cluster_makes_room_for_a_more_urgent_job_and_goes_on(
     jobs: Jobs, s3: ObjectStore, queues: None, cluster: Cluster
 ) -> None:

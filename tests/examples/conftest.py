@@ -70,9 +70,11 @@ def run_example(
     if not (folder / "prepared").exists():
         text = text.replace("file://./prepared", f"file://{EXAMPLES / example}/prepared")
     if steps is not None:
-        text = re.sub(r"maxSteps: \d+", f"maxSteps: {steps}", text)
+        text, count = re.subn(r"maxSteps: \d+", f"maxSteps: {steps}", text)
+        assert count == 1
     if model is not None:
-        text = re.sub(r"(model:\n +source: )\S+", lambda found: found[1] + model.as_uri(), text)
+        text, count = re.subn(r"(model:\n +source: )\S+", lambda found: found[1] + model.as_uri(), text)
+        assert count == 1
     (folder / name).write_text(text, encoding="utf-8")
     before = set(folder.glob("output/default/*"))
     assert run_command(["run", str(folder / name), "--output", "json"]) is ExitCode.OK
