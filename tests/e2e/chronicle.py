@@ -87,7 +87,7 @@ class Chronicle:
 def _step(job: Job) -> tuple[int, int] | None:
     """Return the newest attempt at training and how far it is; None unless it is the one that told last."""
     progress = job.status.progress
-    attempts = [one for one in job.status.attempts if one.stage is Stage.TRAIN]
+    attempts = job.trainings
     if progress is None or progress.step is None or progress.stage is not Stage.TRAIN or not attempts:
         return None
     started = attempts[-1].start_time

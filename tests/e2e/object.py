@@ -10,7 +10,8 @@ from typing import Any
 from kubernetes import client, config, watch
 
 from finetune_api.crd import GROUP, PLURAL, VERSION
-from finetune_api.status import Condition, ConditionStatus, ConditionType, FineTuneJobStatus, Phase
+from finetune_api.report import Stage
+from finetune_api.status import Attempt, Condition, ConditionStatus, ConditionType, FineTuneJobStatus, Phase
 
 JOB_UID_LABEL = "finetune.dev/job-uid"
 
@@ -34,6 +35,11 @@ class Job:
     @property
     def phase(self) -> Phase | None:
         return self.status.phase
+
+    @property
+    def trainings(self) -> list[Attempt]:
+        """The attempts at training that the status knows, oldest first."""
+        return [one for one in self.status.attempts if one.stage is Stage.TRAIN]
 
     def condition(self, kind: ConditionType) -> Condition | None:
         return next((one for one in self.status.conditions if one.type is kind), None)

@@ -2,9 +2,11 @@
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from kubernetes import client
 
@@ -38,6 +40,10 @@ alone takes a minute to start, so they go without a share of their own."""
 
 UNCHECKED: Document = {"preflight": "skip"}
 """For what begins with training: other tests have the check as well."""
+
+soak_only = pytest.mark.skipif(
+    not os.environ.get("FINETUNE_SOAK"), reason="two clusters of Ray more: only `make soak` runs it"
+)
 
 
 def fill_bucket(s3: ObjectStore, folder: Path) -> None:

@@ -21,7 +21,7 @@ from ..cluster.object_store import ObjectStore
 from ..integration.jobs import write_reviews
 from .object import Job, Jobs
 from .release import OperatorRelease
-from .sample import LONG, SECRET, add_secret, download, example, has_checkpoint, is_training, uploaded_steps
+from .sample import LONG, SECRET, UNCHECKED, add_secret, download, example, has_checkpoint, is_training, uploaded_steps
 
 
 def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: ObjectStore, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_deleted_trainer_pod_is_followed_by_an_attempt_that_resumes(jobs: Jobs, 
     jobs.core.delete_namespaced_pod(pod.metadata.name, jobs.namespace)
 
     job = jobs.wait("reviews-lora", "second attempt", is_training(21, attempt=2), seconds=200)
-    first, second = [one for one in job.status.attempts if one.stage is Stage.TRAIN]
+    first, second = job.trainings
     assert first.reason in (Reason.PREEMPTED, Reason.CHILD_LOST), first
     assert "resuming at step" in jobs.logs(pod_of(jobs, job, attempt=2), lines=2000)
     assert second.number == 2
@@ -181,7 +181,7 @@ def test_suspended_job_keeps_its_checkpoint_and_goes_on(jobs: Jobs, s3: ObjectSt
 
     jobs.patch("reviews-lora", {"runPolicy": {"suspend": False}})
     job = jobs.wait("reviews-lora", "second attempt", is_training(21, attempt=2), seconds=150)
-    trained = [one for one in job.status.attempts if one.stage is Stage.TRAIN]
+    trained = job.trainings
     assert [one.number for one in trained] == [1, 2]
     assert trained[0].reason is Reason.SUSPENDED_BY_USER
     jobs.delete("reviews-lora")
@@ -210,7 +210,7 @@ def waits_for(reason: Reason) -> Callable[[Job], bool]:
 
 
 def test_gpu_that_no_node_has_is_said_within_15_seconds(jobs: Jobs, s3: ObjectStore) -> None:
-    jobs.apply(example(s3, of="10-qlora", runPolicy={"preflight": "skip"}))
+    jobs.apply(example(s3, of="10-qlora", runPolicy=UNCHECKED))
 
     def is_said(job: Job) -> bool:
         trained = job.condition(ConditionType.TRAINED)

@@ -3,12 +3,10 @@
 Inputs: as tests/e2e/test_jobs.py, and Kueue and KubeRay built from their Go modules.
 """
 
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from finetune_api.report import Stage
 from finetune_api.status import ConditionStatus, ConditionType, Phase, Reason
 
 from ..cluster.cluster import Cluster, await_condition
@@ -17,7 +15,7 @@ from ..cluster.kuberay import KubeRay
 from ..cluster.kueue import install_kueue, uninstall_kueue
 from ..cluster.object_store import ObjectStore
 from .object import Document, Job, Jobs
-from .sample import CPUS, LONG, UNCHECKED, example, has_checkpoint, is_training, lora_on_two
+from .sample import CPUS, LONG, UNCHECKED, example, has_checkpoint, is_training, lora_on_two, soak_only
 
 QUEUES = """
 apiVersion: kueue.x-k8s.io/v1beta1
@@ -109,7 +107,7 @@ def test_a_job_waits_for_quota_and_makes_room_for_a_more_urgent_one(
     jobs.delete("waiting")
 
     patient = jobs.wait_phase("patient", Phase.SUCCEEDED, seconds=250)
-    trained = [one for one in patient.status.attempts if one.stage is Stage.TRAIN][-1]
+    trained = patient.trainings[-1]
     assert trained.resumed_from_step, patient.status.attempts
     assert trained.failures == 0
 
@@ -137,7 +135,7 @@ def test_a_ray_cluster_waits_for_quota_before_it_has_any_pod(
     await_condition(lambda: not jobs.pods(job.uid), "the end of all pods", 120)
 
 
-@pytest.mark.skipif(not os.environ.get("FINETUNE_SOAK"), reason="two clusters of Ray more: only `make soak` runs it")
+@soak_only
 @pytest.mark.timeout(1600)
 def test_a_ray_cluster_makes_room_for_a_more_urgent_job_and_goes_on(
     jobs: Jobs, s3: ObjectStore, queues: None, cluster: Cluster
@@ -152,6 +150,6 @@ def test_a_ray_cluster_makes_room_for_a_more_urgent_job_and_goes_on(
     jobs.wait_phase("urgent", Phase.SUCCEEDED, seconds=300)
 
     job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=600)
-    trained = [one for one in job.status.attempts if one.stage is Stage.TRAIN][-1]
+    trained = job.trainings[-1]
     assert trained.resumed_from_step, job.status.attempts
     assert trained.failures == 0

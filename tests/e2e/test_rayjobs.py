@@ -4,7 +4,6 @@ Inputs: as tests/e2e/test_jobs.py, and KubeRay built from its Go module.
 """
 
 import contextlib
-import os
 import re
 from collections.abc import Callable
 
@@ -12,7 +11,7 @@ import pytest
 from kubernetes.client import ApiException
 
 from finetune_api.report import ExitCode, Stage
-from finetune_api.status import Attempt, ConditionType, Phase, Reason
+from finetune_api.status import ConditionType, Phase, Reason
 
 from ..cluster.cluster import Cluster, await_condition
 from ..cluster.kuberay import KubeRay, remove_definitions
@@ -20,7 +19,7 @@ from ..cluster.object_store import ObjectStore
 from .node import Node
 from .object import Job, Jobs
 from .release import OperatorRelease
-from .sample import CPUS, LONG, UNCHECKED, example, is_training, lora_on_two, uploaded_steps
+from .sample import CPUS, LONG, UNCHECKED, example, is_training, lora_on_two, soak_only, uploaded_steps
 
 
 def ray_clusters(cluster: Cluster, namespace: str) -> list[str]:
@@ -81,15 +80,11 @@ def owned(jobs: Jobs) -> list[str]:
     return [one.metadata.name for found in lists for one in found.items if one.metadata.owner_references]
 
 
-def attempts_at_training(job: Job) -> list[Attempt]:
-    return [one for one in job.status.attempts if one.stage is Stage.TRAIN]
-
-
 def is_training_again(steps: int, behind: int = 1) -> Callable[[Job], bool]:
     """Say whether a later attempt than ``behind`` is at work: a worker that Ray loses while it starts costs one."""
 
     def reached(job: Job) -> bool:
-        newest = attempts_at_training(job)[-1].number
+        newest = job.trainings[-1].number
         return newest > behind and is_training(steps, newest)(job)
 
     return reached
@@ -135,23 +130,23 @@ def test_workers_that_are_stopped_or_lost_go_on_from_the_last_step_that_was_save
     jobs.core.delete_namespaced_pod(workers(jobs, job)[0], jobs.namespace)
 
     job = jobs.wait("reviews-lora", "another attempt", is_training_again(6), seconds=600)
-    first = attempts_at_training(job)[0]
+    first = job.trainings[0]
     assert (first.reason, first.exit_code) == (Reason.PREEMPTED, ExitCode.PREEMPTED)
     [saved] = saved_steps(s3, job)
-    bereft = attempts_at_training(job)[-1].number
+    bereft = job.trainings[-1].number
     lose(workers(jobs, job)[0], jobs, cluster)
     operator.kill()
     job = jobs.wait("reviews-lora", "an attempt behind it", is_training_again(saved + 1, bereft), seconds=400)
-    last = attempts_at_training(job)[-1].number
+    last = job.trainings[-1].number
     assert f"resuming at step {saved}" in jobs.logs(submitter(jobs, job, attempt=last), lines=2000)
 
     job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=400)
-    reasons = {one.number: one.reason for one in attempts_at_training(job)}
+    reasons = {one.number: one.reason for one in job.trainings}
     assert reasons[bereft] is Reason.WORKER_LOST
-    assert attempts_at_training(job)[-1].resumed_from_step == saved
+    assert job.trainings[-1].resumed_from_step == saved
 
 
-@pytest.mark.skipif(not os.environ.get("FINETUNE_SOAK"), reason="two clusters of Ray more: only `make soak` runs it")
+@soak_only
 @pytest.mark.timeout(900)
 def test_suspended_workers_go_on_from_the_step_at_which_they_were_stopped(
     jobs: Jobs, s3: ObjectStore, kuberay: KubeRay
@@ -161,12 +156,12 @@ def test_suspended_workers_go_on_from_the_step_at_which_they_were_stopped(
     jobs.patch("reviews-lora", {"runPolicy": {"suspend": True}})
     job = jobs.wait_phase("reviews-lora", Phase.SUSPENDED, seconds=150)
     [saved] = saved_steps(s3, job)
-    suspended = attempts_at_training(job)[-1]
+    suspended = job.trainings[-1]
     assert suspended.reason is Reason.SUSPENDED_BY_USER
     jobs.patch("reviews-lora", {"runPolicy": {"suspend": False}})
     jobs.wait("reviews-lora", "training again", is_training_again(saved + 1, suspended.number), seconds=400)
     job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=400)
-    assert attempts_at_training(job)[-1].resumed_from_step == saved
+    assert job.trainings[-1].resumed_from_step == saved
 
 
 @pytest.mark.timeout(400)

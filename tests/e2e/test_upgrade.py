@@ -12,14 +12,14 @@ from finetune_api.status import Phase
 from ..cluster.object_store import ObjectStore
 from .object import Jobs
 from .release import CHART, OperatorRelease
-from .sample import example, is_training
+from .sample import UNCHECKED, example, is_training
 
 
 @pytest.mark.timeout(500)
 def test_an_upgrade_leaves_a_running_job_alone(
     jobs: Jobs, s3: ObjectStore, operator: OperatorRelease, tmp_path: Path
 ) -> None:
-    jobs.apply(example(s3, training={"maxSteps": 200, "evalEverySteps": 200}, runPolicy={"preflight": "skip"}))
+    jobs.apply(example(s3, training={"maxSteps": 200, "evalEverySteps": 200}, runPolicy=UNCHECKED))
     job = jobs.wait("reviews-lora", "training", is_training(1), seconds=200)
     [pod], operators = jobs.pods(job.uid), operator.pods()
 
