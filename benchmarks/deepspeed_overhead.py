@@ -14,21 +14,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from finetune_api.job import load_job
-from finetune_api.resolve import resolve
+from training_job import Silence, add_inputs, training_job
+
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.run import Run
 from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
 SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "zero2": {"deepspeed": {"stage": 2}}}
-
-
-class Silence:
-    """Hears nothing."""
-
-    def report(self, progress: object) -> None:
-        """Say nothing."""
 
 
 def main() -> None:
@@ -47,36 +40,25 @@ def rows_per_second(options: argparse.Namespace, compute: dict[str, Any]) -> flo
     """Return the speed of one training."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        task = {
-            "name": "benchmark",
-            "source": options.rows.resolve().as_uri(),
-            "templates": [{"prompt": options.prompt, "completion": options.completion}],
-        }
-        spec = {
-            "model": {"source": options.model.resolve().as_uri(), "dtype": "float32"},
-            "data": {"tasks": [task]},
-            "method": {"type": "full"},
-            "training": {
+        job = training_job(
+            options,
+            folder,
+            "float32",
+            method={"type": "full"},
+            training={
                 "maxSteps": options.steps,
                 "globalBatchSize": options.batch,
                 "precision": "fp32",
                 **({"microBatchSize": options.micro_batch} if options.micro_batch else {}),
             },
-            "compute": {"workers": 2, "gpusPerWorker": 0, **compute},
-            "checkpoint": {"everySteps": 10_000},
-            "output": {"uri": folder.as_uri()},
-        }
-        kind = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "overhead"}}
-        job = resolve(load_job(json.dumps(kind | {"spec": spec}), "overhead.json"))
+            compute={"workers": 2, "gpusPerWorker": 0, **compute},
+        )
         return train_stage(Run(job, Workspace(folder), Silence(), StopFlag())).rows_per_second
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--rows", type=Path, required=True, help="jsonl")
-    parser.add_argument("--prompt", default="Review: {{ text }}\nSentiment:", help="template over the rows' columns")
-    parser.add_argument("--completion", default=" {{ label }}", help="likewise")
+    add_inputs(parser, "Review: {{ text }}\nSentiment:")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=16, help="rows of a step")
     parser.add_argument("--micro-batch", type=int, help="rows that a worker takes at once; else as the product chooses")

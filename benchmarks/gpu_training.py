@@ -19,6 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training_job import Silence, add_inputs, training_job
+
+from finetune_api.job import FineTuneJob
+
 LORA: dict[str, Any] = {"rank": 8, "targets": "allLinear"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "full": {"method": {"type": "full"}},
@@ -48,14 +52,15 @@ class Arithmetic:
         """Return that of a causal model whose output layer is trained with all the rest, or not at all."""
         table = config.vocab_size * config.hidden_size
         tables = table if config.tie_word_embeddings else 2 * table
-        is_whole = trained == parameters
+        is_whole, head = trained == parameters, getattr(config, "head_dim", None)
         return cls(
             body=parameters - tables,
             trained_body=trained - tables if is_whole else trained,
             output=table,
             trained_output=table if is_whole else 0,
             layers=config.num_hidden_layers,
-            width=config.num_attention_heads * (getattr(config, "head_dim", None) or _head(config)),
+            # Where a head's width is not told, heads share the model's.
+            width=config.num_attention_heads * head if head else config.hidden_size,
         )
 
     def flops(self, row_tokens: float, learnt: float) -> float:
@@ -72,10 +77,6 @@ class Arithmetic:
         body = 4 * self.body + 2 * self.trained_body
         output = 4 * self.output + 2 * self.trained_output
         return body + learnt * output + 12 * self.layers * self.width * row_tokens
-
-
-def _head(config: Any) -> int:
-    return int(config.hidden_size // config.num_attention_heads)
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, gpus: int, peak_tflops: float) -> float:
@@ -127,8 +128,8 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, float]:
     from finetune_trainer.workspace import Workspace
 
     with tempfile.TemporaryDirectory() as folder:
-        job = load_job(options, SETTINGS[name], Path(folder), torch.cuda.device_count())
-        run = Run(job, Workspace(Path(folder)), _Silence(), StopFlag())
+        job = _job(options, SETTINGS[name], Path(folder), torch.cuda.device_count())
+        run = Run(job, Workspace(Path(folder)), Silence(), StopFlag())
         found, _ = inspect_job(run)
         plan = run.workspace.recall("plan", PlanStatus) or PlanStatus()
         report = train_stage(run)
@@ -146,43 +147,24 @@ def measure(options: argparse.Namespace, name: str) -> dict[str, float]:
     }
 
 
-def load_job(options: argparse.Namespace, setting: dict[str, Any], folder: Path, gpus: int) -> Any:
+def _job(options: argparse.Namespace, setting: dict[str, Any], folder: Path, gpus: int) -> FineTuneJob:
     """Return the job of one setting; what is spread takes all ``gpus`` of the machine."""
-    from finetune_api import job as api
-    from finetune_api.resolve import resolve
-
-    task = {
-        "name": "benchmark",
-        "source": options.rows.resolve().as_uri(),
-        "templates": [{"prompt": options.prompt, "completion": options.completion}],
-    }
     spread = setting.get("compute")
-    spec = {
-        "model": {"source": options.model.resolve().as_uri(), "dtype": "auto"},
-        "data": {"tasks": [task]},
-        "method": setting["method"],
-        "training": {"maxSteps": options.steps, "globalBatchSize": options.batch, "precision": "bf16"},
-        "compute": {"gpusPerWorker": gpus, "engine": "ray", **spread} if spread else {"gpusPerWorker": 1},
-        "checkpoint": {"everySteps": 10_000},
-        "runPolicy": {"preflight": "skip"},
-        "output": {"uri": folder.as_uri()},
-    }
-    kind = {"apiVersion": "finetune.dev/v1alpha1", "kind": "FineTuneJob", "metadata": {"name": "gpu"}}
-    return resolve(api.load_job(json.dumps(kind | {"spec": spec}), "gpu.json"))
-
-
-class _Silence:
-    def report(self, progress: object) -> None:
-        """Say nothing."""
+    return training_job(
+        options,
+        folder,
+        "auto",
+        method=setting["method"],
+        training={"maxSteps": options.steps, "globalBatchSize": options.batch, "precision": "bf16"},
+        compute={"gpusPerWorker": gpus, "engine": "ray", **spread} if spread else {"gpusPerWorker": 1},
+        runPolicy={"preflight": "skip"},
+    )
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--rows", type=Path, required=True, help="jsonl")
+    add_inputs(parser, "Review: {{ review_body }}\nSentiment:")
     parser.add_argument("--peak-tflops", type=float, required=True, help="of one GPU, dense bfloat16: 989 of an H100")
-    parser.add_argument("--prompt", default="Review: {{ review_body }}\nSentiment:", help="template over the columns")
-    parser.add_argument("--completion", default=" {{ label }}", help="likewise")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=64, help="rows of a step")
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))

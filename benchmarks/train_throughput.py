@@ -195,14 +195,12 @@ def run_ours(options: argparse.Namespace, encoded: list[Any], folder: Path) -> l
     """Train through the product's own training stage."""
     import threading
 
+    from training_job import Silence
+
     from finetune_trainer.model import fetch_model
     from finetune_trainer.train import train
     from finetune_trainer.training_input import TrainingInput
     from finetune_trainer.workspace import Workspace
-
-    class Silence:
-        def report(self, progress: object) -> None:
-            """Say nothing."""
 
     job = load_job(options, folder)
     workspace = Workspace(folder)

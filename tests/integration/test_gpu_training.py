@@ -1,8 +1,8 @@
 """`benchmarks/gpu_training.py` as far as it goes without a GPU: its arithmetic, and one of its settings on a CPU."""
 
 import argparse
-import importlib.util
-import sys
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -18,15 +18,11 @@ ROWS, TOKENS, LEARNT = 2, 128, 32
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    file = Path(__file__).parents[2] / "benchmarks" / "gpu_training.py"
-    specification = importlib.util.spec_from_file_location("gpu_training", file)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    # A dataclass looks itself up there.
-    sys.modules[module.__name__] = module
-    specification.loader.exec_module(module)
-    return module
+def benchmark() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        # As when it is started.
+        patch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+        yield importlib.import_module("gpu_training")
 
 
 def make_model(adapter: bool, tied: bool) -> tuple[torch.nn.Module, LlamaConfig]:
