@@ -27,6 +27,7 @@ from finetune_api.status import (
 # The kubelet truncates termination messages beyond this.
 MOST_BYTES = 4096
 _SHORT = 32
+"""Characters that are left of words on the rows where there is no room for all."""
 
 
 class StageResult(ApiModel):
@@ -99,24 +100,28 @@ def _evaluation_list(name: str, keep: int = 0) -> _Shortening:
     return shorten
 
 
-def _fewer_data_tasks(result: StageResult) -> StageResult:
-    if result.data is None:
-        return result
-    tasks = result.data.tasks
-    return result.model_copy(update={"data": result.data.model_copy(update={"tasks": tasks[: len(tasks) // 2]})})
+def _shorter_data(shorten: Callable[[DataStatus], dict[str, object]]) -> _Shortening:
+    """Return a shortening that puts what ``shorten`` returns in the place of fields of the data."""
+
+    def shorter(result: StageResult) -> StageResult:
+        data = result.data
+        return result.model_copy(update={"data": data and data.model_copy(update=shorten(data))})
+
+    return shorter
 
 
-def _shorter_data_words(result: StageResult) -> StageResult:
-    if result.data is None:
-        return result
-    told = result.data.rehearsal
-    shorter = told and told.model_copy(update={"why_not": told.why_not[:_SHORT]})
-    words = {"layout": result.data.layout[:_SHORT], "rehearsal": shorter}
-    return result.model_copy(update={"data": result.data.model_copy(update=words)})
+def _fewer_tasks(data: DataStatus) -> dict[str, object]:
+    return {"tasks": data.tasks[: len(data.tasks) // 2]}
 
 
-def _without_overlaps(result: StageResult) -> StageResult:
-    return result.model_copy(update={"data": result.data and result.data.model_copy(update={"overlaps": ()})})
+def _shorter_words(data: DataStatus) -> dict[str, object]:
+    told = data.rehearsal
+    rehearsal = told and told.model_copy(update={"why_not": told.why_not[:_SHORT]})
+    return {"layout": data.layout[:_SHORT], "rehearsal": rehearsal}
+
+
+def _no_overlaps(data: DataStatus) -> dict[str, object]:
+    return {"overlaps": ()}
 
 
 def _without_reasons(result: StageResult) -> StageResult:
@@ -148,10 +153,10 @@ _SHORTENINGS: tuple[_Shortening, ...] = (
     _newest_checkpoint,
     _evaluation_list("benchmarks"),
     _evaluation_list("forgetting"),
-    _fewer_data_tasks,
-    _shorter_data_words,
+    _shorter_data(_fewer_tasks),
+    _shorter_data(_shorter_words),
     _without_warnings,
-    _without_overlaps,
+    _shorter_data(_no_overlaps),
     _cleared("latest_metrics"),
     _evaluation_list("tasks", keep=8),
     _without_reasons,

@@ -268,9 +268,7 @@ class KubernetesCluster:
     async def _list(self, path: str, query: Mapping[str, str], accept: str = "application/json") -> list[Raw]:
         return [item async for page in self._pages(path, query, accept) for item in page]
 
-    async def _pages(
-        self, path: str, query: Mapping[str, str], accept: str = "application/json"
-    ) -> AsyncIterator[list[Raw]]:
+    async def _pages(self, path: str, query: Mapping[str, str], accept: str) -> AsyncIterator[list[Raw]]:
         token = ""
         while True:
             page = await self._call(
