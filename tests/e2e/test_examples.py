@@ -30,6 +30,9 @@ FILES = {
     "chats": "15-chat/finetunejob.yaml",
     "requests-questioned": "16-is-tuning-needed/finetunejob.yaml",
     "requests-by-topic": "17-template-library/finetunejob.yaml",
+    "reviews-rslora": "18-several-adapters/rslora.yaml",
+    "requests-lora": "18-several-adapters/lora.yaml",
+    "requests-dora": "18-several-adapters/dora.yaml",
 }
 """By the name of the job."""
 
