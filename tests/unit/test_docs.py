@@ -38,6 +38,14 @@ def test_an_example_validates(file: Path) -> None:
     assert (file.parent / "README.md").is_file()
 
 
+def test_every_example_is_applied_to_a_cluster() -> None:
+    text = "".join(file.read_text(encoding="utf-8") for file in ROOT.glob("tests/e2e/*.py"))
+    applied = set(re.findall(r'"(\d\d-[a-z-]+/[a-z0-9-]+\.yaml)"', text))
+    applied |= {f"{folder}/finetunejob.yaml" for folder in re.findall(r'\bof(?:: str)? ?= ?"(\d\d-[a-z-]+)"', text)}
+    assert applied == {str(file.relative_to(ROOT / "examples")) for file in EXAMPLES}
+    assert {file.parent for file in EXAMPLES} == set(ROOT.glob("examples/[0-9]*"))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_jobs_in_a_document_validate(document: Path) -> None:
     for block in blocks(document, "yaml"):
