@@ -44,7 +44,7 @@ prepare: setup  ## Fetch and convert the demo's model and rows; nothing to do wh
 demo: prepare  ## Tune, evaluate and publish a real model (example 01).
 	$(BIN)/finetune run $(DEMO)/finetunejob.yaml
 
-check: setup  ## Format, lint, types, import contracts, unit tests: under a minute.
+check: setup  ## Format, lint, types, import contracts, unit tests: about a minute.
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy

@@ -295,7 +295,7 @@ def leaves(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int
 PLACES = [place for place in leaves(make_manifest(EVERYTHING)) if place]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), JUNK), min_size=1, max_size=4))
 def test_junk_anywhere_is_answered_with_errors_that_name_it(changes: list[tuple[tuple[str | int, ...], object]]):
     manifest = make_manifest(EVERYTHING)

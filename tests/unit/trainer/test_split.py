@@ -83,7 +83,7 @@ def test_the_order_of_rows_does_not_matter():
     assert dict(zip(shuffled, split_of(shuffled), strict=True)) == places
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(1, 200))
 def test_a_row_does_not_move_when_others_are_added(seed, added):
     texts = make_texts(200)
