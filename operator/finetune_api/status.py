@@ -230,6 +230,11 @@ class PlanStatus(ApiModel):
     """Over all workers; 0 trains on the CPU."""
     gpu_memory_bytes: Count | None = None
     """Of one GPU, as ``spec.compute.gpuMemory`` says: what the estimated peak is held against."""
+    gpus_needed: Annotated[int, Field(ge=1)] | None = None
+    """Least GPUs of that memory on which the job fits as it is set up: its method, its ZeRO stage, its batch, which
+    they share evenly. More of them hold less each where ZeRO spreads something, or where microBatchSize is left open
+    and becomes smaller. Absent: on none; or unknown, as without GPUs or gpuMemory, under offload, or without a plan of
+    the memory."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Rows in one forward pass of one worker."""
     warnings: Annotated[

@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from finetune_api.job import FineTuneJob
@@ -86,10 +87,20 @@ def lines(job: FineTuneJob, found: PlanStatus) -> list[str]:
         f"{found.parameters:,} parameters ({found.trainable_percent} %), {found.micro_batch_size} rows at a time",
         "",
         *(aligned(table) if table else ()),
+        *_gpus_needed(job, found),
         "",
         *(f"warning: {warning}" for warning in found.warnings),
         "For the longest rows that the job allows, all their tokens learnt. The check stage plans with the real ones.",
     ]
+
+
+def _gpus_needed(job: FineTuneJob, found: PlanStatus) -> Iterator[str]:
+    if found.gpus_needed is not None:
+        plural = "s" if found.gpus_needed > 1 else ""
+        yield (
+            f"{found.gpus_needed} GPU{plural} of {job.spec.compute.gpu_memory} needed for the job as it is set up, "
+            f"{found.gpus} asked for"
+        )
 
 
 def _mebibytes(size: int) -> str:

@@ -185,7 +185,8 @@ def _plan_numbers(plan: PlanStatus) -> str:
         share = f" ({plan.trainable_percent} %)" if plan.trainable_percent else ""
         known.append(f"{plan.trainable_parameters:,} of {plan.parameters:,} parameters{share}")
     if plan.gpus is not None:
-        known.append("no GPU" if plan.gpus == 0 else f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}")
+        needed = f" ({plan.gpus_needed} needed)" if plan.gpus_needed not in (None, plan.gpus) else ""
+        known.append("no GPU" if plan.gpus == 0 else f"{plan.gpus} GPU{'s' if plan.gpus > 1 else ''}{needed}")
     if plan.memory_bytes_per_gpu:
         room = f" of {_size(plan.gpu_memory_bytes)}" if plan.gpus and plan.gpu_memory_bytes else ""
         known.append(f"{_size(plan.memory_bytes_per_gpu)}{room} each")

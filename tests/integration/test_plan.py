@@ -4,6 +4,7 @@ Inputs: random models of two architectures, made-up rows. Measured: equal but fo
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -253,6 +254,41 @@ def test_settings_that_would_fit_are_planned_and_told():
     assert f"training holds at least {held / 1024:.1f} GiB" in hopeless
 
 
+ONE_LAYER = LlamaConfig(
+    vocab_size=100,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    architectures=["LlamaForCausalLM"],
+)
+
+
+@pytest.mark.parametrize(
+    ("stage", "micro_batch", "asked", "needed", "fewer"),
+    [(1, 2, 1, 4, 2), (3, 2, 4, 2, 1), (3, None, 1, 4, 2), (0, None, 4, 2, 1)],
+    ids=["the optimiser is spread", "all is", "all is, with fewer rows on each", "nothing is, with fewer rows on each"],
+)
+def test_the_job_fits_on_the_gpus_that_are_needed_and_on_no_fewer(
+    stage: int, micro_batch: int | None, asked: int, needed: int, fewer: int
+):
+    training = {"globalBatchSize": 8} | ({} if micro_batch is None else {"microBatchSize": micro_batch})
+
+    def on(count: int, gpu_kibibytes: int) -> PlanStatus:
+        compute: dict[str, Any] = {"engine": "ray", "workers": count, "gpuMemory": f"{gpu_kibibytes}Ki"}
+        if stage:
+            compute["deepspeed"] = {"stage": stage}
+        spec = make_resolved({"spec.method": {"type": "full"}, "spec.compute": compute, "spec.training": training}).spec
+        return plan_run(spec, ONE_LAYER, whole_rows(8, 16), FULL_PRECISION, tokenizer_path="", gpus=count)
+
+    # Tensors may fill 92 %.
+    enough = math.ceil((on(needed, 1024**2).memory_bytes_per_gpu or 0) / 0.92 / 1024)
+    assert on(asked, enough).gpus_needed == needed
+    assert not on(needed, enough).warnings
+    assert on(fewer, enough).warnings
+
+
 def test_a_pod_that_is_too_small_is_told():
     [warning] = plan_of(**{"spec.compute": {"gpusPerWorker": 0, "resources": {"memory": "1Gi"}}}).warnings
     assert "spec.compute.resources.memory is 1Gi" in warning
@@ -301,6 +337,19 @@ def test_command_takes_the_memory_of_a_gpu_from_the_job_unless_it_is_told(
     [warning] = warnings()
     assert "spec.compute.gpuMemory is 1Ki" in warning
     assert warnings("--gpu-memory", "80Gi") == []
+
+
+def test_command_tells_how_many_gpus_are_needed(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps(tiny_document(tiny_model_dir, tmp_path, compute={"gpusPerWorker": 4})))
+    assert run_command(["plan", str(job), "--output", "json", "--gpu-memory", "80Gi"]) == 0
+    assert json.loads(capsys.readouterr().out)["gpusNeeded"] == 1
+    assert run_command(["plan", str(job), "--gpu-memory", "80Gi"]) == 0
+    assert "1 GPU of 80Gi needed for the job as it is set up, 4 asked for\n" in capsys.readouterr().out
+    assert run_command(["plan", str(job)]) == 0
+    assert "needed" not in capsys.readouterr().out
 
 
 def test_command_prints_terms_that_add_up(tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -79,6 +79,7 @@ RUNNING: dict[str, Any] = {
         "gpus": 1,
         "memoryBytesPerGpu": 3000000000,
         "gpuMemoryBytes": 24000000000,
+        "gpusNeeded": 2,
         "warnings": ["few rows"],
     },
     "data": {
@@ -117,7 +118,7 @@ Attempts
   train  Running      -      microBatchSize 8 -> 4       2     -         20  51:05
 
 Plan
-  460,800 of 134,515,008 parameters (0.34 %), 1 GPU, 2.8 GiB of 22.4 GiB each
+  460,800 of 134,515,008 parameters (0.34 %), 1 GPU (2 needed), 2.8 GiB of 22.4 GiB each
   warning: few rows
 
 Data

@@ -4,13 +4,13 @@ A plan is made on a CPU. What no row has a part in is counted there: weights, gr
 depends on kernels, and a GPU has others. So a job is refused for what is counted alone, and warned of for all of it.
 """
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from finetune_api.spec import (
     HAVE_ONE_GPU,
     OWN_WEIGHTS,
+    DeepspeedSpec,
     FineTuneJobSpec,
     GradientCheckpointing,
     MethodType,
@@ -27,6 +27,11 @@ USABLE = 0.92
 
 _GRADIENT_BYTES = 4
 """Of a trained parameter, which is float32 whatever products are computed in."""
+
+_SPREADS_ALL = 3
+"""The ZeRO stage that spreads everything but what rows take."""
+_SPREAD_ALL = f"spec.compute.deepspeed.stage: {_SPREADS_ALL}"
+_TWICE = ", gradientCheckpointing: always"
 
 PlanAgain = Callable[[FineTuneJobSpec], PlanStatus]
 """Returns the plan of the same job with other settings."""
@@ -47,21 +52,29 @@ def shares(stage: int, processes: int) -> Shares:
 
 
 def hold_against_gpu(plan: PlanStatus, spec: FineTuneJobSpec, plan_again: PlanAgain) -> PlanStatus:
-    """Return ``plan``, of the resolved ``spec``, with a warning where it does not fit a GPU of its ``gpuMemory``."""
-    if not _is_known(plan, spec) or _fits(plan):
+    """Return ``plan``, of the resolved ``spec``, with how many GPUs of its ``gpuMemory`` it needs.
+
+    Where it does not fit those that it asks for, a warning says so.
+    """
+    if not _is_known(plan, spec):
         return plan
-    warning = why_it_cannot_fit(plan, spec) or _what_may_fit(plan, spec, plan_again)
+    plan = plan.model_copy(update={"gpus_needed": _gpus_needed(spec, zero_stage(spec.compute), plan_again)})
+    if _fits(plan):
+        return plan
+    warning = (_what_is_too_large if _is_too_large(plan, spec) else _what_may_fit)(plan, spec, plan_again)
     return plan.model_copy(update={"warnings": (*plan.warnings, warning)})
 
 
 def why_it_cannot_fit(plan: PlanStatus, spec: FineTuneJobSpec) -> str:
-    """Return what is too large on each GPU whatever later attempts change, and what to do; empty where it may fit."""
-    if not _is_known(plan, spec) or (held := _held_without_rows(plan, spec)) <= (plan.gpu_memory_bytes or 0):
-        return ""
-    return (
-        f"training holds at least {in_gib(held)} on each GPU, however few rows it takes at a time, and "
-        f"spec.compute.gpuMemory is {spec.compute.gpu_memory}: {_ways_out(plan, spec)}."
-    )
+    """Return what is too large on each GPU whatever later attempts change, and what to do; empty where it may fit.
+
+    ``plan`` is one that was held against its GPUs, and has warned of it last.
+    """
+    return plan.warnings[-1] if _is_too_large(plan, spec) else ""
+
+
+def _is_too_large(plan: PlanStatus, spec: FineTuneJobSpec) -> bool:
+    return _is_known(plan, spec) and _held_without_rows(plan, spec) > (plan.gpu_memory_bytes or 0)
 
 
 def _is_known(plan: PlanStatus, spec: FineTuneJobSpec) -> bool:
@@ -88,6 +101,15 @@ def _held_without_rows(plan: PlanStatus, spec: FineTuneJobSpec) -> int:
     return state // (processes(spec.compute) if spec.method.type is MethodType.FULL else 1) + memory.copies
 
 
+def _what_is_too_large(plan: PlanStatus, spec: FineTuneJobSpec, plan_again: PlanAgain) -> str:
+    smallest = f"{_SPREAD_ALL} and spec.training: {{microBatchSize: 1{_TWICE if _may_compute_twice(spec) else ''}}}"
+    return (
+        f"training holds at least {in_gib(_held_without_rows(plan, spec))} on each GPU, however few rows it takes at a "
+        f"time, and spec.compute.gpuMemory is {spec.compute.gpu_memory}: "
+        f"{_ways_out(plan, spec, plan_again, smallest)}."
+    )
+
+
 def _what_may_fit(plan: PlanStatus, spec: FineTuneJobSpec, plan_again: PlanAgain) -> str:
     """Return which settings would do, or that none will.
 
@@ -105,7 +127,10 @@ def _what_may_fit(plan: PlanStatus, spec: FineTuneJobSpec, plan_again: PlanAgain
         least = plan
     if not _fits(least):
         found = "" if least is plan else f", {_gib(least)} with {_settings(smaller[-1], plan, least)}"
-        return f"{need}{found}, and {room}: lower spec.data.maxLength; or {_ways_out(least, spec)}."
+        these = "these settings"
+        smallest = these if smaller and smaller[-1].zero_stage == _SPREADS_ALL else f"{_SPREAD_ALL} and {these}"
+        ways = _ways_out(plan, spec, plan_again, smallest)
+        return f"{need}{found}, and {room}: lower spec.data.maxLength; or {ways}."
     for adjustment in smaller[:-1]:
         if _fits(milder := plan_again(adjusted(spec, adjustment))):
             return f"{need}, and {room}: {_remedy(adjustment, plan, milder)}"
@@ -119,7 +144,7 @@ def _remedy(adjustment: Adjustment, before: PlanStatus, after: PlanStatus) -> st
 
 def _smaller(plan: PlanStatus, spec: FineTuneJobSpec) -> list[Adjustment]:
     """Return what attempts that run out of memory come to, mildest first; see `finetune_operator.remedy`."""
-    twice = spec.training.gradient_checkpointing is GradientCheckpointing.AUTO
+    twice = _may_compute_twice(spec)
     share, sizes = spec.training.global_batch_size // processes(spec.compute), [plan.micro_batch_size or 1]
     while sizes[-1] > 1:
         sizes.append(largest_micro_batch(share, sizes[-1] // 2))
@@ -130,6 +155,10 @@ def _smaller(plan: PlanStatus, spec: FineTuneJobSpec) -> list[Adjustment]:
             for stage in range(zero_stage(spec.compute) + 1, last_zero_stage(spec) + 1)
         ),
     ]
+
+
+def _may_compute_twice(spec: FineTuneJobSpec) -> bool:
+    return spec.training.gradient_checkpointing is GradientCheckpointing.AUTO
 
 
 def _settings(adjustment: Adjustment, before: PlanStatus, after: PlanStatus) -> str:
@@ -143,7 +172,8 @@ def _settings(adjustment: Adjustment, before: PlanStatus, after: PlanStatus) -> 
     return " and ".join(changes)
 
 
-def _ways_out(plan: PlanStatus, spec: FineTuneJobSpec) -> str:
+def _ways_out(plan: PlanStatus, spec: FineTuneJobSpec, plan_again: PlanAgain, smallest: str) -> str:
+    """Return what to do where smaller settings do not help; ``smallest`` is what they are called, spread wholly."""
     ways = []
     if plan.memory is not None and plan.memory.copies:
         ways.append("leave spec.method.regularization out")
@@ -153,21 +183,50 @@ def _ways_out(plan: PlanStatus, spec: FineTuneJobSpec) -> str:
         ways.append("take spec.method.type qlora, whose base lies in 4 bits")
     if spec.method.type in HAVE_ONE_GPU:
         ways.append("take a smaller model")
-    elif not needs_whole_weights(spec.method, spec.training):
-        if count := _gpus_to_spread_over(plan, spec):
-            ways.append(f"train on {count} such GPUs with spec.compute.deepspeed.stage: 3")
+    if more := _more_gpus(plan, spec, plan_again, smallest):
+        ways.append(f"train on {more}")
+    if _may_spread_weights(spec):
         ways.append("set spec.compute: {engine: ray, deepspeed: {stage: 3, offload: cpu}}, much slower")
     return "; or ".join(ways)
 
 
-def _gpus_to_spread_over(plan: PlanStatus, spec: FineTuneJobSpec) -> int | None:
-    """Return how many GPUs hold all that stage 3 spreads; None where rows alone leave no room."""
-    memory, now = plan.memory, shares(zero_stage(spec.compute), processes(spec.compute))
-    if memory is None:
-        return None
-    room = int(USABLE * (plan.gpu_memory_bytes or 0)) - memory.activations - memory.logits
-    spread = memory.weights * now.weights + memory.gradients * now.gradients + memory.optimiser * now.optimiser
-    return math.ceil(spread / room) if room > 0 else None
+def _may_spread_weights(spec: FineTuneJobSpec) -> bool:
+    return spec.method.type not in HAVE_ONE_GPU and not needs_whole_weights(spec.method, spec.training)
+
+
+def _more_gpus(plan: PlanStatus, spec: FineTuneJobSpec, plan_again: PlanAgain, smallest: str) -> str:
+    """Return on how many GPUs the job fits as it is, or on fewer when more is spread; empty where on no number."""
+    as_it_is = f"{plan.gpus_needed} such GPUs" if plan.gpus_needed else ""
+    if not _may_spread_weights(spec):
+        return as_it_is
+    if spread := _gpus_needed(spec, _SPREADS_ALL, plan_again):
+        if spread == plan.gpus_needed:
+            return as_it_is
+        return (
+            f"{as_it_is}, or on {spread} with {_SPREAD_ALL}" if as_it_is else f"{spread} such GPUs with {_SPREAD_ALL}"
+        )
+    single = adjusted(spec, Adjustment(micro_batch_size=1, gradient_checkpointing=_may_compute_twice(spec)))
+    spread = _gpus_needed(single, _SPREADS_ALL, plan_again)
+    return f"{spread} such GPUs with {smallest}" if spread else ""
+
+
+def _gpus_needed(spec: FineTuneJobSpec, stage: int, plan_again: PlanAgain) -> int | None:
+    """Return the least GPUs on which the job fits when they spread what a ZeRO stage spreads; None where on none."""
+    return next((count for count in _counts(spec) if _fits(plan_again(_on(spec, count, stage)))), None)
+
+
+def _counts(spec: FineTuneJobSpec) -> Iterable[int]:
+    """Return on how many GPUs the job may be, least first: each does as many micro-batches of a step."""
+    if spec.method.type in HAVE_ONE_GPU:
+        return (1,)
+    micro_batches = spec.training.global_batch_size // (spec.training.micro_batch_size or 1)
+    return (count for count in range(1, micro_batches + 1) if micro_batches % count == 0)
+
+
+def _on(spec: FineTuneJobSpec, count: int, stage: int) -> FineTuneJobSpec:
+    deepspeed = (spec.compute.deepspeed or DeepspeedSpec()).model_copy(update={"stage": stage})
+    changes = {"workers": count, "gpus_per_worker": 1, "deepspeed": deepspeed}
+    return spec.model_copy(update={"compute": spec.compute.model_copy(update=changes)})
 
 
 def _gib(plan: PlanStatus) -> str:

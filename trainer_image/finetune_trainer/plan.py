@@ -97,22 +97,30 @@ def plan_run(
         tokenizer_path: folder of the base model's tokenizer, which the first text of a soft prompt needs.
         gpus: over all workers; 0 trains on the CPU.
     """
+    alone: dict[tuple[object, ...], PlanStatus] = {}
 
     def planned(asked: FineTuneJobSpec) -> PlanStatus:
-        return _plan(asked, config, workload, precision, tokenizer_path, gpus)
+        longest = len(workload.longest[0].ids)
+        steps = plan_steps(asked.training, workload.rows, longest, processes(asked.compute))
+        # Nothing else that is asked for again changes what one process would hold by itself.
+        of = steps.micro_batch, _keeps_gradients(steps), asked.training.gradient_checkpointing
+        if of not in alone:
+            alone[of] = _plan_alone(asked, config, workload, precision, tokenizer_path, gpus, steps)
+        return _spread(alone[of], asked, steps.workers)
 
     return hold_against_gpu(planned(spec), spec, planned)
 
 
-def _plan(
+def _plan_alone(
     spec: FineTuneJobSpec,
     config: PretrainedConfig,
     workload: Workload,
     precision: PrecisionChoice,
     tokenizer_path: str,
     gpus: int,
+    steps: Steps,
 ) -> PlanStatus:
-    steps = plan_steps(spec.training, workload.rows, len(workload.longest[0].ids), processes(spec.compute))
+    """Return the plan of a process that holds everything itself, as if it had nobody to spread it over."""
     model = _built(spec, config, precision, tokenizer_path)
     parameters, trainable = count_parameters(model)
     plan = PlanStatus(
@@ -128,16 +136,29 @@ def _plan(
         try:
             _set_attention(_root(model), layout)
             memory = _memory(model, workload.longest[: steps.micro_batch], layout, precision, spec, steps)
-            memory = memory.model_copy(update={"copies": _copies(spec, model, on_gpu=gpus > 0)})
+            copies = _copies(spec, model, on_gpu=gpus > 0)
+            return plan.model_copy(update={"memory": memory.model_copy(update={"copies": copies})})
         except _CANNOT_FOLLOW as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             # It is no outline any more: its parameters have been given form.
             model = _built(spec, config, precision, tokenizer_path)
-            continue
-        plan = plan.model_copy(update={"memory": memory, "memory_bytes_per_gpu": _total(memory)})
-        return plan.model_copy(update={"warnings": _warnings(spec, plan)})
     unknown = f"the memory is not planned: the model cannot be followed without its weights ({reason})."
     return plan.model_copy(update={"warnings": (unknown,)})
+
+
+def _spread(plan: PlanStatus, spec: FineTuneJobSpec, workers: int) -> PlanStatus:
+    """Return ``plan``, of a process by itself, with what is left on each of ``workers``."""
+    if plan.memory is None:
+        return plan
+    share, alone = shares(zero_stage(spec.compute), workers), plan.memory
+    left = {
+        "weights": alone.weights // share.weights,
+        "gradients": alone.gradients // share.gradients,
+        "optimiser": alone.optimiser // share.optimiser,
+    }
+    memory = alone.model_copy(update=left)
+    plan = plan.model_copy(update={"memory": memory, "memory_bytes_per_gpu": _total(memory)})
+    return plan.model_copy(update={"warnings": _warnings(spec, plan)})
 
 
 _CANNOT_FOLLOW = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
@@ -232,19 +253,22 @@ def _memory(
         _root(model).activation_checkpointing_enable({"use_reentrant": False})
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     _, trainable = count_parameters(model)
-    # Several workers exchange gradients in buckets that are always there, as those of an earlier pass are.
-    times = 2 if steps.workers > 1 or steps.accumulation > 1 else 1
+    times = 2 if _keeps_gradients(steps) else 1
     pull = spec.method.regularization
     compares_outputs = pull is not None and pull.type is RegularizationType.KL
     passes = _measure(model.train(), rows, layout, precision, times, compares_outputs)
-    share = shares(zero_stage(spec.compute), steps.workers)
     return MemoryStatus(
-        weights=weights // share.weights,
-        gradients=passes.gradients // share.gradients,
-        optimiser=0 if is_offloaded(spec.compute) else ADAMW_BYTES * trainable // share.optimiser,
+        weights=weights,
+        gradients=passes.gradients,
+        optimiser=0 if is_offloaded(spec.compute) else ADAMW_BYTES * trainable,
         activations=passes.activations,
         logits=passes.logits,
     )
+
+
+def _keeps_gradients(steps: Steps) -> bool:
+    """Whether there are gradients when a pass begins: those of an earlier one, or several workers' buckets of them."""
+    return steps.workers > 1 or steps.accumulation > 1
 
 
 def _copies(spec: FineTuneJobSpec, model: nn.Module, on_gpu: bool) -> int:
