@@ -21,7 +21,7 @@ SBOM := build/sbom
 SHIPPED := operator trainer cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo programs test check soak format generate prepare requirements sbom audit cluster cluster-images cluster-down clean
+.PHONY: help setup demo programs test check e2e soak format generate prepare requirements sbom audit cluster cluster-images cluster-down clean
 
 help:  ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -58,7 +58,11 @@ programs: setup  # What tests and their cluster are made of, from Go modules: ab
 test: programs check prepare $(FOUR_BITS)/.installed  ## Everything: check, then integration tests, examples and a real cluster.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n $(WORKERS) --dist loadfile tests/integration tests/examples tests/fuzz tests/gpu
 	PYTHONPATH=$(FOUR_BITS) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) tests/four_bits
-	$(BIN)/pytest -q --durations=25 tests/e2e
+	$(BIN)/python -m tests.cluster lend $(MAKE) --no-print-directory e2e
+
+e2e: setup  # On a cluster that is there: `make cluster`, or `python -m tests.cluster lend`.
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 -m 'not alone' tests/e2e
+	$(BIN)/pytest -q --durations=15 -m alone tests/e2e
 
 soak: programs  ## Fuzz for about half an hour, 12,000 cases a target; then chaos over 30 jobs, and workers that make room.
 	@for target in $$($(BIN)/python -m tests.fuzz 2>/dev/null); do \

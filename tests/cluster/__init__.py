@@ -1,7 +1,8 @@
 """How tests get a Kubernetes: a kind cluster of one node, an S3 server in it, the project's images.
 
 ``python -m tests.cluster up`` (or `make cluster`) keeps one for development, ``down`` removes it; the tests in
-tests/e2e use it, or make and remove one of their own. FINETUNE_TEST_KUBECONFIG names a cluster to use instead.
+tests/e2e use it, or make and remove one of their own; ``lend COMMAND`` makes and removes one around a command.
+FINETUNE_TEST_KUBECONFIG names a cluster to use instead.
 
 Where kind's node image can be pulled it is used. Where no registry answers, one is made: a base of Debian packages
 (`debootstrap`), Kubernetes as programs built from Go modules, kind's own node files from its module. That takes root

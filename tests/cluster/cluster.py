@@ -5,7 +5,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from .command import ClusterUnavailableError, CommandError, run
 from .daemon import Docker, ensure_docker, find_docker, stop_docker
 from .folder import BIN, KUBECONFIG, STATE, alone
 from .node_image import ensure_node_image, is_made_here
+from .trace import traces
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +146,24 @@ def stop_cluster(*, keep_images: bool = False) -> None:
             kind.delete(docker)
             stop_docker(docker, keep_images=keep_images)
         shutil.rmtree(STATE, ignore_errors=True)
+
+
+@contextmanager
+def lend_cluster() -> Iterator[Cluster]:
+    """Yield the cluster that is there, else a new one, which goes again and leaves nothing behind.
+
+    Raises:
+        ClusterUnavailableError: This machine lacks something; the message says what.
+    """
+    if found := find_cluster():
+        yield found
+        return
+    before = traces()
+    try:
+        yield start_cluster()
+    finally:
+        stop_cluster()
+    assert traces() <= before, f"the cluster has left {sorted(traces() - before)}"
 
 
 def _answers(cluster: Cluster) -> bool:

@@ -1,28 +1,32 @@
 """End to end: a real cluster, a real S3 server, the images as they are shipped.
 
-Inputs: what `make cluster` left running, else a machine on which `tests/cluster` can make one. Outputs: none; what the
-session started is removed after it, what was there stays. Without a cluster these tests fail in CI and are skipped,
-with the reason, elsewhere.
+Inputs: what `make cluster` left running, else a machine on which `tests/cluster` can make one. Outputs: none; a cluster
+that the session started is removed after it, one that was there stays and keeps the operator. Without a cluster these
+tests fail in CI and are skipped, with the reason, elsewhere.
+
+Such a test waits for pods half of the time, so `make e2e` runs them two at a time. Those that take away what others
+use, or promise seconds, are marked `alone` and follow.
 """
 
+import fcntl
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from ..cluster.cluster import Cluster, find_cluster, start_cluster, stop_cluster
+from ..cluster.cluster import Cluster, find_cluster, lend_cluster
 from ..cluster.command import ClusterUnavailableError
 from ..cluster.kuberay import KubeRay, install_kuberay
 from ..cluster.object_store import ObjectStore, start_object_store
 from ..cluster.project_image import OPERATOR, TRAINER, ProjectImage, provide
-from ..cluster.trace import traces
 from .object import Jobs
 from .pod import restricted_namespace
-from .release import DEFINITION, OperatorRelease
+from .release import OperatorRelease
 from .sample import BUCKET, add_secret, fill_bucket
 
 TEST_SECONDS = 300
@@ -44,6 +48,26 @@ def needs_trainer(item: pytest.Item) -> bool:
     return "images" in getattr(item, "fixturenames", ())
 
 
+Turn = Callable[[str], AbstractContextManager[bool]]
+"""Lets one process of a run after another do what has that name; tells whether it is the first."""
+
+
+@pytest.fixture(scope="session")
+def turn(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Turn:
+    """For what must be made once, however many processes need it."""
+    own = tmp_path_factory.getbasetemp()
+    folder = own if worker_id == "master" else own.parent
+
+    @contextmanager
+    def take(name: str) -> Iterator[bool]:
+        with (folder / name).open("a", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield lock.tell() == 0
+            lock.write("done")
+
+    return take
+
+
 @dataclass(frozen=True, slots=True)
 class Images:
     """Names of the project's images; pods use them with imagePullPolicy IfNotPresent or Never."""
@@ -53,20 +77,17 @@ class Images:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """Yield the development cluster when it runs, else one for this session, which leaves nothing behind."""
-    running, before = None, traces()
+def cluster(worker_id: str) -> Iterator[Cluster]:
+    """Yield the cluster that runs, else one for this session, which leaves nothing behind."""
     try:
-        running = find_cluster()
-        yield running or start_cluster()
+        if worker_id != "master" and find_cluster() is None:
+            raise ClusterUnavailableError("side by side, tests need one that is there before and after each of them")
+        with lend_cluster() as cluster:
+            yield cluster
     except ClusterUnavailableError as error:
         if os.environ.get("CI"):
             pytest.fail(f"CI needs a cluster: {error}")
         pytest.skip(f"no cluster: {error}")
-    finally:
-        if running is None:
-            stop_cluster()
-            assert traces() <= before, f"the cluster has left {sorted(traces() - before)}"
 
 
 @pytest.fixture
@@ -85,11 +106,18 @@ def s3(cluster: Cluster) -> ObjectStore:
 
 
 @pytest.fixture(scope="session")
-def builds(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Mapping[ProjectImage, Future[str]]]:
+def builds(
+    cluster: Cluster, turn: Turn, request: pytest.FixtureRequest
+) -> Iterator[Mapping[ProjectImage, Future[str]]]:
     """Yield the names of this checkout's images, built and loaded one after the other; the trainer's takes minutes."""
     wanted = [OPERATOR, *([TRAINER] if any(map(needs_trainer, request.session.items)) else [])]
+
+    def build(image: ProjectImage) -> str:
+        with turn(image.name) as is_first:
+            return provide(image, cluster) if is_first else image.name
+
     with ThreadPoolExecutor(1, "images") as pool:
-        yield {image: pool.submit(provide, image, cluster) for image in wanted}
+        yield {image: pool.submit(build, image) for image in wanted}
 
 
 @pytest.fixture(scope="session")
@@ -105,17 +133,16 @@ def images(builds: Mapping[ProjectImage, Future[str]]) -> Images:
 
 
 @pytest.fixture(scope="session")
-def operator(cluster: Cluster, operator_image: str) -> Iterator[OperatorRelease]:
-    """Yield the operator, installed by its chart from this checkout. Jobs need the fixture `images` as well."""
+def operator(cluster: Cluster, operator_image: str, turn: Turn) -> OperatorRelease:
+    """Return the operator, installed by its chart from this checkout. Jobs need the fixture `images` as well."""
     release = OperatorRelease(cluster, operator_image, TRAINER.name)
-    was_there = release.is_installed
-    release.install()
-    if was_there:
-        release.restart()
-    yield release
-    if not was_there:
-        release.uninstall()
-        cluster.kubectl("delete", "crd", DEFINITION, "--ignore-not-found")
+    with turn("operator") as is_first:
+        if is_first:
+            was_there = release.is_installed
+            release.install()
+            if was_there:
+                release.restart()
+    return release
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +152,11 @@ def kuberay(cluster: Cluster) -> KubeRay:
 
 
 @pytest.fixture(scope="session")
-def demo_bucket(s3: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> str:
+def demo_bucket(s3: ObjectStore, turn: Turn, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The bucket that example 06 names, with a model and rows in it."""
-    fill_bucket(s3, tmp_path_factory.mktemp("bucket"))
+    with turn("bucket") as is_first:
+        if is_first:
+            fill_bucket(s3, tmp_path_factory.mktemp("content"))
     return BUCKET
 
 

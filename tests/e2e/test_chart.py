@@ -124,6 +124,7 @@ def changed(operator: OperatorRelease) -> Iterator[OperatorRelease]:
     operator.install()
 
 
+@pytest.mark.alone
 def test_operator_with_a_list_looks_after_these_namespaces_alone(
     cluster: Cluster, changed: OperatorRelease, namespace: str
 ) -> None:
@@ -138,6 +139,7 @@ def test_operator_with_a_list_looks_after_these_namespaces_alone(
         cluster.kubectl("delete", "namespace", f"{namespace}-other", "--wait=false")
 
 
+@pytest.mark.alone
 def test_locks_are_expressions_of_the_right_type_and_are_enforced(
     cluster: Cluster, changed: OperatorRelease, namespace: str, tmp_path: Path
 ) -> None:
@@ -184,6 +186,7 @@ def document_commands(release: OperatorRelease) -> list[list[str]]:
     return commands
 
 
+@pytest.mark.alone
 def test_document_s_commands_install_upgrade_and_uninstall(
     cluster: Cluster, none_installed: OperatorRelease, namespace: str
 ) -> None:
@@ -205,6 +208,7 @@ def test_document_s_commands_install_upgrade_and_uninstall(
     cluster.kubectl("delete", "namespace", "team-a", "--wait=false")
 
 
+@pytest.mark.alone
 def test_upgrade_brings_the_new_definition_and_keeps_the_certificate(
     cluster: Cluster, none_installed: OperatorRelease, namespace: str, tmp_path: Path
 ) -> None:
@@ -232,6 +236,7 @@ def certificate(cluster: Cluster) -> dict[str, str]:
     return dict(cluster.get("secret", f"{NAME}-tls", NAMESPACE).get("data", {}))
 
 
+@pytest.mark.alone
 def test_reinstalled_operator_goes_on_with_the_jobs_that_are_there(
     cluster: Cluster, changed: OperatorRelease, namespace: str
 ) -> None:

@@ -124,6 +124,7 @@ def test_an_object_in_parts_goes_to_a_pod_and_back_unchanged(
     assert hashlib.sha256(client.get_object(Bucket=bucket, Key=f"{key}.copy")["Body"].read()).hexdigest() == sha256
 
 
+@pytest.mark.alone
 def test_the_object_store_keeps_its_objects_through_an_outage(namespace: str, s3: ObjectStore) -> None:
     client, bucket = s3.client(), s3.bucket(namespace)
     client.put_object(Bucket=bucket, Key="kept", Body=b"kept")

@@ -42,6 +42,7 @@ GO_ON_FROM = {"reviews-sentiment": "reviews-general", "requests-measured": "requ
 """On a laptop these read a folder that their reader has copied; on a cluster they name the other job."""
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_the_examples_for_a_laptop_run_on_a_cluster_too(jobs: Jobs, s3: ObjectStore) -> None:
     for name in FILES:

@@ -131,6 +131,7 @@ def test_missing_column_ends_in_the_check_stage_without_any_training_pod(jobs: J
     assert {child.metadata.labels["finetune.dev/stage"] for child in jobs.children(job.uid)} == {"check"}
 
 
+@pytest.mark.alone
 def test_operator_killed_in_every_stage_still_ends_once(jobs: Jobs, s3: ObjectStore, operator: OperatorRelease) -> None:
     jobs.apply(example(s3))
     for phase in (Phase.CHECKING, Phase.TRAINING, Phase.EVALUATING):
@@ -209,6 +210,7 @@ def waits_for(reason: Reason) -> Callable[[Job], bool]:
     return reached
 
 
+@pytest.mark.alone
 def test_gpu_that_no_node_has_is_said_within_15_seconds(jobs: Jobs, s3: ObjectStore) -> None:
     jobs.apply(example(s3, of="10-qlora", runPolicy=UNCHECKED))
 
@@ -224,6 +226,7 @@ def test_gpu_that_no_node_has_is_said_within_15_seconds(jobs: Jobs, s3: ObjectSt
     assert trained is not None and "Insufficient nvidia.com/gpu" in trained.message
 
 
+@pytest.mark.alone
 def test_quota_is_said_within_15_seconds_and_waited_for(jobs: Jobs, s3: ObjectStore) -> None:
     quota = client.V1ResourceQuota(metadata=client.V1ObjectMeta(name="none"), spec={"hard": {"pods": "0"}})
     jobs.core.create_namespaced_resource_quota(jobs.namespace, quota)
@@ -235,6 +238,7 @@ def test_quota_is_said_within_15_seconds_and_waited_for(jobs: Jobs, s3: ObjectSt
     jobs.wait("reviews-lora", "start of the check stage", has_started, seconds=150)
 
 
+@pytest.mark.alone
 def test_missing_image_is_said_within_15_seconds_and_ends_at_the_start_deadline(jobs: Jobs, s3: ObjectStore) -> None:
     document = example(
         s3, compute={"image": "registry.invalid/no/such:1"}, runPolicy={"startDeadlineSeconds": 25, "retries": 0}
@@ -297,6 +301,7 @@ def test_what_is_missing_is_said_and_the_job_goes_on_when_it_appears(
     jobs.wait(LATE_CLAIM, "start of the check stage", has_started, seconds=150)
 
 
+@pytest.mark.alone
 def test_no_result_is_lost_while_the_store_is_away_for_a_minute(jobs: Jobs, s3: ObjectStore) -> None:
     jobs.apply(example(s3))
     jobs.wait_phase("reviews-lora", Phase.EVALUATING, seconds=250)
@@ -309,6 +314,7 @@ def test_no_result_is_lost_while_the_store_is_away_for_a_minute(jobs: Jobs, s3: 
     assert {one.kind.value for one in job.status.artifacts} == {"adapter", "report"}
 
 
+@pytest.mark.alone
 def test_progress_is_in_the_status_within_ten_seconds_and_a_deleted_job_leaves_nothing(
     jobs: Jobs, s3: ObjectStore
 ) -> None:

@@ -17,6 +17,8 @@ from ..cluster.object_store import ObjectStore
 from .object import Document, Job, Jobs
 from .sample import CPUS, LONG, UNCHECKED, example, has_checkpoint, is_training, lora_on_two, soak_only
 
+pytestmark = pytest.mark.alone
+
 QUEUES = """
 apiVersion: kueue.x-k8s.io/v1beta1
 kind: ResourceFlavor

@@ -5,6 +5,7 @@ Creating a FineTuneJob equals creating pods in that namespace; nothing here is a
 """
 
 import json
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +33,7 @@ PLACES = {
 @pytest.fixture(scope="module")
 def team(cluster: Cluster, operator: OperatorRelease) -> Iterator[str]:
     """A namespace in which anna may do what the role `edit` lets her."""
-    name = "team-of-anna"
+    name = f"team-of-anna-{uuid.uuid4().hex[:8]}"
     cluster.kubectl("create", "namespace", name)
     cluster.kubectl("create", "rolebinding", "anna", "--clusterrole=edit", "--user=anna", f"--namespace={name}")
     await_condition(lambda: may_create(cluster, name), "the rights of the role edit", 30)
@@ -156,6 +157,7 @@ def locked(operator: OperatorRelease, team: str, tmp_path_factory: pytest.TempPa
     operator.install()
 
 
+@pytest.mark.alone
 def test_what_is_locked_is_refused_by_the_operator_too(cluster: Cluster, team: str, locked: OperatorRelease) -> None:
     send(cluster, team, FOREIGN | {"metadata.name": "foreign"})
 
@@ -171,6 +173,7 @@ def test_what_is_locked_is_refused_by_the_operator_too(cluster: Cluster, team: s
     cluster.kubectl("delete", "finetunejob", "foreign", f"--namespace={team}")
 
 
+@pytest.mark.alone
 def test_the_wall_before_the_metadata_address_stands_before_every_pod_of_a_job(
     cluster: Cluster, team: str, locked: OperatorRelease
 ) -> None:

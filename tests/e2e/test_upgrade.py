@@ -15,6 +15,7 @@ from .release import CHART, OperatorRelease
 from .sample import UNCHECKED, example, is_training
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(500)
 def test_an_upgrade_leaves_a_running_job_alone(
     jobs: Jobs, s3: ObjectStore, operator: OperatorRelease, tmp_path: Path
