@@ -116,10 +116,11 @@ class OperatorProcess:
             text: str = answer.read().decode()
         return text
 
-    def metric(self, name: str) -> float:
-        """Return the sum of a metric over its labels."""
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of a metric over what has these labels."""
         lines = [line for line in self.get("/metrics").splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
-        return sum(float(line.rpartition(" ")[2]) for line in lines)
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if all(one in line for one in wanted))
 
     def log(self) -> str:
         return self.log_file.read_text(encoding="utf-8", errors="replace")

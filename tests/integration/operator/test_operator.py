@@ -51,7 +51,7 @@ def stays(holds: Callable[[], object], seconds: float) -> bool:
 
 
 def test_job_runs_through_all_stages(start_operator: StartOperator, workload: Workload) -> None:
-    start_operator()
+    operator = start_operator()
     workload.apply()
     for stage in STAGES:
         workload.play(stage)
@@ -60,6 +60,14 @@ def test_job_runs_through_all_stages(start_operator: StartOperator, workload: Wo
     assert len(workload.children()) == 3
     assert "finalizers" not in workload.get()["metadata"]
     assert "annotations" not in workload.get()["metadata"]
+
+    # What alerts and dashboards count.
+    await_until(lambda: operator.metric("finetune_jobs", phase="Succeeded") == 1, "the job among those that succeeded")
+    assert operator.metric("finetune_jobs") == 1
+    ended = [operator.metric("finetune_stage_duration_seconds_count", stage=stage) for stage in STAGES]
+    assert ended == [1, 1, 1]
+    assert operator.metric("finetune_job_duration_seconds_count", phase="Succeeded") == 1
+    await_until(lambda: operator.metric("finetune_queue_depth") == 0, "an empty queue")
 
 
 @pytest.mark.parametrize(
@@ -314,6 +322,7 @@ def test_lost_rights_are_survived(home: Home, start_operator: StartOperator, wor
     workload.apply()
     workload.wait(is_accepted, "accepted")
     assert stays(lambda: workload.children() == [], 2)
+    assert operator.metric("finetune_reconcile_retries_total") > 0
     home.set_rules((*JOB_ACCESS, *CLUSTER_ACCESS))
     workload.wait_child(Stage.CHECK, seconds=70)
     assert operator.is_ready() and operator.pid == pid

@@ -1,13 +1,17 @@
 """From the spec to what the libraries are told: the global batch holds, ZeRO's stages are as asked for."""
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import TrainingArguments, get_scheduler
 
-from finetune_api.spec import DeepspeedSpec, Offload, TrainingSpec
+from finetune_api.spec import DeepspeedSpec, Offload, Schedule, TrainingSpec
 from finetune_trainer.errors import SpecError
 from finetune_trainer.settings_map import Steps, deepspeed_config, estimating_step, plan_steps, training_arguments
 
@@ -43,6 +47,29 @@ def test_a_job_of_one_step_learns_in_it(total: int, warm_up: int):
     steps = replace(STEPS, total=total)
     told = training_arguments(TrainingSpec(), steps, Path("checkpoints"), 100, False, autocast=False, use_cpu=True)
     assert told["warmup_steps"] == warm_up
+
+
+FALLS: dict[Schedule, Callable[[float], float]] = {
+    Schedule.COSINE: lambda done: (1 + math.cos(math.pi * done)) / 2,
+    Schedule.LINEAR: lambda done: 1 - done,
+    Schedule.CONSTANT: lambda done: 1,
+}
+"""The rate behind the warm-up, as a share of the highest, by how much of what follows it is done."""
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+def test_the_rate_rises_in_the_warm_up_and_falls_as_its_schedule_says(schedule: Schedule, tmp_path: Path):
+    training = TrainingSpec(schedule=schedule, warmup_ratio=0.2, learning_rate=0.5)
+    told = training_arguments(training, STEPS, tmp_path, 100, False, autocast=False, use_cpu=True)
+    arguments = TrainingArguments(**told)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+    scheduler = get_scheduler(arguments.lr_scheduler_type, optimizer, arguments.get_warmup_steps(10), 10)
+    rates = []
+    for _ in range(10):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0, 0.25, *(0.5 * FALLS[schedule](step / 8) for step in range(8))])
 
 
 @pytest.mark.parametrize(
