@@ -43,12 +43,12 @@ GO_ON_FROM = {"reviews-sentiment": "reviews-general", "requests-measured": "requ
 
 
 @pytest.mark.alone
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_the_examples_for_a_laptop_run_on_a_cluster_too(jobs: Jobs, s3: ObjectStore) -> None:
     for name in FILES:
         jobs.apply(shortened(name, s3))
     for name in FILES:
-        job = jobs.wait_phase(name, Phase.SUCCEEDED, seconds=800)
+        job = jobs.wait_phase(name, Phase.SUCCEEDED, seconds=1100)
         assert job.status.evaluation is not None, name
         assert job.status.evaluation.tasks, name
 
