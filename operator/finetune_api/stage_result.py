@@ -42,7 +42,7 @@ class StageResult(ApiModel):
     message: Annotated[str, Field(max_length=LONGEST_MESSAGE)] = ""
     """What the user is told: why the stage failed, or what else they may care about; empty when all went well."""
     resumed_from_step: Count | None = None
-    """Step of the checkpoint that training went on from."""
+    """Step that training went on from: a checkpoint's, or the last one where it was done already."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=5)] = ()
     """The newest five complete ones, newest first."""
     latest_metrics: Annotated[tuple[MetricValue, ...], Field(max_length=32)] = ()

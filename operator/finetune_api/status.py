@@ -369,7 +369,7 @@ class Attempt(ApiModel):
     image_id: Annotated[str, Field(max_length=512)] | None = None
     """The image that it ran, by its digest, as the node's runtime says; before it runs, that of an attempt before."""
     resumed_from_step: Count | None = None
-    """Step of the checkpoint it went on from."""
+    """Step it went on from: a checkpoint's, or the last one where it found training done."""
     change: Text = ""
     """What was changed against the attempt before: ``microBatchSize 8 -> 4``."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None

@@ -118,7 +118,8 @@ def test_stages_hand_over_through_the_bucket_also_when_training_is_interrupted(
     assert {"state/training.json", "state/tuned/COMPLETE"} <= keys(server, document)
 
     again = Listener()
-    assert pod(job, Stage.TRAIN, tmp_path / "train-3", again) == trained
+    found = pod(job, Stage.TRAIN, tmp_path / "train-3", again)
+    assert found == trained.model_copy(update={"resumed_from_step": STEPS})
     assert not [progress for progress in again.told if progress.step], "nothing is trained twice"
 
     evaluated = pod(job, Stage.EVALUATE, tmp_path / "evaluate")
@@ -133,8 +134,8 @@ def test_stages_hand_over_through_the_bucket_also_when_training_is_interrupted(
 
     restored = job.model_copy(update={"metadata": job.metadata.model_copy(update={"uid": UID[::-1]})})
     silent = Listener()
-    found = pod(restored, Stage.CHECK, tmp_path / "check-of-a-restored-job", silent)
-    assert found == evaluated.model_copy(update={"stage": Stage.CHECK})
+    published = pod(restored, Stage.CHECK, tmp_path / "check-of-a-restored-job", silent)
+    assert published == evaluated.model_copy(update={"stage": Stage.CHECK})
     assert not silent.told, "neither model nor rows are read"
 
     scored = Listener()

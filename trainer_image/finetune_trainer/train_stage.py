@@ -51,7 +51,8 @@ def train_stage(run: Run) -> TrainingReport:
         return _train_nothing(run)
     done = workspace.recall("training", TrainingReport)
     if done is not None and (is_complete(workspace.tuned) if shared is None else shared.has_tuned()):
-        return done
+        # This attempt goes on from the end: the one that came there was stopped before it could say so.
+        return done.model_copy(update={"resumed_from_step": done.steps})
     reporter = interruptible(run, Stage.TRAIN)
     reporter.say("looking for a checkpoint to go on from")
     find_checkpoint(run)
