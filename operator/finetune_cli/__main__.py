@@ -22,14 +22,15 @@ from finetune_cli.failure import (
 )
 from finetune_cli.stage_runner import StageRunner
 from finetune_trainer.errors import FineTuneError
+from finetune_trainer.garbage import exit_at_once
 from finetune_trainer.interrupt import stopped_at_once
 
 _JOB = "a FineTuneJob as YAML or JSON; -: standard input"
 _CRD_FILE = Path("crds/finetune.dev_finetunejobs.yaml")
 
 
-def main() -> ExitCode:
-    """Run the command that this process was started with and return its exit code."""
+def main() -> NoReturn:
+    """Run the command that this process was started with, and end it with the exit code."""
     _accept_any_text()
     try:
         code = run_command(sys.argv[1:])
@@ -38,7 +39,7 @@ def main() -> ExitCode:
         code = ExitCode.PREEMPTED
     # All is said. What follows is Python's own cleaning up, which a late Ctrl-C would end with a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return code
+    exit_at_once(code)
 
 
 def run_command(given: list[str], run_stages: StageRunner | None = None) -> ExitCode:
@@ -264,4 +265,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -334,7 +334,6 @@ def test_a_run_without_a_stop_request_confirms_none():
 
 
 SLOW_LIBRARIES = """
-import sys
 from finetune_cli import run
 from finetune_cli.__main__ import main
 
@@ -347,7 +346,7 @@ def load_slowly():
         pass
 
 run.load_trainer = load_slowly
-sys.exit(main())
+main()
 """
 
 

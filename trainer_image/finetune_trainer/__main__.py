@@ -18,7 +18,7 @@ from finetune_api.resolve import resolve
 from finetune_api.stage_result import StageResult, bounded
 from finetune_trainer.adjustment import Adjustment
 from finetune_trainer.errors import FineTuneError, SpecError
-from finetune_trainer.garbage import kept_for_good
+from finetune_trainer.garbage import exit_at_once, kept_for_good
 from finetune_trainer.interrupt import stopped_at_once
 from finetune_trainer.progress import Sink
 from finetune_trainer.progress_client import open_client
@@ -176,4 +176,4 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_at_once(main())
