@@ -26,9 +26,9 @@ from finetune_trainer.errors import DataError, SpecError
 
 MAX_OUTPUT_CHARACTERS = 1 << 20
 """Longest prompt or completion of one row: far beyond any model's context."""
-MAX_RANGE = 100_000
+MAX_RANGE = 25_000
 """Numbers that all ``range()`` calls of one rendering may give together."""
-MAX_STEPS = 200_000
+MAX_STEPS = 50_000
 """Rounds of loops, calls and KiB of joined text that one rendering may take together."""
 
 _SHOWN_CHARACTERS = 80
