@@ -21,9 +21,6 @@ from .object import Document, Job, Jobs
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BUCKET = "finetune-demo"
 SECRET = "s3-credentials"
-LONG = {"training": {"maxSteps": 4000, "evalEverySteps": 2000}, "checkpoint": {"everySteps": 20}}
-"""A run that lasts long enough to be disturbed."""
-
 ONE_THREAD: Document = {"env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}
 """For pods without a share of CPUs of their own: each would take a thread for every core, and threads that wait for one
 another's end keep the cores from the other pods."""
@@ -40,6 +37,13 @@ alone takes a minute to start, so they go without a share of their own."""
 
 UNCHECKED: Document = {"preflight": "skip"}
 """For what begins with training: other tests have the check as well."""
+
+LONG = {
+    "training": {"maxSteps": 4000, "evalEverySteps": 2000},
+    "checkpoint": {"everySteps": 20},
+    "runPolicy": UNCHECKED,
+}
+"""A run that lasts long enough to be disturbed."""
 
 soak_only = pytest.mark.skipif(
     not os.environ.get("FINETUNE_SOAK"), reason="two clusters of Ray more: only `make soak` runs it"

@@ -85,7 +85,7 @@ def test_prompt_tuning_on_rows_of_a_config_map(jobs: Jobs, s3: ObjectStore, tmp_
     jobs.core.create_namespaced_config_map(
         jobs.namespace, client.V1ConfigMap(metadata=client.V1ObjectMeta(name="reviews"), data={"reviews.jsonl": rows})
     )
-    document = example(s3, "reviews-prompt")
+    document = example(s3, "reviews-prompt", runPolicy=UNCHECKED)
     document["spec"]["data"]["tasks"][0]["source"] = "configMap://reviews/reviews.jsonl"
     document["spec"]["method"] = {"type": "promptTuning", "promptTuning": {"virtualTokens": 8}}
     document["spec"]["training"]["maxSteps"] = 20
@@ -303,7 +303,7 @@ def test_what_is_missing_is_said_and_the_job_goes_on_when_it_appears(
 
 @pytest.mark.alone
 def test_no_result_is_lost_while_the_store_is_away_for_a_minute(jobs: Jobs, s3: ObjectStore) -> None:
-    jobs.apply(example(s3))
+    jobs.apply(example(s3, runPolicy=UNCHECKED))
     jobs.wait_phase("reviews-lora", Phase.EVALUATING, seconds=250)
     s3.stop()
     try:

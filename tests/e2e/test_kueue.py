@@ -95,7 +95,7 @@ def test_a_job_waits_for_quota_and_makes_room_for_a_more_urgent_one(
 ) -> None:
     cluster.apply(LOCAL_QUEUE, jobs.namespace)
     training = LONG["training"] | {"maxSteps": 600, "evalEverySteps": 300}
-    jobs.apply(queued(example(s3, "patient", training=training, checkpoint=LONG["checkpoint"])))
+    jobs.apply(queued(example(s3, "patient", **LONG | {"training": training})))
     jobs.wait("patient", "a checkpoint", has_checkpoint(s3), seconds=120)
 
     jobs.apply(queued(example(s3, "waiting", runPolicy=UNCHECKED)))

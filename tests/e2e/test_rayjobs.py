@@ -19,7 +19,7 @@ from ..cluster.object_store import ObjectStore
 from .node import Node
 from .object import Job, Jobs
 from .release import OperatorRelease
-from .sample import CPUS, LONG, UNCHECKED, example, is_training, lora_on_two, soak_only, uploaded_steps
+from .sample import CPUS, LONG, example, has_checkpoint, is_training, lora_on_two, soak_only, uploaded_steps
 
 
 def ray_clusters(cluster: Cluster, namespace: str) -> list[str]:
@@ -121,29 +121,41 @@ def test_full_fine_tuning_on_two_workers_begins_when_kuberay_appears_and_is_eval
     await_condition(lambda: not ray_clusters(cluster, jobs.namespace), "the end of the Ray cluster", 60)
 
 
-@pytest.mark.timeout(1200)
-def test_workers_that_are_stopped_or_lost_go_on_from_the_last_step_that_was_saved(
-    jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, operator: OperatorRelease, cluster: Cluster
+@pytest.mark.timeout(900)
+def test_workers_that_are_stopped_go_on_from_the_step_at_which_they_were(
+    jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, operator: OperatorRelease
 ) -> None:
     jobs.apply(lora_on_two(s3))
     job = jobs.wait("reviews-lora", "training", is_training(5), seconds=360)
     jobs.core.delete_namespaced_pod(workers(jobs, job)[0], jobs.namespace)
 
-    job = jobs.wait("reviews-lora", "another attempt", is_training_again(6), seconds=600)
-    first = job.trainings[0]
+    jobs.wait("reviews-lora", "another attempt", lambda job: len(job.trainings) > 1, seconds=200)
+    operator.kill()
+    job = jobs.wait("reviews-lora", "training again", is_training_again(6), seconds=400)
+    first, last = job.trainings[0], job.trainings[-1]
     assert (first.reason, first.exit_code) == (Reason.PREEMPTED, ExitCode.PREEMPTED)
     [saved] = saved_steps(s3, job)
-    bereft = job.trainings[-1].number
-    lose(workers(jobs, job)[0], jobs, cluster)
-    operator.kill()
-    job = jobs.wait("reviews-lora", "an attempt behind it", is_training_again(saved + 1, bereft), seconds=400)
-    last = job.trainings[-1].number
-    assert f"resuming at step {saved}" in jobs.logs(submitter(jobs, job, attempt=last), lines=2000)
+    assert f"resuming at step {saved}" in jobs.logs(submitter(jobs, job, attempt=last.number), lines=2000)
 
     job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=400)
-    reasons = {one.number: one.reason for one in job.trainings}
-    assert reasons[bereft] is Reason.WORKER_LOST
     assert job.trainings[-1].resumed_from_step == saved
+
+
+@soak_only
+@pytest.mark.timeout(900)
+def test_workers_that_are_lost_go_on_from_the_last_step_that_was_saved(
+    jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster
+) -> None:
+    document = lora_on_two(s3)
+    document["spec"]["checkpoint"]["everySteps"] = 20
+    jobs.apply(document)
+    job = jobs.wait("reviews-lora", "a checkpoint", has_checkpoint(s3), seconds=360)
+    lose(workers(jobs, job)[0], jobs, cluster)
+    jobs.wait("reviews-lora", "training again", is_training_again(21), seconds=400)
+    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=400)
+    lost, last = job.trainings[0], job.trainings[-1]
+    assert lost.reason is Reason.WORKER_LOST
+    assert last.resumed_from_step is not None and last.resumed_from_step % 20 == 0
 
 
 @soak_only
@@ -169,7 +181,7 @@ def test_suspended_workers_go_on_from_the_step_at_which_they_were_stopped(
 def test_a_job_deleted_while_its_workers_start_leaves_nothing(
     jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster, is_there: bool
 ) -> None:
-    jobs.apply(example(s3, of="05-multi-gpu-lora", **LONG, compute=CPUS, runPolicy=UNCHECKED))
+    jobs.apply(example(s3, of="05-multi-gpu-lora", **LONG, compute=CPUS))
     job = jobs.wait("reviews-lora", "its workers", lambda job: len(workers(jobs, job)) == 2, seconds=120)
     with contextlib.nullcontext() if is_there else kuberay.away():
         delete_and_find_nothing(jobs, cluster, job)

@@ -167,14 +167,15 @@ def test_seven_billion_parameters_are_planned_without_their_memory(tmp_path: Pat
 
 
 def test_a_base_of_four_bits_is_planned_without_the_package_that_makes_one():
-    config = LlamaConfig(architectures=["LlamaForCausalLM"])  # its defaults are those of 7B
+    # Two layers of those of 7B, as its defaults have them.
+    config = LlamaConfig(architectures=["LlamaForCausalLM"], num_hidden_layers=2)
     spec = make_spec("qlora", **{"spec.training.microBatchSize": 1})
     precision = expected_precision(spec, on_gpu=True)
     plan = plan_run(spec, config, whole_rows(512, 100), precision, tokenizer_path="", gpus=1)
     assert plan.memory is not None and plan.parameters is not None and plan.trainable_parameters is not None
-    assert plan.parameters - plan.trainable_parameters == 6_738_415_616
-    beside = 2 * 32_000 * 4096 + 65 * 4096  # embedding, output layer, norms
-    layers = 6_738_415_616 - beside
+    beside = 2 * 32_000 * 4096 + 5 * 4096  # embedding, output layer, norms
+    layers = 2 * (4 * 4096**2 + 3 * 4096 * 11_008)
+    assert plan.parameters - plan.trainable_parameters == layers + beside
     # 4.127 bits a weight, as arXiv:2305.14314 has it, and float32.
     expected = layers * 4.127 / 8 + 4 * (beside + plan.trainable_parameters)
     assert plan.memory.weights == pytest.approx(expected, rel=1e-4)

@@ -158,7 +158,6 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "seq2seq full, ZeRO 2": SEQ2SEQ | FULL | zero(2),
     "seq2seq full, ZeRO 3": SEQ2SEQ | FULL | zero(3),
     "seq2seq lora": SEQ2SEQ | LORA,
-    "seq2seq lora, ZeRO 3": SEQ2SEQ | LORA | zero(3),
     "seq2seq selective": SEQ2SEQ | SELECTIVE,
     **{f"full with {pull}": full_with(pull) for pull in PULLS},
     **{f"full with {pull}, ZeRO 2": full_with(pull) | zero(2) for pull in PULLS},
