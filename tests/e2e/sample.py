@@ -112,7 +112,7 @@ def example(
 
 def lora_on_two(s3: ObjectStore) -> Document:
     """Return a long training on two workers, whose only checkpoints are those that are saved on request."""
-    training = {"maxSteps": 800, "evalEverySteps": 800}
+    training = {"maxSteps": 500, "evalEverySteps": 500}
     # Each worker stores the part of the optimiser's state that is its own.
     compute = CPUS | {"deepspeed": {"stage": 2}}
     checkpoint = {"everySteps": 1000}
