@@ -3,6 +3,7 @@
 Inputs: a tiny random T5 with a SentencePiece-like tokenizer. Everything is float32 on the CPU.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,7 +50,7 @@ from finetune_trainer.workspace import Workspace
 from .conftest import save_tiny_encoder_decoder
 from .jobs import Silence, tiny_job, write_reviews
 from .reference_trainer import ROUNDING, reference_losses
-from .test_methods import answer_of_the_card, low_rank_updates, made_by_network
+from .test_methods import low_rank_updates, made_by_network, snippet_of_the_card
 from .test_train import losses
 
 IDS = torch.tensor([[5, 77, 130, 101, 17, 90, 66, 1]])
@@ -113,7 +114,8 @@ def test_a_method_runs_from_check_to_a_card_that_answers(
     model = loaded(tiny_encoder_decoder_dir, published)
     assert (logits_of(model) - logits_of(base_of(tiny_encoder_decoder_dir))).abs().max() > 0.01
     if method["type"] in ("full", "promptTuning", "prefixTuning"):
-        assert answer_of_the_card(published) is not None
+        with contextlib.chdir(published):
+            exec(snippet_of_the_card(published), {})
 
 
 ROWS = (
