@@ -21,7 +21,7 @@ SBOM := build/sbom
 SHIPPED := operator trainer cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo programs test check e2e soak format generate prepare requirements sbom audit cluster cluster-images cluster-down clean
+.PHONY: help setup demo programs test check style units e2e soak format generate prepare requirements sbom audit cluster cluster-images cluster-down clean
 
 help:  ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -45,17 +45,24 @@ demo: prepare  ## Tune, evaluate and publish a real model (example 01).
 	$(BIN)/finetune run $(DEMO)/finetunejob.yaml
 
 check: setup  ## Format, lint, types, import contracts, unit tests: about a minute.
+	@$(MAKE) --no-print-directory -j 2 style units
+
+style: setup
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 	@printf '%s\n' examples/*/prepare.py charts/*.py | xargs -n 1 -P $(CORES) $(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+
+units: setup
 	$(BIN)/pytest -q -n auto tests/unit
 
 programs: setup  # What tests and their cluster are made of, from Go modules: about 12 minutes the first time.
 	$(BIN)/python -m tests.cluster programs
 
-test: programs check prepare $(FOUR_BITS)/.installed  ## Everything: check, then integration tests, examples and a real cluster.
+# Side by side: mypy is a single process, and so is what prepares model and rows.
+test: programs  ## Everything: check, then integration tests, examples and a real cluster.
+	@$(MAKE) --no-print-directory -j 3 style units prepare $(FOUR_BITS)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n $(WORKERS) --dist loadfile tests/integration tests/examples tests/fuzz tests/gpu
 	PYTHONPATH=$(FOUR_BITS) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) tests/four_bits
 	$(BIN)/python -m tests.cluster lend $(MAKE) --no-print-directory e2e
