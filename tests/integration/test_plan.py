@@ -311,7 +311,8 @@ def test_check_stage_holds_the_plan_against_the_gpus(tiny_model_dir: Path, tmp_p
     assert plain.memory is not None and plain.memory_bytes_per_gpu is not None
 
     refused = checked("refused", "1Ki")
-    assert (refused.exit_code, refused.data) == (ExitCode.BAD_SPEC, None)
+    assert refused.exit_code is ExitCode.BAD_SPEC
+    assert refused.data is not None and refused.plan is not None and refused.plan.memory == plain.memory
     sentence, _, remedy = refused.message.partition(" Or set ")
     assert sentence.startswith("training holds at least") and "spec.compute.gpuMemory is 1Ki" in sentence
     assert remedy == "spec.runPolicy.preflight: warn to go on all the same."

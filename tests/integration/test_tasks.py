@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from finetune_api.report import ExitCode, Report
+from finetune_api.report import ExitCode, Report, Stage
 from finetune_cli.__main__ import run_command
 from finetune_trainer import stages
 from finetune_trainer.errors import DataError, SpecError
+from finetune_trainer.stages import PodOptions
 
 from .jobs import GOOD, THINGS, Silence, tiny_document, tiny_job, write_reviews
 
@@ -133,6 +134,11 @@ def test_leakage_stops_a_job_unless_it_is_only_to_be_warned(tiny_model_dir: Path
         with pytest.raises(DataError, match=r"3 rows of validationSource or testSource .*preflight: warn"):
             stages.run(job, tmp_path / "workspace", Silence())
     assert not (tmp_path / "workspace" / "training.json").exists()
+    # Of a pod the operator knows no more than this: what was found is told where it matters most.
+    refused = stages.run_one(Stage.CHECK, job, tmp_path / "pod", Silence(), PodOptions())
+    assert refused.exit_code is ExitCode.BAD_DATA
+    assert refused.data is not None and (refused.data.leakage, refused.data.rows.test) == (3, 24)
+    assert refused.plan is not None and any("1 of 24 questions" in warning for warning in refused.plan.warnings)
 
     warned = tiny_job(
         tiny_model_dir, tmp_path, data__tasks=[task], runPolicy__preflight="warn", training={"maxSteps": 3}

@@ -101,7 +101,10 @@ def inspect_job(run: Run) -> tuple[DataReport, Inputs]:
 def _check(
     run: Run, files: ModelFiles, start: PublishedModel | None, dataset: Dataset, inputs: Inputs, reporter: Reporter
 ) -> DataReport:
-    job = run.job
+    job, workspace = run.job, run.workspace
+    # What is found from here on is told also where the check then fails.
+    for name in ("inputs", "data", "plan"):
+        workspace.forget(name)
     check_fit(job.spec, files)
     if start is not None:
         check_start(start, job.spec, files)
@@ -135,9 +138,11 @@ def _check(
             find_room(job.spec, files) - answer,
         )
     report = describe_data(job, dataset, renderer, encoded, questions)
+    workspace.remember("data", report)
     if not evaluates_only(job.spec.training):
         reporter.say("working out what training needs")
         plan = _plan(run, files, encoded[Split.TRAIN])
+        workspace.remember("plan", plan)
         if (why := why_it_cannot_fit(plan, job.spec)) and job.spec.run_policy.preflight is Preflight.ENFORCE:
             raise SpecError(f"{why} Or set spec.runPolicy.preflight: warn to go on all the same.")
         run.remember("plan", plan)

@@ -53,7 +53,7 @@ def failure(stage: Stage, exit_code: ExitCode, message: str) -> StageResult:
     return StageResult(stage=stage, exit_code=exit_code, message=_clipped(message, LONGEST_MESSAGE))
 
 
-def check_result(report: DataReport, model_revision: str, plan: PlanStatus | None) -> StageResult:
+def check_result(report: DataReport, plan: PlanStatus | None, model_revision: str | None = None) -> StageResult:
     """Return what the check stage found."""
     rows, warnings = report.rows, (*(plan.warnings if plan else ()), *report.warnings)
     return StageResult(

@@ -80,8 +80,7 @@ def run_one(stage: Stage, job: FineTuneJob, folder: Path, sink: Sink, pod: PodOp
                 case Stage.CHECK:
                     if shared is not None and (published := find_publication(shared.store, job)) is not None:
                         return published
-                    report, inputs = check_stage(one)
-                    return check_result(report, inputs.model, workspace.recall("plan", PlanStatus))
+                    return _checked(one)
                 case Stage.TRAIN:
                     if shared is not None:
                         shared.drop_useless_checkpoints(one.adjustment)
@@ -109,6 +108,19 @@ def check(job: FineTuneJob, folder: Path, sink: Sink) -> DataReport:
     with workspace.claim(spec_hash(job.spec)), StopFlag() as stop:
         report, _ = inspect_job(Run(job, workspace, sink, stop, mounts))
     return report
+
+
+def _checked(one: Run) -> StageResult:
+    """Return what the check found, also where it then refused to go on."""
+    recall = one.workspace.recall
+    try:
+        report, inputs = check_stage(one)
+    except FineTuneError as error:
+        if (data := recall("data", DataReport)) is None:
+            raise
+        found, told = check_result(data, recall("plan", PlanStatus)), failure(Stage.CHECK, error.exit_code, str(error))
+        return told.model_copy(update={"data": found.data, "plan": found.plan})
+    return check_result(report, recall("plan", PlanStatus), inputs.model)
 
 
 def _evaluated(one: Run, report: Report) -> StageResult:

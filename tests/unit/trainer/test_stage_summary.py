@@ -60,7 +60,7 @@ def make_report(metrics: tuple[MetricComparison, ...] = (ACCURACY,)) -> Report:
 
 def test_check_tells_the_rows_the_plan_and_the_models_revision():
     plan = PlanStatus(parameters=100, micro_batch_size=8)
-    result = check_result(DATA, "c" * 40, plan)
+    result = check_result(DATA, plan, "c" * 40)
     assert result.data is not None and result.plan == plan
     assert (result.data.rows.train, result.data.tokens, result.data.truncated_percent) == (80, 900, "2.5")
     assert (result.model_revision, result.data.hash) == ("c" * 40, "a" * 64)
@@ -84,7 +84,7 @@ def test_the_status_holds_what_the_check_found_in_the_rows_and_stays_small():
             "layout": "padded: " + "y" * 300,
         }
     )
-    data = check_result(report, "c" * 40, None).data
+    data = check_result(report, None, "c" * 40).data
     assert data is not None and data.personal_data is not None
     assert (data.exact_duplicates, data.longest_tokens, data.max_length) == (4, 90, 64)
     assert (data.personal_data.emails, data.personal_data.phones, data.personal_data.keys) == (2, 0, 1)
@@ -104,7 +104,7 @@ def test_the_status_holds_what_the_check_found_in_the_rows_and_stays_small():
     ],
 )
 def test_the_status_tells_how_the_rehearsal_went(rehearsal, said):
-    data = check_result(DATA.model_copy(update={"rehearsal": rehearsal}), "c" * 40, None).data
+    data = check_result(DATA.model_copy(update={"rehearsal": rehearsal}), None, "c" * 40).data
     assert data is not None and data.rehearsal == said
 
 
