@@ -27,7 +27,14 @@ from transformers import (
 )
 
 from finetune_api.report import ExitCode, Report, Stage
-from finetune_api.spec import MethodSpec, RegularizationSpec, RegularizationType
+from finetune_api.spec import (
+    MethodSpec,
+    MethodType,
+    RegularizationSpec,
+    RegularizationType,
+    SelectiveSpec,
+    SelectiveTrain,
+)
 from finetune_trainer import stages
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import SpecError
@@ -113,9 +120,32 @@ def test_a_method_runs_from_check_to_a_card_that_answers(
     assert seen[-1] < seen[0]
     model = loaded(tiny_encoder_decoder_dir, published)
     assert (logits_of(model) - logits_of(base_of(tiny_encoder_decoder_dir))).abs().max() > 0.01
-    if method["type"] in ("full", "promptTuning", "prefixTuning"):
-        with contextlib.chdir(published):
-            exec(snippet_of_the_card(published), {})
+    with contextlib.chdir(published):
+        exec(snippet_of_the_card(published), names := {})
+    torch.testing.assert_close(logits_of(names["model"]), logits_of(model), atol=SAME_SUM, rtol=SAME_SUM)
+
+
+def test_ia3_scales_keys_values_and_what_leaves_the_feed_forward_layers_of_both_sides(tiny_encoder_decoder_dir: Path):
+    tuned = prepare_model(base_of(tiny_encoder_decoder_dir), MethodSpec(type=MethodType.IA3), "").eval()
+    by_hand = base_of(tiny_encoder_decoder_dir)
+    scales = {name: scale for name, scale in tuned.named_parameters() if ".ia3_l." in name}
+    layers = [name.partition("base_model.model.")[2].partition(".ia3_l.")[0] for name in scales]
+    assert {layer.split(".")[0] for layer in layers} == {"encoder", "decoder"}
+    assert {layer.rpartition(".")[2] for layer in layers} == {"k", "v", "wo"}
+    for layer, scale in zip(layers, scales.values(), strict=True):
+        scale.data += 0.3 * torch.randn_like(scale)
+        # Outputs of keys and values are rows of the weights, inputs of the feed-forward layer's last one are columns.
+        by_hand.get_submodule(layer).weight.data *= scale.view((1, -1) if layer.endswith("wo") else (-1, 1))
+    torch.testing.assert_close(logits_of(tuned), logits_of(by_hand), atol=SAME_SUM, rtol=SAME_SUM)
+
+
+def test_the_last_layer_is_the_decoders(tiny_encoder_decoder_dir: Path):
+    method = MethodSpec(
+        type=MethodType.SELECTIVE, selective=SelectiveSpec(train=SelectiveTrain.LAST_LAYERS, last_layers=1)
+    )
+    model = prepare_model(base_of(tiny_encoder_decoder_dir), method, "")
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if name.startswith("decoder.block.1.")}
 
 
 ROWS = (
@@ -354,27 +384,47 @@ def test_lengths_and_directions_scaled_by_the_root_of_the_rank_are_merged_as_com
         torch.testing.assert_close(logits_of(model), expected, atol=SAME_SUM, rtol=SAME_SUM)
 
 
-@pytest.mark.parametrize("kind", ["l2sp", "kl"])
+def importance_by_hand(folder: Path, seed: int) -> list[Tensor]:
+    """Return the mean square, over drawn tokens, of the gradients of what transformers' own forward predicts."""
+    model, tokenizer = base_of(folder), AutoTokenizer.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(seed)
+    squares = [torch.zeros_like(weight) for weight in model.parameters()]
+    tokens = 0
+    for prompt, completion in ROWS:
+        answer = tokenizer(text_target=completion, return_tensors="pt").input_ids
+        predicted = model(**tokenizer(prompt, return_tensors="pt"), labels=answer).logits[0].log_softmax(-1)
+        drawn = torch.multinomial(predicted.detach().exp(), 1, generator=generator)
+        gradients = torch.autograd.grad(-predicted.gather(1, drawn).sum(), list(model.parameters()))
+        squares = [square + gradient**2 for square, gradient in zip(squares, gradients, strict=True)]
+        tokens += len(drawn)
+    return [square / tokens for square in squares]
+
+
+@pytest.mark.parametrize("kind", ["l2sp", "kl", "ewc"])
 def test_a_pull_has_the_gradient_of_the_distance_from_the_base(tiny_encoder_decoder_dir: Path, kind: str):
     base, model, by_hand = (base_of(tiny_encoder_decoder_dir) for _ in range(3))
     pull = RegularizationSpec(type=RegularizationType(kind), strength=0.5)
-    loss = regularize(lambda outputs, *_: 0.0 * outputs.logits.sum(), model, pull, [], seed=1, autocast=False)
+    rows = encoded_rows(tiny_encoder_decoder_dir)
+    loss = regularize(lambda outputs, *_: 0.0 * outputs.logits.sum(), model, pull, rows, seed=1, autocast=False)
     for tuned in (model, by_hand):
         with torch.random.fork_rng():
             torch.manual_seed(5)
             for weight in tuned.parameters():
                 weight.data += 0.05 * torch.randn_like(weight)
-    batch = build_batch(encoded_rows(tiny_encoder_decoder_dir), Layout.PADDED)
+    batch = build_batch(rows, Layout.PADDED)
     loss(model(**{name: value for name, value in batch.items() if name != "labels"}), batch["labels"]).backward()
     if kind == "kl":
-        rows = padded_by_transformers(tiny_encoder_decoder_dir)
-        learnt = rows["labels"] != -100
-        theirs, expected = by_hand(**rows).logits[learnt].log_softmax(-1), base(**rows).logits[learnt].log_softmax(-1)
+        padded = padded_by_transformers(tiny_encoder_decoder_dir)
+        learnt = padded["labels"] != -100
+        theirs, expected = (one(**padded).logits[learnt].log_softmax(-1) for one in (by_hand, base))
         (0.5 * (expected.exp() * (expected - theirs)).sum(-1).mean()).backward()
-    for (name, one), other, first in zip(
-        model.named_parameters(), by_hand.parameters(), base.parameters(), strict=True
+    counts = (
+        importance_by_hand(tiny_encoder_decoder_dir, seed=1) if kind == "ewc" else [1.0] * len(list(base.parameters()))
+    )
+    for (name, one), other, first, count in zip(
+        model.named_parameters(), by_hand.parameters(), base.parameters(), counts, strict=True
     ):
-        wanted = other.grad if kind == "kl" else 0.5 * (other - first)
+        wanted = other.grad if kind == "kl" else 0.5 * count * (other - first)
         assert one.grad is not None and wanted is not None, name
         torch.testing.assert_close(one.grad, wanted, atol=SAME_SUM, rtol=SAME_SUM)
 
