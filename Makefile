@@ -21,7 +21,7 @@ SBOM := build/sbom
 SHIPPED := operator trainer cli
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo programs test check style units e2e soak format generate prepare requirements sbom audit cluster cluster-images cluster-down clean
+.PHONY: help setup demo programs test check style units e2e four-bits soak format generate prepare requirements sbom audit cluster cluster-images cluster-down clean
 
 help:  ## Show this list.
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -64,8 +64,11 @@ programs: setup  # What tests and their cluster are made of, from Go modules: ab
 test: programs  ## Everything: check, then integration tests, examples and a real cluster.
 	@$(MAKE) --no-print-directory -j 3 style units prepare $(FOUR_BITS)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n $(WORKERS) --dist loadfile tests/integration tests/examples tests/fuzz tests/gpu
-	PYTHONPATH=$(FOUR_BITS) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) tests/four_bits
-	$(BIN)/python -m tests.cluster lend $(MAKE) --no-print-directory e2e
+	$(BIN)/python -m tests.cluster lend $(MAKE) --no-print-directory -j 2 e2e four-bits
+
+# Beside the first minutes of the cluster, in which images are loaded on one core.
+four-bits: $(FOUR_BITS)/.installed
+	PYTHONPATH=$(FOUR_BITS) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(CORES) tests/four_bits
 
 e2e: setup  # On a cluster that is there: `make cluster`, or `python -m tests.cluster lend`.
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 -m 'not alone' tests/e2e

@@ -33,6 +33,7 @@ class ObjectStore:
     cluster: Cluster
     endpoint_in_cluster: str
     endpoint_local: str
+    namespace: str = NAMESPACE
     access_key: str = ACCESS_KEY
     secret_key: str = SECRET_KEY
     region: str = REGION
@@ -73,7 +74,7 @@ class ObjectStore:
     def stop(self) -> None:
         """Take the server away; return when nobody answers any more."""
         self._scale(0)
-        await_condition(lambda: not self.cluster.list("pods", NAMESPACE, "app=s3"), "the end of S3", READY_SECONDS)
+        await_condition(lambda: not self.cluster.list("pods", self.namespace, "app=s3"), "the end of S3", READY_SECONDS)
 
     def start(self) -> None:
         """Bring the server back with the data that it had; return when it answers."""
@@ -88,19 +89,21 @@ class ObjectStore:
             return False
 
     def _scale(self, replicas: int) -> None:
-        self.cluster.kubectl("scale", "deployment/s3", f"--replicas={replicas}", f"--namespace={NAMESPACE}")
+        self.cluster.kubectl("scale", "deployment/s3", f"--replicas={replicas}", f"--namespace={self.namespace}")
 
 
-def start_object_store(cluster: Cluster) -> ObjectStore:
-    """Return the cluster's S3 server, installing it when it is not there."""
+def start_object_store(cluster: Cluster, namespace: str = NAMESPACE) -> ObjectStore:
+    """Return the S3 server of ``namespace``, installing it when it is not there."""
     image = provide_program(cluster.docker, "versitygw")
-    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-    values = {"image": image, "port": PORT, "health": HEALTH, "access_key": ACCESS_KEY, "secret_key": SECRET_KEY}
-    cluster.apply(MANIFEST.read_text(encoding="utf-8").format(**values), NAMESPACE)
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+    keys = {"access_key": ACCESS_KEY, "secret_key": SECRET_KEY}
+    manifest = MANIFEST.read_text(encoding="utf-8")
+    manifest = manifest.format(image=image, namespace=namespace, port=PORT, health=HEALTH, **keys)
+    cluster.apply(manifest, namespace)
     address = next(
         entry["address"] for entry in cluster.list("nodes")[0]["status"]["addresses"] if entry["type"] == "InternalIP"
     )
-    port = cluster.get("service", "s3", NAMESPACE)["spec"]["ports"][0]["nodePort"]
-    store = ObjectStore(cluster, f"http://s3.{NAMESPACE}.svc:{PORT}", f"http://{address}:{port}")
+    port = cluster.get("service", "s3", namespace)["spec"]["ports"][0]["nodePort"]
+    store = ObjectStore(cluster, f"http://s3.{namespace}.svc:{PORT}", f"http://{address}:{port}", namespace)
     store.start()
     return store

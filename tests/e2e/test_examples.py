@@ -1,15 +1,21 @@
 """The examples that a laptop runs, on a cluster: all at once, with tiny models, a few steps long, without a check of
-their own where another example's checks the same kinds of rows and models.
+their own where another example's checks the same kinds of rows and models. A new release of the chart comes meanwhile.
 
 Examples 04 and 05 need KubeRay (`test_rayjobs`), 06 is what most tests here apply, and 10 wants a GPU (`test_jobs`).
 """
 
+import shutil
+from pathlib import Path
+
 import pytest
+import yaml
 
 from finetune_api.status import Phase
 
+from ..cluster.cluster import await_condition
 from ..cluster.object_store import ObjectStore
 from .object import Document, Jobs
+from .release import CHART, OperatorRelease
 from .sample import ONE_THREAD, UNCHECKED, example
 
 FILES = {
@@ -44,13 +50,42 @@ GO_ON_FROM = {"reviews-sentiment": "reviews-general", "requests-measured": "requ
 
 @pytest.mark.alone
 @pytest.mark.timeout(1200)
-def test_the_examples_for_a_laptop_run_on_a_cluster_too(jobs: Jobs, s3: ObjectStore) -> None:
+def test_the_examples_for_a_laptop_run_on_a_cluster_too_and_an_upgrade_leaves_them_alone(
+    jobs: Jobs, s3: ObjectStore, operator: OperatorRelease, tmp_path: Path
+) -> None:
     for name in FILES:
         jobs.apply(shortened(name, s3))
-    for name in FILES:
-        job = jobs.wait_phase(name, Phase.SUCCEEDED, seconds=1100)
+    await_condition(lambda: len(at_work(jobs)) > 1, "pods at work", 120)
+    working, operators = at_work(jobs), operator.pods()
+
+    operator.install("--set=settings.backoffSeconds=11", chart=another_release(tmp_path))
+    try:
+        assert set(operator.pods()).isdisjoint(operators)
+        ended = {name: jobs.wait_phase(name, Phase.SUCCEEDED, seconds=1000) for name in FILES}
+    finally:
+        operator.install()
+    for name, job in ended.items():
         assert job.status.evaluation is not None, name
         assert job.status.evaluation.tasks, name
+        assert {one.number for one in job.status.attempts} == {1}, name
+        assert len(jobs.children(job.uid)) == len(job.status.attempts), name
+    assert working <= {pod.metadata.uid for job in ended.values() for pod in jobs.pods(job.uid)}
+
+
+def at_work(jobs: Jobs) -> set[str]:
+    """Return the UIDs of the pods that run."""
+    pods = jobs.core.list_namespaced_pod(jobs.namespace, field_selector="status.phase=Running").items
+    return {pod.metadata.uid for pod in pods}
+
+
+def another_release(folder: Path) -> Path:
+    """Return the chart as a later release has it."""
+    chart = folder / "finetune-operator"
+    shutil.copytree(CHART, chart)
+    file = chart / "Chart.yaml"
+    described = yaml.safe_load(file.read_text(encoding="utf-8"))
+    file.write_text(yaml.safe_dump(described | {"version": "99.0.0"}), encoding="utf-8")
+    return chart
 
 
 def shortened(name: str, s3: ObjectStore) -> Document:

@@ -5,7 +5,7 @@ Inputs: a kind cluster with the chart installed, an S3 server in it, a tiny rand
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,11 +17,22 @@ from finetune_api.status import ConditionStatus, ConditionType, Phase, Reason
 from finetune_trainer.manifest import verify_manifest
 
 from ..cluster.cluster import Cluster
-from ..cluster.object_store import ObjectStore
+from ..cluster.object_store import ObjectStore, start_object_store
 from ..integration.jobs import write_reviews
 from .object import Job, Jobs
 from .release import OperatorRelease
-from .sample import LONG, SECRET, UNCHECKED, add_secret, download, example, has_checkpoint, is_training, uploaded_steps
+from .sample import (
+    LONG,
+    SECRET,
+    UNCHECKED,
+    add_secret,
+    download,
+    example,
+    fill_bucket,
+    has_checkpoint,
+    is_training,
+    uploaded_steps,
+)
 
 
 def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: ObjectStore, tmp_path: Path) -> None:
@@ -146,17 +157,29 @@ def test_operator_killed_in_every_stage_still_ends_once(jobs: Jobs, s3: ObjectSt
     assert len(jobs.children(job.uid)) == 3
 
 
-def test_deleted_trainer_pod_is_followed_by_an_attempt_that_resumes(jobs: Jobs, s3: ObjectStore) -> None:
+def test_training_goes_on_from_its_checkpoints_when_its_pod_is_deleted_and_when_it_was_suspended(
+    jobs: Jobs, s3: ObjectStore
+) -> None:
     jobs.apply(example(s3, **LONG))
     job = jobs.wait("reviews-lora", "checkpoint", has_checkpoint(s3), seconds=200)
     (pod,) = [one for one in jobs.pods(job.uid) if one.metadata.labels["finetune.dev/stage"] == "train"]
     jobs.core.delete_namespaced_pod(pod.metadata.name, jobs.namespace)
 
     job = jobs.wait("reviews-lora", "second attempt", is_training(21, attempt=2), seconds=200)
-    first, second = job.trainings
-    assert first.reason in (Reason.PREEMPTED, Reason.CHILD_LOST), first
     assert "resuming at step" in jobs.logs(pod_of(jobs, job, attempt=2), lines=2000)
-    assert second.number == 2
+    jobs.patch("reviews-lora", {"runPolicy": {"suspend": True}})
+    job = jobs.wait_phase("reviews-lora", Phase.SUSPENDED, seconds=150)
+    assert job.holds(ConditionType.SUSPENDED)
+    assert not [one for one in jobs.pods(job.uid) if one.status.phase == "Running"]
+    assert uploaded_steps(s3, job)
+
+    jobs.patch("reviews-lora", {"runPolicy": {"suspend": False}})
+    job = jobs.wait("reviews-lora", "third attempt", is_training(21, attempt=3), seconds=150)
+    assert "resuming at step" in jobs.logs(pod_of(jobs, job, attempt=3), lines=2000)
+    assert [one.number for one in job.trainings] == [1, 2, 3]
+    deleted, suspended, _ = (one.reason for one in job.trainings)
+    assert deleted in (Reason.PREEMPTED, Reason.CHILD_LOST)
+    assert suspended is Reason.SUSPENDED_BY_USER
     jobs.delete("reviews-lora")
 
 
@@ -168,24 +191,6 @@ def pod_of(jobs: Jobs, job: Job, attempt: int) -> str:
         and one.metadata.labels["finetune.dev/attempt"] == str(attempt)
     ]
     return name
-
-
-def test_suspended_job_keeps_its_checkpoint_and_goes_on(jobs: Jobs, s3: ObjectStore) -> None:
-    jobs.apply(example(s3, **LONG))
-    jobs.wait("reviews-lora", "checkpoint", has_checkpoint(s3), seconds=200)
-    jobs.patch("reviews-lora", {"runPolicy": {"suspend": True}})
-    job = jobs.wait_phase("reviews-lora", Phase.SUSPENDED, seconds=150)
-    assert job.holds(ConditionType.SUSPENDED)
-    assert not [one for one in jobs.pods(job.uid) if one.status.phase == "Running"]
-    kept = uploaded_steps(s3, job)
-    assert kept
-
-    jobs.patch("reviews-lora", {"runPolicy": {"suspend": False}})
-    job = jobs.wait("reviews-lora", "second attempt", is_training(21, attempt=2), seconds=150)
-    trained = job.trainings
-    assert [one.number for one in trained] == [1, 2]
-    assert trained[0].reason is Reason.SUSPENDED_BY_USER
-    jobs.delete("reviews-lora")
 
 
 def own_config_maps(jobs: Jobs) -> list[str]:
@@ -301,15 +306,21 @@ def test_what_is_missing_is_said_and_the_job_goes_on_when_it_appears(
     jobs.wait(LATE_CLAIM, "start of the check stage", has_started, seconds=150)
 
 
-@pytest.mark.alone
-def test_no_result_is_lost_while_the_store_is_away_for_a_minute(jobs: Jobs, s3: ObjectStore) -> None:
-    jobs.apply(example(s3, runPolicy=UNCHECKED))
+@pytest.fixture
+def own_store(cluster: Cluster, tmp_path: Path) -> Iterator[ObjectStore]:
+    """An S3 server that no other test uses, with what example 06 reads."""
+    store = start_object_store(cluster, "finetune-storage-of-one")
+    fill_bucket(store, tmp_path)
+    yield store
+    cluster.kubectl("delete", "namespace", store.namespace, "--wait=false")
+
+
+def test_no_result_is_lost_while_the_store_is_away_for_a_minute(jobs: Jobs, own_store: ObjectStore) -> None:
+    jobs.apply(example(own_store, runPolicy=UNCHECKED))
     jobs.wait_phase("reviews-lora", Phase.EVALUATING, seconds=250)
-    s3.stop()
-    try:
-        time.sleep(60)  # the fault itself: a minute without the store
-    finally:
-        s3.start()
+    own_store.stop()
+    time.sleep(60)  # the fault itself: a minute without the store
+    own_store.start()
     job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=280)
     assert {one.kind.value for one in job.status.artifacts} == {"adapter", "report"}
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,14 @@ def on_two(model: Path, folder: Path, **changes: Any) -> FineTuneJob:
     return tiny_job(model, folder, compute__workers=2, compute__gpusPerWorker=0, **changes)
 
 
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Train without the check, which takes longer than all else before tiny trainings and is the same for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune_trainer.train_stage.check_stage", lambda _: None)
+        yield
+
+
 def encoded(job: FineTuneJob, workspace: Workspace) -> Assignment:
     """Return what `train_stage` would hand to its workers."""
     caught: list[Assignment] = []
@@ -209,7 +218,7 @@ def encoded(job: FineTuneJob, workspace: Workspace) -> Assignment:
         caught.append(assignment)
         raise _CaughtError
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, unchecked():
         patch.setattr("finetune_trainer.worker_group.train_on_workers", catch)
         workspace.root.mkdir()
         with pytest.raises(_CaughtError):
@@ -352,7 +361,8 @@ def on_one_worker(
 
 
 def on_one(job: FineTuneJob, workspace: Workspace) -> Trained:
-    return Trained(train_stage(Run(job, workspace, Silence(), StopFlag())), workspace)
+    with unchecked():
+        return Trained(train_stage(Run(job, workspace, Silence(), StopFlag())), workspace)
 
 
 @pytest.mark.parametrize("name", TRAININGS)
