@@ -101,7 +101,7 @@ def plan_run(
 
     def planned(asked: FineTuneJobSpec) -> PlanStatus:
         longest = len(workload.longest[0].ids)
-        steps = plan_steps(asked.training, workload.rows, longest, processes(asked.compute))
+        steps = plan_steps(asked.training, workload.rows, longest, processes(asked.compute), zero_stage(asked.compute))
         # Nothing else that is asked for again changes what one process would hold by itself.
         of = steps.micro_batch, _keeps_gradients(steps), asked.training.gradient_checkpointing
         if of not in alone:

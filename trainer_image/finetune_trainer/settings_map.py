@@ -13,11 +13,15 @@ from finetune_trainer.errors import SpecError
 # little enough that activations of a 1 B model stay under a few GB.
 MICRO_BATCH_TOKENS = 2048
 
+# Where gradients are spread, all of them travel behind every forward and backward pass, and where weights are, these
+# too: fewer and larger passes.
+_SPREAD_MICRO_BATCH_TOKENS = 8192
+
 # Share of the free memory that activations may fill: kernels need room to work, allocators lose some to fragments.
 _USABLE = 0.7
 
-_SPREADS_WEIGHTS = 3
-"""ZeRO's stage from which on no process has the whole model."""
+_SPREADS_GRADIENTS, _SPREADS_WEIGHTS = 2, 3
+"""ZeRO's stages from which on no process has all gradients, or the whole model."""
 
 _CPU_BUCKET = 4_000_000
 """Gradients that are exchanged at once between CPUs: 16 MB, which malloc gives again without asking the kernel for
@@ -46,17 +50,18 @@ class Steps:
         return self.micro_batch * self.accumulation * self.workers
 
 
-def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: int = 1) -> Steps:
+def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: int = 1, zero_stage: int = 0) -> Steps:
     """Derive micro-batch, accumulation and steps so that ``globalBatchSize`` holds whatever the hardware.
 
     An absent ``microBatchSize`` becomes the largest divisor of a worker's share of the global batch whose rows, were
-    they all as long as the longest, hold at most `MICRO_BATCH_TOKENS` tokens.
+    they all as long as the longest, hold at most `MICRO_BATCH_TOKENS` tokens, or four times as many under ZeRO 2 and 3.
     """
     share = max(1, min(training.global_batch_size, rows) // workers)
     if training.micro_batch_size is not None:
         micro = min(training.micro_batch_size, share)
     else:
-        fitting = max(1, MICRO_BATCH_TOKENS // max(1, longest_tokens))
+        tokens = MICRO_BATCH_TOKENS if zero_stage < _SPREADS_GRADIENTS else _SPREAD_MICRO_BATCH_TOKENS
+        fitting = max(1, tokens // max(1, longest_tokens))
         micro = largest_micro_batch(share, fitting)
     accumulation = max(1, share // micro)
     per_epoch = math.ceil(rows / (micro * accumulation * workers))

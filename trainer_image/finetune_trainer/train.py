@@ -30,6 +30,7 @@ from transformers import (
 
 from finetune_api.report import Stage, TaskShare, TrainingReport
 from finetune_api.spec import GradientCheckpointing
+from finetune_api.spec.compute import zero_stage
 from finetune_trainer.best_weights import BestWeights
 from finetune_trainer.bottleneck import has_adapters, save_adapters
 from finetune_trainer.checkpoint import discard_old, keep_weights, newest_complete, seal, step_of
@@ -138,7 +139,9 @@ def train_here(given: TrainingInput) -> TrainingReport:
     if spec.data.packing and layout.layout is Layout.PADDED:
         reporter.say(f"rows are padded, which is slower: {layout.reason}")
     longest = max(given.train, key=lambda item: len(item.ids))
-    steps = plan_steps(spec.training, given.mixture.epoch_length, len(longest.ids), group.size)
+    steps = plan_steps(
+        spec.training, given.mixture.epoch_length, len(longest.ids), group.size, zero_stage(spec.compute)
+    )
     with memory_errors(f"training {steps.micro_batch} rows at a time", _LESS_MEMORY):
         model = prepare_model(base, spec.method, str(given.files.path))
         if given.start is not None:

@@ -30,6 +30,13 @@ def test_fewer_rows_than_workers_are_trained_on():
     assert plan_steps(TrainingSpec(global_batch_size=8), rows=3, longest_tokens=10, workers=4).micro_batch == 1
 
 
+@pytest.mark.parametrize(("zero_stage", "micro_batch"), [(0, 4), (1, 4), (2, 16), (3, 16)])
+def test_where_gradients_travel_behind_every_pass_there_are_fewer_passes(zero_stage: int, micro_batch: int):
+    training = TrainingSpec(global_batch_size=64)
+    steps = plan_steps(training, rows=1000, longest_tokens=500, workers=2, zero_stage=zero_stage)
+    assert (steps.micro_batch, steps.rows) == (micro_batch, 64)
+
+
 def test_deepspeed_is_told_the_same_batch_as_the_trainer():
     told = deepspeed_config(DeepspeedSpec(stage=1), TrainingSpec(), STEPS, autocast=True, without_gpu=False)
     assert told["train_batch_size"] == 2 * 4 * 3
