@@ -166,7 +166,7 @@ class TrainingSpec(Block):
     micro_batch_size: Annotated[Int, Field(ge=1, le=4096)] | None = None
     """Rows in one forward pass of one worker: decides memory, not the result. Absent: as many as hold 2,048 tokens when
     all are as long as the longest, 8,192 where spec.compute.deepspeed.stage is 2 or 3 and all gradients travel behind
-    every pass; and half of it after an attempt that ran out of memory."""
+    every pass; in a cluster half of it after an attempt that ran out of memory."""
     schedule: Schedule = Schedule.COSINE
     """How the learning rate falls after warm-up: cosine or linear to 0, or constant."""
     warmup_ratio: Annotated[Number, Field(ge=0, lt=1)] = 0.03
