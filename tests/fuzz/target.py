@@ -189,6 +189,8 @@ _PIECES = (
     *("|attr('__class__')", "cycler", "lipsum", "self", "x", "y", "'a'*10**9", "10**10**9", " ~ ", "{% raw %}", "{#"),
     *(".__init__.__globals__", "{% include 'x' %}", "{% import 'os' as o %}", "{% macro m() %}", "{% endmacro %}"),
     *("namespace(z=1)", "dict(a=1)", ".format(a)", "'{0.__class__}'", "|format(1)", "|map('upper')", "|batch(2)"),
+    *("{% set z %}", "{% endset %}", "|sum(start=[])", "|round(9)", ".translate({97: 'aa'})", ".encode()", " is odd"),
+    *("[a, c]", "[1:]", "|list", "|unique", "|striptags", "|truncate(9)", ".split()", "(x, x)", " in c", " - 1"),
 )
 
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +173,11 @@ def test_a_place_with_no_rows_in_it_is_told_in_words(tmp_path: Path, make: Calla
 
 NESTED = "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
 
+
+def doubled(step: str, first: str = "text", rounds: int = 60) -> str:
+    return f"{{% set n = namespace(x={first}) %}}{{% for i in range({rounds}) %}}{step}{{% endfor %}}"
+
+
 TEMPLATES: dict[str, tuple[str, str]] = {
     "not closed": ("{{ text", "line 1"),
     "no filter": ("{{ text | shout }}", "No filter named 'shout'"),
@@ -182,7 +188,7 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     "a class by format": ("{{ '{0.__class__}'.format(text) }}", "unsafe"),
     "a class by format_map": ("{{ '{a.__class__}'.format_map({'a': text}) }}", "unsafe"),
     "a function's globals": ("{{ range.__globals__ }}", "unsafe"),
-    "a function's self": ("{{ range.__self__._left }}", "unsafe"),
+    "a function's self": ("{{ range.__self__._left }}", "unsafe|no attribute"),
     "the globals of a helper": ("{{ cycler.__init__.__globals__.os.popen('touch canary') }}", "'cycler' not among"),
     "the template itself": ("{{ self.__init__ }}", "unsafe"),
     "the template as text": ("{{ self }}", "is no text but TemplateReference"),
@@ -217,6 +223,40 @@ TEMPLATES: dict[str, tuple[str, str]] = {
         "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}", "joined text"),
     "a list of itself as JSON": (f"{NESTED}{{{{ n.x | tojson }}}}", "joined text"),
     "a list of itself as text": (f"{NESTED}{{{{ n.x | string }}}}", "joined text"),
+    "doubling by a block that is kept": (doubled("{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}"), "joined text"),
+    "doubling by a macro": (
+        "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}{{ " + "f(" * 40 + "text" + ")" * 40 + " }}", "joined text"),
+    "doubling by a sum": (doubled("{% set n.x = [n.x, n.x] | sum(start=[]) %}", "[1]"), "joined text"),
+    "doubling by translation": (doubled("{% set n.x = n.x.translate({97: 'aa'}) %}"), "unsafe"),
+    "doubling of pairs, as a key": (
+        doubled("{% set n.x = (n.x, n.x) %}") + "{{ {n.x: 1} | length }}", "joined text"),
+    "doubling of views": (
+        doubled("{% set n.x = {'a': n.x, 'b': n.x}.values() %}") + "{{ [n.x] | upper }}", "joined text"),
+    "a number as bytes": ("{{ (1).to_bytes(10 ** 9, 'big') | length }}", "unsafe"),
+    "bytes padded": ("{{ 'a'.encode().ljust(10 ** 9) | length }}", "unsafe"),
+    "JSON indented": ("{{ [1] | tojson(indent=500000000) }}", "indents by up to 8"),
+    "JSON of deep lists, indented": (
+        doubled("{% set n.x = [n.x] %}", "range(9999) | list") + "{{ n.x | tojson(8) }}", "joined text"),
+    "a number rounded": ("{{ 1.5 | round(1000000000, 'ceil') }}", "up to 20 digits"),
+    "a text rounded": ("{{ 'a' | round(9, 'ceil') }}", "a number is expected"),
+    "a text that is odd": ("{% if '%1000000000d' is odd %}{% endif %}", "a number is expected"),
+    "a text that is divisible": ("{{ '%1000000000d' is divisibleby 5 }}", "a number is expected"),
+    "a number of 5,000 digits": ("{{ " + "9" * 5000 + " }}", "thousands of digits"),
+    "a chain of 280 filters": ("{{ text" + " | default('')" * 280 + " }}", "nested too deeply"),
+    "a chain of 280 choices": ("{{ " + " or ".join(["text"] * 280) + " }}", "nested too deeply"),
+    "a long loop over little": (
+        "{% for i in range(25000) %}" + "{% if i %}{% endif %}" * 700 + "{% endfor %}", "loops and calls"),
+    "a long macro over little": (
+        "{% macro f() %}" + "{% if text %}{% endif %}" * 600 + "{% endmacro %}"
+        "{% for i in range(25000) %}{{ f() }}{% endfor %}", "loops and calls"),
+    "iterators in iterators": (doubled("{% set n.x = n.x | map('upper') %}", rounds=20_000), "loops and calls"),
+    "an attribute of attributes": (
+        "{% set n = namespace() %}{% set n.n = n %}{{ range(999) | map(attribute='" + "n." * 7000 + "n') | list }}",
+        "loops and calls"),
+    "a truncation to less than its mark": ("{{ text | truncate(1) }}", "expected length"),
+    "a counter that lets itself be refilled": (
+        "{% macro f(x) %}{% endmacro %}{% set __steps = namespace(spend=f, grow=f, take=f) %}"
+        + doubled("{% set n.x = n.x ~ n.x %}"), "joined text"),
     "a megabyte printed in parts": (
         "{% for i in range(20000) %}" + "{{ text }}" * 8 + "{% endfor %}", "more than 1,048,576"),
     "a list printed": ("{{ [text] }}", "a printed value is a list"),
@@ -226,8 +266,31 @@ TEMPLATES: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
+LARGE = json.dumps({"text": "ab cd " * 43_690, "label": "\u0436 " * 130_000}).encode()
+
+TEMPLATES_ON_LARGE_ROWS: dict[str, tuple[str, str]] = {
+    "characters kept": (doubled("{% set n.x = [n.x, text | list] %}", rounds=1000), "joined text"),
+    "words kept": (doubled("{% set n.x = [n.x, text.split()] %}", rounds=1000), "joined text|loops and calls"),
+    "copies kept, as they are made": (
+        "{% set n = namespace() %}" + "".join(f"{{% set n.x{i} = label | upper %}}" for i in range(200)),
+        "loops and calls"),
+    "slices kept": (
+        "{% set n = namespace() %}" + "".join(f"{{% set n.x{i} = label[{i}:] %}}" for i in range(200)),
+        "loops and calls"),
+    "blocks kept": (
+        "{% set n = namespace() %}"
+        + "".join(f"{{% set n.x{i} %}}{{{{ label }}}}{i}{{% endset %}}" for i in range(200)), "loops and calls"),
+    "comparisons": (
+        "{% for i in range(25000) %}" + "{% if 'xy' in text %}{% endif %}" * 50 + "{% endfor %}", "loops and calls"),
+    "searches from behind": ("{{ text.rfind('ab' ~ text[:100000]) }}", "joined text"),
+    "all characters taken off": ("{{ text.strip(label ~ 'abcd ') }}", "joined text"),
+    "characters as keys": ("{{ {}.fromkeys(label) | length }}", "unsafe"),
+}  # fmt: skip
+
 RENDERING_PEAK = 100 << 20
 """Bytes of Python's own, the first import of what reads rows included."""
+RENDERING_SECONDS = 10
+"""Of the processor; tracing the memory takes most of it."""
 
 
 @pytest.mark.parametrize("text, words", TEMPLATES.values(), ids=TEMPLATES.keys())
@@ -236,18 +299,29 @@ def test_a_bad_template_is_told_in_words_and_not_obeyed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, words: str
 ):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "rows.jsonl").write_bytes(GOOD)
-    template = {"prompt": text, "completion": "{{ '  ' }}" if "blank" in words else "{{ label }}"}
+    refuse(tmp_path, GOOD, {"prompt": text, "completion": "{{ '  ' }}" if "blank" in words else "{{ label }}"}, words)
+
+
+@pytest.mark.parametrize("text, words", TEMPLATES_ON_LARGE_ROWS.values(), ids=TEMPLATES_ON_LARGE_ROWS.keys())
+@pytest.mark.timeout(60)
+def test_a_template_that_makes_much_of_a_large_row_is_told_in_words(tmp_path: Path, text: str, words: str):
+    refuse(tmp_path, LARGE, {"prompt": text, "completion": "x"}, words)
+
+
+def refuse(folder: Path, rows: bytes, template: dict[str, str], words: str) -> None:
+    (folder / "rows.jsonl").write_bytes(rows)
+    before = time.process_time()
     tracemalloc.start()
     try:
         with pytest.raises(FineTuneError, match=words) as caught:
-            load(tmp_path / "rows.jsonl", template)
+            load(folder / "rows.jsonl", template)
         assert tracemalloc.get_traced_memory()[1] < RENDERING_PEAK
     finally:
         tracemalloc.stop()
+    assert time.process_time() - before < RENDERING_SECONDS
     assert str(caught.value).startswith("spec.data.tasks[0].templates")
     assert len(str(caught.value)) < 1000
-    assert not (tmp_path / "canary").exists()
+    assert not (folder / "canary").exists()
 
 
 # --- what would fill the memory

@@ -13,8 +13,7 @@ from typing import Any, Protocol, cast
 
 import datasets
 import httpx2
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError
 from lm_eval import evaluator, utils
 from lm_eval.api import task as task_module
 from lm_eval.api.instance import Instance
@@ -33,6 +32,7 @@ from finetune_trainer.encoder_decoder import decoder_start
 from finetune_trainer.errors import DataError, SpecError, StorageError
 from finetune_trainer.example import Encoded
 from finetune_trainer.generation import generate
+from finetune_trainer.sandbox import MeteredSandbox, counted, metered
 from finetune_trainer.squad_metrics import stand_in
 from finetune_trainer.task_file import TaskFile
 
@@ -44,7 +44,10 @@ _USUAL_ANSWER_TOKENS = 256
 _GENERATION_BATCH_SIZE = 16
 
 # What a wrong setting or a wrong row makes the harness raise while it renders them, or judges an answer.
-_RENDERING_ERRORS = (TemplateError, KeyError, ValueError, TypeError, IndexError, AttributeError, SyntaxError, re.error)
+_RENDERING_ERRORS = (
+    *(TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, SyntaxError),
+    *(TypeError, ValueError, re.error),
+)
 
 Tasks = Mapping[str, Task]
 """By name."""
@@ -59,9 +62,10 @@ class ContinuationScorer(Protocol):
         """Return the log-probability of every completion, and whether each of its tokens was the likeliest one."""
 
 
-# The harness's own environment would let a template reach Python through its values.
-_SANDBOX = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-_SANDBOX.filters["regex_replace"] = utils.regex_replace
+# The harness's own environment would let a template reach Python through its values, and run without end. How long an
+# expression of regex_replace looks, nothing bounds.
+_SANDBOX = MeteredSandbox(finalize=counted)
+_SANDBOX.filters["regex_replace"] = metered(utils.regex_replace)
 # The harness asks for the same few templates again for every row.
 _SANDBOX.from_string = lru_cache(maxsize=1024)(_SANDBOX.from_string)  # type: ignore[assignment, method-assign]
 utils.env = _SANDBOX

@@ -40,6 +40,15 @@ RENDERINGS = {
     "a namespace carries a value out of a loop": (
         "{% set n = namespace(s='') %}{% for c in a %}{% set n.s = c ~ n.s %}{% endfor %}{{ n.s }}",
         {"a": "abc"}, "cba"),
+    "a block is kept": ("{% set b %}[{{ a }}]{% endset %}{{ b }}", {"a": 1}, "[1]"),
+    "lists are flattened": ("{{ a | sum(start=[]) | join }}", {"a": [[1], [2, 3]]}, "123"),
+    "numbers are added": ("{{ a | sum }} {{ a | sum(attribute='real') }}", {"a": [1, 2.5]}, "3.5 3.5"),
+    "numbers are rounded": ("{{ a | round(2) }} {{ a | round(0, 'ceil') | int }}", {"a": 1.234}, "1.23 2"),
+    "tags are stripped": ("{{ a | striptags }}", {"a": "<p>1 &lt;<!-- <b> --> 2</p> <"}, "1 < 2 <"),
+    "a thing comes once": ("{{ a | unique | join }}", {"a": ["x", "X", "y", "x"]}, "xy"),
+    "a choice is truthy": ("{{ 'y' if a | select('eq', 1) else 'n' }}", {"a": []}, "y"),
+    "words are cut off": ("{{ a.split()[:2] | join(' ') }}", {"a": "x y " * 9999}, "x y"),
+    "long numbers are divided": ("{{ a // 1000 }}", {"a": 1767225600123}, "1767225600"),
     "a column may be called like a method": ("{{ items }}{{ values }}", {"items": "x", "values": "y"}, "xy"),
 }  # fmt: skip
 
@@ -121,6 +130,7 @@ SYNTAX = {
     "an import of names": ("{% from 'm' import x %}", "fromimport is not available"),
     "inheritance": ("{% extends 'base' %}", "extends is not available"),
     "5,000 nested brackets": ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "nested too deeply"),
+    "a recursive loop": ("{% for a in b recursive %}{{ loop(a) }}{% endfor %}", "recursive loops are not available"),
     "50 nested loops": ("{% for a in b %}" * 50 + "x" + "{% endfor %}" * 50, "nested too deeply"),
 }
 
