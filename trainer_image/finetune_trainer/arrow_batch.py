@@ -26,13 +26,14 @@ def value_bytes(column: pa.Array) -> Sizes | float:
     Nothing is made that is larger than the column's own buffers: of nulls there may be billions in none.
 
     Raises:
+        ArrowInvalid: it names entries that its dictionary does not have.
         NotImplementedError: of that type, with its name.
     """
     kind = column.type
     if isinstance(column, pa.ExtensionArray):
         return value_bytes(column.storage)
     if pa.types.is_dictionary(kind):
-        return _where_valid(column, _of_entries(value_bytes(column.dictionary), column.indices))
+        return _where_valid(column, _of_entries(column.dictionary, column.indices))
     if pa.types.is_struct(kind):
         return cast("Sizes | float", sum((value_bytes(column.field(at)) for at in range(kind.num_fields)), _CELL_BYTES))
     if pa.types.is_fixed_size_list(kind):
@@ -66,11 +67,14 @@ def _where_valid(column: pa.Array, sizes: Sizes | float) -> Sizes | float:
     return cast(Sizes, np.where(column.is_valid().to_numpy(zero_copy_only=False), sizes, 0.0))
 
 
-def _of_entries(entries: Sizes | float, indices: pa.Array) -> Sizes | float:
-    if isinstance(entries, float):
-        return entries
-    if not len(entries):
-        return 0.0
+def _of_entries(dictionary: pa.Array, indices: pa.Array) -> Sizes | float:
+    places = indices.drop_null().to_numpy(zero_copy_only=False)
+    # Arrow follows them unchecked.
+    if len(places) and (places.min() < 0 or places.max() >= len(dictionary)):
+        raise pa.ArrowInvalid(f"places beyond the {len(dictionary):,} entries of a dictionary")
+    entries = value_bytes(dictionary)
+    if isinstance(entries, float) or not len(entries):
+        return entries if isinstance(entries, float) else 0.0
     return cast(Sizes, entries[pc.fill_null(indices, 0).to_numpy(zero_copy_only=False)])
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from finetune_trainer.arrow_batch import dictionaries, value_bytes
 from finetune_trainer.errors import DataError
+from finetune_trainer.parquet_footer import values_of_columns
 from finetune_trainer.row_limit import ALWAYS_UNPACKED_BYTES, BATCH_BYTES, BATCH_ROWS, HELD_BYTES, MOST_UNPACKED
 
 _BUFFER_BYTES = 1 << 20
@@ -33,7 +34,8 @@ def parquet_batches(path: Path, place: str) -> Iterator[pa.RecordBatch]:
     metadata = pq.read_metadata(path)
     leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     most = max(HELD_BYTES, MOST_UNPACKED * path.stat().st_size)
-    _refuse_packed(metadata, leaves, most, place)
+    values = values_of_columns(path)
+    _refuse_packed(metadata, leaves, values, most, place)
     texts = frozenset(leaf.path for leaf in leaves if _is_text(leaf))
     with ExitStack() as opened:
 
@@ -58,7 +60,7 @@ def parquet_batches(path: Path, place: str) -> Iterator[pa.RecordBatch]:
                 for at, leaf in enumerate(leaves)
                 if leaf.path in longest
                 # A row of a flat column has one value; one with lists may have all of the group's.
-                and (not leaf.max_repetition_level or group.column(at).num_values * longest[leaf.path] <= most)
+                and (not leaf.max_repetition_level or values[index][at] * longest[leaf.path] <= most)
             }
             yield from file(texts.difference(as_they_are)).iter_batches(
                 batch_size=_rows_at_once(group, leaves, sum(as_they_are.values())), row_groups=[index]
@@ -69,16 +71,19 @@ def _is_text(leaf: pq.ColumnSchema) -> bool:
     return bool(leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "DECIMAL")
 
 
-def _refuse_packed(metadata: pq.FileMetaData, leaves: Sequence[pq.ColumnSchema], most: int, place: str) -> None:
+def _refuse_packed(
+    metadata: pq.FileMetaData,
+    leaves: Sequence[pq.ColumnSchema],
+    values: Sequence[Sequence[int]],
+    most: int,
+    place: str,
+) -> None:
     """Raise where a page, or the lists of a group of rows, may take far more memory than the file has bytes."""
     unpacked = 0
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        unpacked += group.total_byte_size
-        # Of lists alone: asked for a chunk whose description is damaged, Arrow ends the program.
+    for index, counts in enumerate(values):
+        unpacked += metadata.row_group(index).total_byte_size
         lists = sum(
-            group.column(index).num_values * _width(leaf)
-            for index, leaf in enumerate(leaves)
-            if leaf.max_repetition_level
+            count * _width(leaf) for leaf, count in zip(leaves, counts, strict=True) if leaf.max_repetition_level
         )
         if lists > most:
             raise DataError(
