@@ -122,6 +122,9 @@ class TaskData(ApiModel):
     labels: dict[str, int] = Field(default_factory=dict)
     """Training rows of each label; empty for an open task."""
     columns: tuple[ColumnData, ...] = ()
+    """Those that the task uses."""
+    unused: str = ""
+    """The others of its source, some by name; for people."""
     languages: dict[str, float] = Field(default_factory=dict)
     """Share of the training rows by language (ISO 639), commonest first: a guess from each row's longest text."""
     sample: tuple[TextPiece, ...] = ()

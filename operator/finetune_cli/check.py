@@ -101,6 +101,8 @@ def _describe_task(task: TaskData) -> Iterator[str]:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in column.kinds.items())
         distinct = "" if column.distinct is None else f"; {column.distinct:,} different"
         yield f"  column {one_line(column.name)}: {kinds}{distinct}"
+    if task.unused:
+        yield f"  columns not used: {one_line(task.unused)}"
     if task.languages:
         yield f"  language (a guess): {', '.join(f'{name} {share:.0%}' for name, share in task.languages.items())}"
     for label, count in task.labels.items():

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -45,13 +46,30 @@ def packed(content: bytes) -> bytes:
     return compressed
 
 
-def columns_twice() -> bytes:
+def arrow(table: pa.Table, **options: Any) -> bytes:
     sink = pa.BufferOutputStream()
-    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
-    with pa.ipc.new_file(sink, table.schema) as writer:
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
         writer.write_table(table)
     content: bytes = sink.getvalue().to_pybytes()
     return content
+
+
+def columns_twice() -> bytes:
+    return arrow(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]))
+
+
+def outside() -> bytes:
+    indices = pa.array([0, 1 << 30], pa.int32())
+    return arrow(pa.table({"text": pa.DictionaryArray.from_arrays(indices, pa.array(["a"]), safe=False)}))
+
+
+def far_future() -> bytes:
+    return arrow(pa.table({"text": pa.array([10**16], pa.timestamp("s"))}))
+
+
+def union() -> bytes:
+    kinds, places = pa.array([0], pa.int8()), pa.array([0], pa.int32())
+    return arrow(pa.table({"text": pa.UnionArray.from_dense(kinds, places, [pa.array(["a"])])}))
 
 
 LONG = json.dumps({"text": "x" * (10 << 20), "label": "x"}).encode()
@@ -81,7 +99,21 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "an array among the lines": ("rows.jsonl", b"[1]\n", "is a JSON array, not an object"),
     "an object instead of an array": ("rows.json", b'{"text": "a"}', "holds a JSON object, not an array"),
     "a number in the array": ("rows.json", b'[{"text": "a"}, 7]', r"entry 1 .* is a JSON number"),
+    "an array that is cut": ("rows.json", b'[{"text": "a"},\n {"te', "is not JSON: line 2: .*entry 1, counted from 0"),
+    "an array without a comma": ("rows.json", b'[{"text": "a"} {"text": "b"}]', "line 1: ',' or ']' expected"),
+    "an array with a comma too many": ("rows.json", b'[{"text": "a"},\n]', "line 2: Expecting value"),
+    "two arrays": ("rows.json", b'[{"text": "a"}]\n[]', "line 2: more behind the array's end"),
+    "NaN in an array": ("rows.json", b'[{"text": NaN}]', "is not JSON: line 1: NaN is not JSON"),
+    "JSON lines that call themselves an array": ("rows.json", GOOD, "holds a JSON object.*call it .jsonl"),
     "10,000 brackets": ("rows.json", b"[" * 10_000, "is not JSON"),
+    "300 brackets": ("rows.jsonl", b'{"text": ' + b"[" * 300 + b"]" * 300 + b"}", "line 1 .*more than 100 lists"),
+    "300 brackets in an array": ("rows.json", b'[{"text": ' + b"[" * 300 + b"]" * 300 + b"}]", "more than 100 lists"),
+    "60,000 columns": ("rows.csv", ",".join(f"c{n}" for n in range(60_000)).encode(), "has 60,000 columns; at most"),
+    "9,000 columns named twice": (
+        "rows.csv", ",".join(f"c{n // 2}" for n in range(9000)).encode(), r"names columns twice.* and 4490 more"),
+    "a place outside of the arrow file": ("rows.arrow", outside(), "not a whole Arrow file: .*indices invalid"),
+    "a year that no calendar has": ("rows.arrow", far_future(), "holds a value that cannot be read"),
+    "a union": ("rows.arrow", union(), "column 'text' of type 'dense_union.* is not read"),
     "a line of 10 MB": ("rows.jsonl", LONG, "line 1 has more than 8,388,608 bytes"),
     "a number of 5,000 digits": ("rows.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "line 1 is not JSON"),
     "half a surrogate pair": ("rows.json", b'[{"text": "\\ud83d"}]', "half character"),
@@ -328,12 +360,14 @@ def refuse(folder: Path, rows: bytes, template: dict[str, str], words: str) -> N
 
 PEAK_ABOVE_START = 400 << 20
 
-MEASURED = """
-    import json, resource, sys
+MEASURED = r"""
+    import json, re, sys
+    from pathlib import Path
     from tests.integration.test_bad_data import load
     from finetune_trainer.errors import FineTuneError
     def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        # Of this program alone: getrusage also counts what the one was that started it.
+        return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
     before = peak()
     try:
         load(sys.argv[1])
@@ -378,6 +412,102 @@ def parquet_bomb(folder: Path) -> Path:
     return folder / "rows.parquet"
 
 
+def repeated(values: pa.Array, folder: Path, times: int = 1000) -> Path:
+    """One value, written once and meant by every row."""
+    pq.write_table(
+        pa.table({"text": pa.concat_arrays([values] * times)}),
+        folder / "rows.parquet",
+        dictionary_pagesize_limit=64 << 20,
+        compression="zstd",
+    )
+    return folder / "rows.parquet"
+
+
+MEGABYTE = "x" * (1 << 20)
+
+
+def parquet_of_lists(folder: Path) -> Path:
+    return repeated(pa.array([[MEGABYTE]]), folder)
+
+
+def parquet_of_one_list(folder: Path) -> Path:
+    return repeated(pa.array([[MEGABYTE] * 500]), folder, times=1)
+
+
+def parquet_of_objects(folder: Path) -> Path:
+    return repeated(pa.array([{"of": MEGABYTE}]), folder)
+
+
+def parquet_of_bytes(folder: Path) -> Path:
+    return repeated(pa.array([MEGABYTE.encode()]), folder)
+
+
+def parquet_of_equal_bytes(folder: Path) -> Path:
+    return repeated(pa.array([MEGABYTE.encode()], pa.binary(1 << 20)), folder)
+
+
+def parquet_of_one_long_list(folder: Path) -> Path:
+    zeros = pa.array(np.zeros(60_000_000, np.int64))
+    return repeated(pa.ListArray.from_arrays([0, len(zeros)], zeros), folder, times=1)
+
+
+def parquet_of_nothing(folder: Path) -> Path:
+    return repeated(pa.nulls(30_000_000), folder, times=1)
+
+
+def parquet_of_one_page(folder: Path) -> Path:
+    table = pa.table({"text": [f"{'x' * (7 << 20)}{number}" for number in range(60)]})
+    pq.write_table(table, folder / "rows.parquet", use_dictionary=False, compression="zstd", data_page_size=1 << 30)
+    return folder / "rows.parquet"
+
+
+def arrow_in_zstd(folder: Path) -> Path:
+    (folder / "rows.arrow").write_bytes(arrow(pa.table({"text": [MEGABYTE] * 500}), compression="zstd"))
+    return folder / "rows.arrow"
+
+
+def arrow_in_many_batches(folder: Path) -> Path:
+    table = pa.table({"text": [MEGABYTE] * 100})
+    with pa.ipc.new_stream(
+        str(folder / "rows.arrow"), table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")
+    ) as writer:
+        for _ in range(20):
+            writer.write_table(table)
+    return folder / "rows.arrow"
+
+
+def arrow_of_nothing(folder: Path) -> Path:
+    (folder / "rows.arrow").write_bytes(arrow(pa.table({"text": pa.nulls(10**9)})))
+    return folder / "rows.arrow"
+
+
+def arrow_of_views(folder: Path) -> Path:
+    """A million views of one megabyte."""
+    one = pa.array([MEGABYTE], pa.string_view())
+    _, view, text = one.buffers()
+    views = pa.py_buffer(view.to_pybytes()[:16] * 1_000_000)
+    table = pa.table({"text": pa.Array.from_buffers(pa.string_view(), 1_000_000, [None, views, text])})
+    (folder / "rows.arrow").write_bytes(arrow(table, compression="zstd"))
+    return folder / "rows.arrow"
+
+
+def csv_of_one_row(folder: Path) -> Path:
+    """Every line end is within quotes."""
+    with gzip.open(folder / "rows.csv.gz", "wb") as stream:
+        stream.write(b"text\n" + b'"ab\n",' * (2 << 20))
+    return folder / "rows.csv.gz"
+
+
+def array_of_objects(folder: Path) -> Path:
+    (folder / "rows.json").write_bytes(b'[{"text":"a"},7' + b",{}" * (16 << 20) + b"]")
+    return folder / "rows.json"
+
+
+def array_of_one_object(folder: Path) -> Path:
+    (folder / "rows.json").write_bytes(b'[{"text":[{}' + b",{}" * (16 << 20) + b"]}]")
+    return folder / "rows.json"
+
+
 def sparse_file(folder: Path) -> Path:
     with (folder / "rows.jsonl").open("wb") as file:
         file.truncate(20 << 30)
@@ -388,8 +518,23 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "zeros in gzip": (gzip_bomb, "more than 8,388,608 bytes|more than 200 times"),
     "line ends in gzip": (gzip_bomb_of_lines, "unpacks to more than 200 times its size"),
     "zeros in zstd": (zstd_bomb, "more than 8,388,608 bytes|more than 200 times"),
-    "JSON in gzip": (json_bomb, "more than 200 times|more than 268,435,456"),
+    "zeros in gzip instead of JSON": (json_bomb, "is not JSON"),
+    "48 megabytes of empty objects": (array_of_objects, "entry 1 .* is a JSON number"),
+    "an object of 48 megabytes": (array_of_one_object, "entry 0 .* has more than 8,388,608 characters"),
+    "a row of a million lines": (csv_of_one_row, "is still of a row that has more than 8,388,608 characters"),
     "2 terabytes of text in a Parquet dictionary": (parquet_bomb, r"a text of 9,437,184 bytes in column 'text'"),
+    "a gigabyte of lists of texts in 10 kilobytes": (parquet_of_lists, "more than 500 times its size"),
+    "one list that names one text 500 times": (parquet_of_one_list, "a value of 524,.* bytes in column 'text'"),
+    "a gigabyte of objects in 10 kilobytes": (parquet_of_objects, "more than 500 times its size"),
+    "a gigabyte of bytes in 10 kilobytes": (parquet_of_bytes, "more than 500 times its size"),
+    "a gigabyte of bytes of one length": (parquet_of_equal_bytes, "more than 500 times its size"),
+    "one list of 60 million zeros": (parquet_of_one_long_list, "lists of 480,000,000 bytes in one group of rows"),
+    "30 million rows of nothing": (parquet_of_nothing, "more than 500 times its size"),
+    "a page of 420 megabytes in Parquet": (parquet_of_one_page, "unpacks to more than 200 times its size"),
+    "a batch of 500 megabytes in 17 kilobytes": (arrow_in_zstd, "a compressed batch of 524,.* at most 134,217,728"),
+    "batches of 100 megabytes each": (arrow_in_many_batches, "more than 500 times its size"),
+    "a billion rows of nothing": (arrow_of_nothing, "more than 500 times its size"),
+    "a million views of one text": (arrow_of_views, "more than 500 times its size"),
     "a file of 20 gigabytes without a line": (sparse_file, "line 1 has more than 8,388,608"),
 }
 

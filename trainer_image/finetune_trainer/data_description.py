@@ -57,6 +57,7 @@ def describe_data(
                 {split: rows_by_task(dataset, split, encoded[split])[task] for split in Split},
                 renderer.decode,
                 dataset.task(task).templates,
+                dataset.unused[task],
             )
             for task in dataset.tasks
         ),

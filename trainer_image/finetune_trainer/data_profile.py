@@ -39,6 +39,7 @@ _ONE_SIDED = 0.9
 _RARE = 10
 _MOST_DISTINCT = 1000
 _GUESSED_ROWS = 200
+_GUESSED_CHARACTERS = 2000
 _MOST_LANGUAGES = 3
 _NOTHING = "nothing"
 """What a value is called that is not there."""
@@ -51,6 +52,7 @@ def describe_task(
     encoded: Mapping[Split, Sequence[Encoded]],
     decode: Callable[[Sequence[int]], str],
     templates: tuple[TemplateSpec, ...],
+    unused: str,
 ) -> TaskData:
     """Return what one task's rows look like.
 
@@ -61,6 +63,7 @@ def describe_task(
         encoded: the same as tokens; those of training with all that is learnt.
         decode: the tokenizer's, special tokens included.
         templates: its phrasings; none of chats.
+        unused: columns of its source that it does not use, for people.
     """
     entry = entry_with(templates)
     bars: Counter[int] = Counter()
@@ -77,6 +80,7 @@ def describe_task(
         truncated=truncated,
         labels={label: answers[label] for label in labels},
         columns=tuple(describe_columns(example.values for example in examples[Split.TRAIN])),
+        unused=unused,
         languages=guess_languages(examples[Split.TRAIN]),
         sample=() if first is None else tuple(mask_pieces(first, decode)),
         library="" if entry is None else f"{entry.name} {entry.version}",
@@ -98,8 +102,8 @@ def describe_columns(rows: Iterable[Mapping[str, object]]) -> Iterator[ColumnDat
 @dataclass(slots=True)
 class _Column:
     kinds: Counter[str]
-    _values: set[object] | None = field(default_factory=set)
-    """Absent: too many, or not to be counted."""
+    _values: set[int] | None = field(default_factory=set)
+    """Hashes, as a text may be long. Absent: too many, or not to be counted."""
 
     @property
     def distinct(self) -> int | None:
@@ -113,7 +117,7 @@ class _Column:
         if kind in ("list", "object"):
             self._values = None
             return
-        self._values.add(value)
+        self._values.add(hash(value))
         if len(self._values) > _MOST_DISTINCT:
             self._values = None
 
@@ -148,7 +152,7 @@ def guess_languages(examples: Sequence[Example]) -> dict[str, float]:
 
 def _longest_text(example: Example) -> str:
     texts = [value for value in example.values.values() if isinstance(value, str)]
-    return max(texts, key=len, default=example.prompt)
+    return max(texts, key=len, default=example.prompt)[:_GUESSED_CHARACTERS]
 
 
 def mask_pieces(item: Encoded, decode: Callable[[Sequence[int]], str]) -> Iterator[TextPiece]:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from finetune_api.spec import REPLAY_TASK, DataSpec, ReplaySpec, SplitsSpec, TaskSpec, TemplateSpec
 from finetune_trainer.chat import ChatColumn
@@ -22,6 +22,7 @@ from finetune_trainer.errors import DataError
 from finetune_trainer.example import Example, pack_example, unpack_example
 from finetune_trainer.record_file import RecordFile
 from finetune_trainer.records import StoredRows
+from finetune_trainer.row_limit import MOST_COLUMNS
 from finetune_trainer.source import Fetch, Row, fetch_local, read_rows
 from finetune_trainer.split import (
     ANYWHERE,
@@ -78,6 +79,8 @@ class Dataset:
     """Task and number of the rows of validation and test sources that are nearly equal to a training row."""
     seed: int
     """Of all that is drawn: splits, phrasings, rows that are shown."""
+    unused: Mapping[str, str]
+    """By task, which columns of its source it does not use, for people."""
     hash: str
     """sha256 over every example's task, prompt and completion in order, opened or not: equal data, equal hash."""
     _opened: Mapping[Split, _Opened] = dataclasses.field(repr=False)
@@ -238,6 +241,8 @@ class _SourceRows:
     rows: StoredRows[_Candidate]
     places: Collection[Split]
     """Where they may be; one place when the source fixes it."""
+    unused: str = ""
+    """Columns that are not looked at, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +320,7 @@ def load_dataset(
             if example.task != REPLAY_TASK
         ),
         seed=data.splits.seed,
+        unused={task.name: loaded[task.name].sources[0].unused for task in data.tasks},
         hash=_hash(examples),
         _opened={
             split: _Opened.of(rows, {task: count[split] for task, count in counts.items()})
@@ -370,11 +376,11 @@ def _load_task(
     own = {"validationSource": Split.VALIDATION, "testSource": Split.TEST}
     uris = {"validationSource": task.validation_source, "testSource": task.test_source}
     drawn = ANYWHERE - {own[name] for name, uri in uris.items() if uri is not None}
-    found = _candidates(task.source, f"{field}.source", fetch, columns, rendered.empty())
-    sources = [_SourceRows(_sample(found, task.max_examples, splits.seed), drawn)]
+    found, unused = _candidates(task.source, f"{field}.source", fetch, columns, rendered.empty())
+    sources = [_SourceRows(_sample(found, task.max_examples, splits.seed), drawn, unused)]
     for name, uri in uris.items():
         if uri is not None:
-            rows = _candidates(uri, f"{field}.{name}", fetch, columns, rendered.empty())
+            rows, _ = _candidates(uri, f"{field}.{name}", fetch, columns, rendered.empty())
             sources.append(_SourceRows(rows, frozenset({own[name]})))
     _render_all(sources, task, phrasings, splits.seed, field, rendered)
     return _Loaded(sources, phrasings)
@@ -396,7 +402,8 @@ def _load_replay(replay: ReplaySpec, seed: int, fetch: Fetch, rendered: RecordFi
         task = task.model_copy(update={"templates": (), "messages": "messages"})
     phrasings = _phrasings_of(task, field)
     columns = _Columns.of(task, phrasings, SplitsSpec(), field)
-    sources = [_SourceRows(_candidates(task.source, f"{field}.source", fetch, columns, rendered.empty()), ANYWHERE)]
+    rows, _ = _candidates(task.source, f"{field}.source", fetch, columns, rendered.empty())
+    sources = [_SourceRows(rows, ANYWHERE)]
     _render_all(sources, task, phrasings, seed, field, rendered)
     return _Loaded(sources, phrasings)
 
@@ -450,6 +457,12 @@ class _Columns:
         """Return what the column that templates call ``name`` is called in the rows."""
         return self.task.columns.get(name, name)
 
+    @property
+    def used(self) -> frozenset[str]:
+        """What the columns that are looked at are called in the rows."""
+        further = {self.group_by, self.stratify_by, self.subgroup} - {None}
+        return frozenset(map(self.called, (*self.inputs, *self.completions))) | cast("set[str]", further)
+
     def values(self, row: Row) -> Row:
         """Return what templates see of ``row``, and what splitting and evaluation need."""
         names = dict.fromkeys([*self.inputs, *self.completions])
@@ -491,14 +504,18 @@ def _no_column(where: str, missing: Sequence[str], found: Collection[str], sourc
     )
 
 
-def _candidates(uri: str, field: str, fetch: Fetch, columns: _Columns, records: RecordFile) -> StoredRows[_Candidate]:
-    """Put the rows of one source into ``records``, which are empty."""
+def _candidates(
+    uri: str, field: str, fetch: Fetch, columns: _Columns, records: RecordFile
+) -> tuple[StoredRows[_Candidate], str]:
+    """Put the rows of one source into ``records``, which are empty; also return which columns are not used."""
     found: dict[str, None] = {}
+    used = columns.used
     lacking: set[str] = set()
     splitting = {"groupBy": columns.group_by, "stratifyBy": columns.stratify_by}
     path = fetch(uri, field, columns.task.secret_ref, columns.task.revision)
     for number, row in enumerate(read_rows(path, field)):
-        found.update(dict.fromkeys(row))
+        # Every row may have names of its own: those beyond any table's are not kept.
+        found.update(dict.fromkeys(row if len(found) < MOST_COLUMNS else used.intersection(row)))
         values = columns.values(row)
         text = columns.text(values, number)
         group, stratum = _value_of(row, columns.group_by), _value_of(row, columns.stratify_by)
@@ -509,7 +526,7 @@ def _candidates(uri: str, field: str, fetch: Fetch, columns: _Columns, records: 
     for setting, column in splitting.items():
         if column is not None and column in lacking:
             raise _missing_value(uri, candidates, column, f"spec.data.splits.{setting}", field)
-    return candidates
+    return candidates, _listed([_clipped(name) for name in found if name not in used])
 
 
 def _unpack_candidate(record: bytes) -> _Candidate:

@@ -4,37 +4,37 @@ Rows come one after the other; what is held at once is bounded by the longest ro
 values are strings, always; an empty cell is an empty string. The other formats keep their types.
 """
 
+import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from finetune_trainer.errors import DataError
+from finetune_trainer.row_limit import (
+    ALWAYS_UNPACKED_BYTES,
+    LONGEST_ROW_BYTES,
+    MOST_UNPACKED,
+    Row,
+    refuse_columns,
+    shown,
+)
+from finetune_trainer.table_file import read_arrow, read_parquet
 
-Row = dict[str, object]
+__all__ = ["KNOWN_ENDINGS", "Row", "format_of", "read_file"]
 
-LONGEST_ROW_BYTES = 8 << 20
-"""Of a line, and of a text in a column: far beyond any model's context."""
-LONGEST_DOCUMENT_BYTES = 256 << 20
-"""Of a file that is one JSON array, which is held as a whole."""
-
-_SHOWN_CHARACTERS = 80
 _BYTE_ORDER_MARK = "\ufeff"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
-# Text packs to a fifth, tables of repetitive text to a fiftieth; what packs better than this is made to fill a disk.
-_MOST_UNPACKED = 200
-_ALWAYS_UNPACKED_BYTES = 16 << 20
-
-_BATCH_ROWS = 1024
-_BATCH_BYTES = 32 << 20
+_JSON_PIECE_BYTES = 1 << 18
+_JSON_WHITE_SPACE = re.compile(r"[ \t\n\r]*+")
+_DEEPEST = 100
+"""Lists and objects within each other; a few hundred are more than Python can keep."""
 
 
 def format_of(name: str) -> str | None:
@@ -74,7 +74,7 @@ class _Unpacked(io.RawIOBase):
     def __init__(self, packed: pa.NativeFile, path: Path, field: str) -> None:
         self._packed = packed
         self._place = f"{field}: {path}"
-        self._left = max(_ALWAYS_UNPACKED_BYTES, _MOST_UNPACKED * path.stat().st_size)
+        self._left = max(ALWAYS_UNPACKED_BYTES, MOST_UNPACKED * path.stat().st_size)
 
     def readable(self) -> bool:
         return True
@@ -84,13 +84,13 @@ class _Unpacked(io.RawIOBase):
             content = self._packed.read(len(buffer))
         except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"{self._place} cannot be unpacked: {_shown(str(error))}. It is truncated, damaged or of another "
+                f"{self._place} cannot be unpacked: {shown(str(error))}. It is truncated, damaged or of another "
                 f"format than its ending says; fetch it again."
             ) from error
         self._left -= len(content)
         if self._left < 0:
             raise DataError(
-                f"{self._place} unpacks to more than {_MOST_UNPACKED} times its size, as files do that are made to "
+                f"{self._place} unpacks to more than {MOST_UNPACKED} times its size, as files do that are made to "
                 f"fill a disk. If it is what you want, unpack it yourself and name the result."
             )
         buffer[: len(content)] = content
@@ -132,14 +132,14 @@ def _read_json_lines(file: BinaryIO, path: Path, field: str) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line, parse_constant=_refuse_constant)
-            if "\\u" in line:
-                _refuse_lone_surrogates(row)
+            if "\\u" in line or "[" in line or line.rfind("{") > 0:
+                _refuse_unusable(row, line)
         except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
             hint = "" if line.endswith("\n") else " It is the last line and has no line end: is the file truncated?"
-            raise DataError(f"{field}: {path} line {number} is not JSON: {error}: {_shown(line)}.{hint}") from error
+            raise DataError(f"{field}: {path} line {number} is not JSON: {error}: {shown(line)}.{hint}") from error
         if not isinstance(row, dict):
             raise DataError(
-                f"{field}: {path} line {number} is a JSON {_JSON_NAMES[type(row)]}, not an object: {_shown(line)}. "
+                f"{field}: {path} line {number} is a JSON {_JSON_NAMES[type(row)]}, not an object: {shown(line)}. "
                 f'Write one object per line: {{"column": "value"}}.'
             )
         yield row
@@ -156,31 +156,111 @@ _JSON_NAMES: dict[type, str] = {
 
 
 def _read_json(file: BinaryIO, path: Path, field: str) -> Iterator[Row]:
-    """Read one array of objects, which must fit into memory."""
-    content = file.read(LONGEST_DOCUMENT_BYTES + 1)
-    if len(content) > LONGEST_DOCUMENT_BYTES:
-        raise DataError(
-            f"{field}: {path} has more than {LONGEST_DOCUMENT_BYTES:,} bytes, and JSON is read as a whole; write one "
-            f"object a line (jsonl), e.g. jq -c '.[]'."
-        )
-    try:
-        document = json.loads(content.decode("utf-8-sig"), parse_constant=_refuse_constant)
-        if b"\\u" in content:
-            _refuse_lone_surrogates(document)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise DataError(f"{field}: {path} is not JSON: {_shown(str(error))}; write it again, as UTF-8.") from error
-    if not isinstance(document, list):
-        raise DataError(
-            f"{field}: {path} holds a JSON {_JSON_NAMES.get(type(document), 'object')}, not an array of objects. Write "
-            f"[{{...}}, {{...}}], or one object a line and call it .jsonl."
-        )
-    for number, row in enumerate(document):
+    """Read one array of objects, of which one is held at a time."""
+    for number, row in enumerate(_JsonArray(file, f"{field}: {path}")):
         if not isinstance(row, dict):
             raise DataError(
                 f"{field}: {path} entry {number} (counted from 0) is a JSON {_JSON_NAMES[type(row)]}, not an object: "
-                f"{_shown(repr(row))}."
+                f"{shown(repr(row))}."
             )
         yield row
+
+
+class _JsonArray:
+    """The entries of a file that is one JSON array."""
+
+    def __init__(self, file: BinaryIO, place: str) -> None:
+        self._file = file
+        self._place = place
+        self._to_text = codecs.getincrementaldecoder("utf-8-sig")()
+        self._decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+        self._text, self._at, self._lines = "", 0, 1
+        self._has_ended = False
+
+    def __iter__(self) -> Iterator[object]:
+        self._open()
+        number = 0
+        while self._next_character() != "]" or number:
+            yield self._entry(number)
+            number += 1
+            mark = self._next_character()
+            if mark == "]":
+                break
+            if mark != ",":
+                raise self._no_json("',' or ']' expected", self._at)
+            self._at += 1
+        self._at += 1
+        if self._next_character():
+            raise self._no_json("more behind the array's end", self._at)
+
+    def _open(self) -> None:
+        first = self._next_character()
+        if first != "[":
+            if first not in _JSON_BEGINNINGS:
+                raise self._no_json("'[' expected", self._at)
+            raise DataError(
+                f"{self._place} holds a JSON {_JSON_BEGINNINGS[first]}, not an array of objects. Write "
+                f"[{{...}}, {{...}}], or one object a line and call it .jsonl."
+            )
+        self._at += 1
+
+    def _entry(self, number: int) -> object:
+        while True:
+            try:
+                entry, end = self._decoder.raw_decode(self._text, self._at)
+                # A number that ends with the text may go on.
+                if end < len(self._text) or self._has_ended:
+                    _refuse_unusable(entry, self._text, self._at, end)
+                    self._at = end
+                    return entry
+            except json.JSONDecodeError as error:
+                if self._has_ended:
+                    raise self._no_json(f"{error.msg} (entry {number}, counted from 0)", error.pos) from error
+                end = len(self._text)
+            except (ValueError, RecursionError) as error:
+                raise self._no_json(f"{error} (entry {number}, counted from 0)", self._at) from error
+            if end - self._at > LONGEST_ROW_BYTES:
+                raise self._no_json(
+                    f"entry {number} (counted from 0) has more than {LONGEST_ROW_BYTES:,} characters, or is broken",
+                    self._at,
+                )
+            self._read_on()
+
+    def _next_character(self) -> str:
+        """Return what stands behind the next white space, nothing at the end."""
+        while True:
+            self._at = _JSON_WHITE_SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if self._has_ended:
+                return ""
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Drop what was decoded, and read as much again as is left: a long entry is not tried with every piece."""
+        self._lines += self._text.count("\n", 0, self._at)
+        self._text, self._at = self._text[self._at :], 0
+        left = LONGEST_ROW_BYTES + 1 - len(self._text)
+        content = self._file.read(min(max(_JSON_PIECE_BYTES, len(self._text)), max(_JSON_PIECE_BYTES, left)))
+        self._has_ended = not content
+        try:
+            self._text += self._to_text.decode(content, final=not content)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self._place} is not JSON: {shown(str(error))}; write it again, as UTF-8.") from error
+
+    def _no_json(self, why: str, at: int) -> DataError:
+        line = self._lines + self._text.count("\n", 0, at)
+        return DataError(f"{self._place} is not JSON: line {line}: {why}; write it again, as UTF-8.")
+
+
+_JSON_BEGINNINGS = {
+    "{": "object",
+    '"': "string",
+    "t": "boolean",
+    "f": "boolean",
+    "n": "null",
+    **dict.fromkeys("-0123456789", "number"),
+}
 
 
 def _read_text(file: BinaryIO, path: Path, field: str) -> Iterator[Row]:
@@ -188,6 +268,29 @@ def _read_text(file: BinaryIO, path: Path, field: str) -> Iterator[Row]:
     for _, line in _lines(file, path, field):
         if line.strip():
             yield {"text": line.rstrip("\r\n")}
+
+
+def _refuse_unusable(row: object, text: str, start: int = 0, end: int | None = None) -> None:
+    """Raise ValueError for what no program behind this one can keep; ``row`` was read from that part of ``text``."""
+    if text.find("\\u", start, end) >= 0:
+        _refuse_lone_surrogates(row)
+    if text.count("[", start, end) + text.count("{", start, end) > _DEEPEST:
+        _refuse_deep(row)
+
+
+def _refuse_deep(row: object) -> None:
+    level = [row]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return
+    raise ValueError(f"more than {_DEEPEST} lists and objects within each other")
 
 
 def _refuse_lone_surrogates(row: object) -> None:
@@ -198,19 +301,21 @@ def _refuse_lone_surrogates(row: object) -> None:
 
 
 def _read_csv(file: BinaryIO, path: Path, field: str) -> Iterator[Row]:
-    reader = csv.reader((line for _, line in _lines(file, path, field)), strict=True)
+    lines = _CsvLines(file, path, field)
+    reader = csv.reader(lines, strict=True)
     try:
         header = next(reader, None)
         if header is None:
             return
         _check_header(header, path, field)
         for cells in reader:
+            lines.row_characters = 0
             if not cells:
                 continue
             if len(cells) != len(header):
                 raise DataError(
                     f"{field}: {path} line {reader.line_num} has {len(cells)} cells where the header has "
-                    f"{len(header)} ({_shown(','.join(header))}): {_shown(','.join(cells))}. "
+                    f"{len(header)} ({shown(','.join(header))}): {shown(','.join(cells))}. "
                     f"Put cells that hold commas or line ends in double quotes."
                 )
             yield dict(zip(header, cells, strict=True))
@@ -221,109 +326,34 @@ def _read_csv(file: BinaryIO, path: Path, field: str) -> Iterator[Row]:
         ) from error
 
 
+class _CsvLines:
+    """Lines, of which one row may take many; whoever reads rows resets ``row_characters`` behind each."""
+
+    def __init__(self, file: BinaryIO, path: Path, field: str) -> None:
+        self._lines = _lines(file, path, field)
+        self._place = f"{field}: {path}"
+        self.row_characters = 0
+
+    def __iter__(self) -> "_CsvLines":
+        return self
+
+    def __next__(self) -> str:
+        number, line = next(self._lines)
+        self.row_characters += len(line)
+        if self.row_characters > LONGEST_ROW_BYTES:
+            raise DataError(
+                f"{self._place} line {number} is still of a row that has more than {LONGEST_ROW_BYTES:,} characters. "
+                f"Look for a quote that is never closed, or cut the row."
+            )
+        return line
+
+
 def _check_header(header: list[str], path: Path, field: str) -> None:
     if len(header) == 1 and (separator := next((mark for mark in ";\t|" if mark in header[0]), None)):
         raise DataError(f"{field}: {path} separates its columns by {separator!r}; CSV here means commas.")
     if not all(name.strip() for name in header):
-        raise DataError(f"{field}: {path} line 1 must name every column; it reads {_shown(','.join(header))}.")
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise DataError(f"{field}: {path} line 1 names columns twice: {repeated}; rename them.")
-
-
-def _read_parquet(path: Path, field: str) -> Iterator[Row]:
-    try:
-        with pq.ParquetFile(path) as file:
-            _refuse_repeated(file.schema_arrow.names, path, field)
-            texts = [each.name for each in file.schema_arrow if pa.types.is_string(each.type)]
-            rows = _rows_at_once(file.metadata)
-        # As dictionaries: a value that is written once and repeated a million times is held once.
-        with pq.ParquetFile(path, read_dictionary=texts) as file:
-            for batch in file.iter_batches(batch_size=rows):
-                yield from _rows_of(batch, path, field)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{field}: {path} is not a whole Parquet file: {_shown(str(error))}; fetch or write it again."
-        ) from error
-    except OSError as error:  # what Arrow raises for truncated pages
-        raise DataError(f"{field}: {path} is truncated or broken: {_shown(str(error))}; fetch it again.") from error
-
-
-def _rows_at_once(metadata: pq.FileMetaData) -> int:
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    bytes_a_row = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1)
-    return max(1, min(_BATCH_ROWS, int(_BATCH_BYTES / max(1, bytes_a_row))))
-
-
-def _read_arrow(path: Path, field: str) -> Iterator[Row]:
-    try:
-        with pa.memory_map(str(path)) as file:
-            for batch in _arrow_batches(file):
-                _refuse_repeated(batch.schema.names, path, field)
-                for start in range(0, len(batch), _BATCH_ROWS):
-                    yield from _rows_of(batch.slice(start, _BATCH_ROWS), path, field)
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise DataError(
-            f"{field}: {path} is not a whole Arrow file: {_shown(str(error))}; fetch or write it again."
-        ) from error
-
-
-def _arrow_batches(file: pa.MemoryMappedFile) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of either form: with a footer, or as a stream, which is what the datasets library keeps."""
-    if file.read(6) == b"ARROW1":
-        reader = pa.ipc.open_file(file)
-        yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
-    else:
-        file.seek(0)
-        yield from pa.ipc.open_stream(file)
-
-
-def _refuse_repeated(names: list[str], path: Path, field: str) -> None:
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"{field}: {path} names columns twice: {repeated}; rename them.")
-
-
-def _rows_of(batch: pa.RecordBatch, path: Path, field: str) -> Iterator[Row]:
-    """Yield the rows of a batch, together where they are small and one by one where they are not."""
-    sizes = np.zeros(len(batch), dtype=np.int64)
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        lengths = _text_bytes(column)
-        if lengths is None:
-            continue
-        if len(lengths) and lengths.max() > LONGEST_ROW_BYTES:
-            raise DataError(
-                f"{field}: {path} has a text of {lengths.max():,} bytes in column {name!r}, more than the "
-                f"{LONGEST_ROW_BYTES:,} that are read; no model does. Cut it or drop the row."
-            )
-        sizes += lengths
-    step = len(batch) if sizes.sum() <= _BATCH_BYTES else 1
-    for start in range(0, len(batch), step):
-        yield from _plain(batch.slice(start, step)).to_pylist()
-
-
-def _text_bytes(column: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    """Return how long each value of a column of texts is; nothing for a column of another type."""
-    if pa.types.is_dictionary(column.type):
-        lengths = _text_bytes(column.dictionary)
-        if lengths is None:
-            return None
-        indices = pc.fill_null(column.indices, 0).to_numpy(zero_copy_only=False)
-        return lengths[indices] if len(lengths) else np.zeros(len(indices), dtype=np.int64)
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return None
-    found = pc.fill_null(pc.binary_length(column), 0)
-    return cast("np.ndarray[Any, np.dtype[np.int64]]", found.to_numpy(zero_copy_only=False).astype(np.int64))
-
-
-def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
-    columns = [
-        column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in batch.columns
-    ]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
-
-def _shown(text: str) -> str:
-    text = text.strip()
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
+        raise DataError(f"{field}: {path} line 1 must name every column; it reads {shown(','.join(header))}.")
+    refuse_columns(header, f"{field}: {path} line 1")
 
 
 _TEXT_READERS: dict[str, Callable[[BinaryIO, Path, str], Iterator[Row]]] = {
@@ -333,7 +363,7 @@ _TEXT_READERS: dict[str, Callable[[BinaryIO, Path, str], Iterator[Row]]] = {
     ".csv": _read_csv,
     ".txt": _read_text,
 }
-_BINARY_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {".parquet": _read_parquet, ".arrow": _read_arrow}
+_BINARY_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {".parquet": read_parquet, ".arrow": read_arrow}
 
 KNOWN_ENDINGS = (*_TEXT_READERS, *_BINARY_READERS)
 """Of files that are read; the text formats also with .gz or .zst behind it."""

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import time
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,10 +51,11 @@ def test_a_task_is_counted():
         split: [encode("p" * (length - 1), "c", truncated=length > 50) for length in found]
         for split, found in lengths.items()
     }
-    found = describe_task("t", ["yes", "no", "maybe"], examples, encoded, decode, ())
+    found = describe_task("t", ["yes", "no", "maybe"], examples, encoded, decode, (), "id, url")
     assert found.rows == SplitRows(train=3, validation=0, test=1)
     assert [(bar.up_to, bar.rows) for bar in found.lengths] == [(16, 2), (32, 1), (64, 0), (128, 1)]
     assert found.truncated == 1
+    assert found.unused == "id, url"
     assert found.labels == {"yes": 2, "no": 1, "maybe": 0}
     assert found.sample == (TextPiece(text="p" * 9, learnt=False), TextPiece(text="c", learnt=True))
 
@@ -79,12 +81,27 @@ def test_a_column_of_ids_has_no_count_of_values():
     assert column.distinct is None
 
 
+def test_memory_does_not_grow_with_what_the_rows_say():
+    tracemalloc.start()
+    try:
+        (column,) = describe_columns({"text": f"{number} " * 20_000} for number in range(900))
+        assert column.distinct == 900
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_languages_are_guessed_from_the_longest_text_of_a_row():
     german = {"label": "positive", "text": "Der Film war wirklich wunderbar und viel zu schnell vorbei."}
     english = {"label": "positive", "text": "There is no way for me to plug it in unless I go by a converter."}
     rows = [dataclasses.replace(row("Is this good?"), values=values) for values in [german, english, english, english]]
     assert guess_languages(rows) == {"en": 0.75, "de": 0.25}
     assert guess_languages([row("   ")]) == {}
+
+
+def test_languages_are_guessed_from_the_beginning_of_a_long_text():
+    german, english = "Der Film war wirklich wunderbar. " * 100, "There is no way to plug it in. " * 10_000
+    assert guess_languages([row(german + english)]) == {"de": 1.0}
 
 
 def test_the_mask_shows_every_answer_of_a_chat():

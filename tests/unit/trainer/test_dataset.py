@@ -461,3 +461,10 @@ def test_a_missing_column_of_chats_is_told_by_its_setting(tmp_path):
     source = write_rows(tmp_path / "chats.jsonl", make_rows())
     with pytest.raises(DataError, match=r"tasks\[0\]\.messages: 'turns' not among the columns"):
         load_dataset(make_data({"name": "chat", "source": source, "messages": "turns"}))
+
+
+def test_columns_that_no_template_uses_are_named(tmp_path):
+    rows = [{**row, "url": "x", f"key {number}": 1} for number, row in enumerate(make_rows())]
+    unused = load(tmp_path, rows).unused["sentiment"]
+    assert unused.startswith("film, url, key 0, key 1,")
+    assert unused.endswith("key 7 and 52 more")

@@ -1,5 +1,6 @@
 import gzip
 import json
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,6 +46,8 @@ READABLE = {
     "csv of windows has no line ends in its values": ("rows.csv", "a,b\r\n1,2\r\n", 0, {"a": "1", "b": "2"}),
     "a single csv column needs no comma": ("rows.csv", "text\nhello\n", 0, {"text": "hello"}),
     "an array of json objects": ("rows.json", '[{"a": 1},\n {"a": 2}]', 1, {"a": 2}),
+    "an array in one line, with white space around": ("rows.json", ' [ {"a": 1} , {"a": 2} ] \n', 1, {"a": 2}),
+    "a byte order mark before an array is skipped": ("rows.json", '\ufeff[{"a": 1}]', 0, {"a": 1}),
     "every line of text is a row": ("rows.txt", "one\r\n\n two \n", 1, {"text": " two "}),
     "json lines in gzip": ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n{"a": 2}'), 1, {"a": 2}),
     "csv in zstd": ("rows.csv.zst", pa.Codec("zstd").compress(b"a,b\n1,2\n", asbytes=True), 0, {"a": "1", "b": "2"}),
@@ -230,3 +233,46 @@ def test_a_pattern_that_nothing_matches_is_a_data_error(tmp_path):
 def test_wide_rows_are_read_a_few_at_a_time(tmp_path):
     path = write_parquet(tmp_path, pa.table({"a": [str(n % 10) * 1_000_000 for n in range(30)]}))
     assert [len(str(row["a"])) for row in rows_of(str(path))] == [1_000_000] * 30
+
+
+def test_an_array_is_read_across_the_pieces_of_its_file(tmp_path):
+    rows = [{"text": "é\U0001f600" * (n % 1000), "n": n, "inner": [{"k": n}]} for n in range(3000)]
+    content = json.dumps(rows, ensure_ascii=False)
+    assert len(content) > 2 << 20
+    assert rows_of(write(tmp_path, "rows.json", content)) == rows
+
+
+def test_a_long_text_that_few_rows_have_is_read_as_it_is(tmp_path):
+    rows = [{"text": "x" * 3_000_000 if n % 100 == 0 else f"row {n}", "tags": ["y" * n, None]} for n in range(400)]
+    assert rows_of(str(write_parquet(tmp_path, pa.Table.from_pylist(rows)))) == rows
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_every_kind_of_column_is_read_from_parquet(tmp_path, dictionary):
+    columns = {
+        "large": pa.array(["a", None, "b"], pa.large_string()),
+        "view": pa.array(["a", None, "b"], pa.string_view()),
+        "bytes": pa.array([b"a", None, b"b"]),
+        "equal": pa.array([b"aa", None, b"bb"], pa.binary(2)),
+        "map": pa.array([[("k", "v")], None, []], pa.map_(pa.string(), pa.string())),
+        "lists": pa.array([[["a"], None], None, []], pa.large_list(pa.list_(pa.string()))),
+        "two": pa.array([["a", "b"], None, ["c", None]], pa.list_(pa.string(), 2)),
+        "decimal": pa.array([1, None, 2]).cast(pa.decimal128(21, 1)),
+        "labels": pa.array([["a"], None, ["b"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+        "deep": pa.array([{"x": {"y": ["z"]}}, None, {"x": None}]),
+    }
+    table = pa.table(columns)
+    pq.write_table(table, tmp_path / "rows.parquet", use_dictionary=dictionary, row_group_size=2)
+    assert rows_of(str(tmp_path / "rows.parquet")) == table.to_pylist()
+    (tmp_path / "rows.arrow").write_bytes(b"")
+    with pa.ipc.new_file(str(tmp_path / "rows.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    assert rows_of(str(tmp_path / "rows.arrow")) == table.to_pylist()
+
+
+def test_memory_stays_small_beside_the_group_of_rows(tmp_path):
+    draws = random.Random(0)
+    path = write_parquet(tmp_path, pa.table({"text": [draws.randbytes(1000).hex() for _ in range(30_000)]}))
+    before = pa.default_memory_pool().bytes_allocated()
+    most = max(pa.default_memory_pool().bytes_allocated() for _ in read_rows(path, FIELD))
+    assert most - before < 20 << 20
