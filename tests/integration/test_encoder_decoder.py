@@ -72,12 +72,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "prompt tuning": {"type": "promptTuning", "promptTuning": {"virtualTokens": 5}},
     "prefix tuning": {"type": "prefixTuning", "prefixTuning": {"virtualTokens": 5}},
     "ia3": {"type": "ia3"},
-    "the last layer near its first weights": {
+    "the last layer near what the base predicts": {
         "type": "selective",
         "selective": {"train": "lastLayers", "lastLayers": 1},
-        "regularization": {"type": "l2sp", "strength": 0.01},
+        "regularization": {"type": "kl", "strength": 0.1},
     },
-    "full near what the base predicts": {"type": "full", "regularization": {"type": "kl", "strength": 0.1}},
+    "full near its first weights": {"type": "full", "regularization": {"type": "l2sp", "strength": 0.01}},
     "full near weights that count": {"type": "full", "regularization": {"type": "ewc", "strength": 0.1}},
 }
 

@@ -59,11 +59,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "selective": {"train": "lastLayers", "lastLayers": 1},
         "regularization": {"type": "l2sp", "strength": 0.01},
     },
-    "the last layer near what the base predicts": {
-        "type": "selective",
-        "selective": {"train": "lastLayers", "lastLayers": 1},
-        "regularization": {"type": "kl", "strength": 0.1},
-    },
+    "full near what the base predicts": {"type": "full", "regularization": {"type": "kl", "strength": 0.1}},
     "the last layer near weights that count": {
         "type": "selective",
         "selective": {"train": "lastLayers", "lastLayers": 1},

@@ -31,6 +31,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.report import ExitCode, Progress, Stage, TrainingReport
 from finetune_api.stage_result import StageResult
 from finetune_trainer import stages
+from finetune_trainer.check_stage import check_stage
 from finetune_trainer.checkpoint import newest_complete
 from finetune_trainer.errors import SpecError
 from finetune_trainer.evaluate_stage import evaluate_stage
@@ -433,6 +434,7 @@ def test_what_two_workers_trained_is_published_merged_with_the_adapters_logits(
     trained = on_two_workers[name]
     job = on_two(tiny_model_dir, tmp_path, **TRAININGS[name], output__merge=True)
     run = Run(job, trained.workspace, Silence(), StopFlag())
+    check_stage(run)
     run.remember("training", trained.report)
     evaluate_stage(run)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "output" / output_prefix(job) / "model")
