@@ -303,6 +303,15 @@ def test_a_bucket_that_vanishes_is_not_taken_for_a_missing_object(server: S3Serv
             ask()
 
 
+def test_a_listing_that_met_what_was_just_taken_away_is_asked_for_again(bucket: Bucket, network: FaultProxy) -> None:
+    store = bucket.store()
+    for ask in (lambda: store.exists(f"{bucket.prefix}/nothing"), lambda: bool(store.list(bucket.prefix))):
+        network.clear()
+        network.once(lambda one: "list-type" in one.query, Refuse(404, "NoSuchKey"))
+        assert not ask()
+        assert network.hits == 1
+
+
 # --- bytes that change on the way
 
 

@@ -322,6 +322,9 @@ def _is_passing(error: Exception) -> bool:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if status == 501 or _code(error) in _FULL:
             return False
+        if _code(error) == "NoSuchKey" and error.operation_name.startswith("List"):
+            # No listing is of one object: a server that walks folders met one that was just taken away.
+            return True
         return status >= 500 or _code(error) in _BUSY | _GARBLED
     return isinstance(error, _PASSING)
 
