@@ -157,6 +157,7 @@ def test_operator_killed_in_every_stage_still_ends_once(jobs: Jobs, s3: ObjectSt
     assert len(jobs.children(job.uid)) == 3
 
 
+@pytest.mark.timeout(900)
 def test_training_goes_on_from_its_checkpoints_when_its_pod_is_deleted_and_when_it_was_suspended(
     jobs: Jobs, s3: ObjectStore
 ) -> None:
@@ -315,6 +316,7 @@ def own_store(cluster: Cluster, tmp_path: Path) -> Iterator[ObjectStore]:
     cluster.kubectl("delete", "namespace", store.namespace, "--wait=false")
 
 
+@pytest.mark.timeout(900)
 def test_no_result_is_lost_while_the_store_is_away_for_a_minute(jobs: Jobs, own_store: ObjectStore) -> None:
     jobs.apply(example(own_store, runPolicy=UNCHECKED))
     jobs.wait_phase("reviews-lora", Phase.EVALUATING, seconds=250)

@@ -321,7 +321,7 @@ TEMPLATES_ON_LARGE_ROWS: dict[str, tuple[str, str]] = {
 
 RENDERING_PEAK = 100 << 20
 """Bytes of Python's own, the first import of what reads rows included."""
-RENDERING_SECONDS = 10
+RENDERING_SECONDS = 20
 """Of the processor; tracing the memory takes most of it."""
 
 
