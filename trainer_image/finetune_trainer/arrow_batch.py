@@ -20,6 +20,10 @@ _CELL_BYTES = 8
 """Of a number, and of a place in a list."""
 
 
+class UnmeasuredTypeError(Exception):
+    """Nobody knows how large values of this type are."""
+
+
 def value_bytes(column: pa.Array) -> Sizes | float:
     """Return about how long each value of a column is; one number where all are of one length.
 
@@ -27,7 +31,7 @@ def value_bytes(column: pa.Array) -> Sizes | float:
 
     Raises:
         ArrowInvalid: it names entries that its dictionary does not have.
-        NotImplementedError: of that type, with its name.
+        UnmeasuredTypeError: of that type, with its name.
     """
     kind = column.type
     if isinstance(column, pa.ExtensionArray):
@@ -51,7 +55,7 @@ def value_bytes(column: pa.Array) -> Sizes | float:
         return _numbers(pc.fill_null(pc.binary_length(column), 0))
     if pa.types.is_primitive(kind) or pa.types.is_null(kind) or pa.types.is_decimal(kind):
         return float(_CELL_BYTES)
-    raise NotImplementedError(str(kind))
+    raise UnmeasuredTypeError(str(kind))
 
 
 _TEXT_KINDS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)

@@ -142,10 +142,9 @@ def _check(
     if not evaluates_only(job.spec.training):
         reporter.say("working out what training needs")
         plan = _plan(run, files, encoded[Split.TRAIN])
-        workspace.remember("plan", plan)
+        run.remember("plan", plan)
         if (why := why_it_cannot_fit(plan, job.spec)) and job.spec.run_policy.preflight is Preflight.ENFORCE:
             raise SpecError(f"{why} Or set spec.runPolicy.preflight: warn to go on all the same.")
-        run.remember("plan", plan)
         if is_rehearsed(job.spec, plan):
             report = _rehearse(run, files, dataset, report)
         elif plan.parameters is not None and plan.parameters < REHEARSED_PARAMETERS:

@@ -18,7 +18,14 @@ import pyarrow.parquet as pq
 from finetune_trainer.arrow_batch import dictionaries, value_bytes
 from finetune_trainer.errors import DataError
 from finetune_trainer.parquet_footer import values_of_columns
-from finetune_trainer.row_limit import ALWAYS_UNPACKED_BYTES, BATCH_BYTES, BATCH_ROWS, HELD_BYTES, MOST_UNPACKED
+from finetune_trainer.row_limit import (
+    ALWAYS_UNPACKED_BYTES,
+    BATCH_BYTES,
+    BATCH_ROWS,
+    HELD_BYTES,
+    MOST_UNPACKED,
+    refuse_columns,
+)
 
 _BUFFER_BYTES = 1 << 20
 _LOOKED_AT_ROWS = 100
@@ -28,15 +35,17 @@ def parquet_batches(path: Path, place: str) -> Iterator[pa.RecordBatch]:
     """Yield the batches of ``path``, in which texts may lie in dictionaries; ``place`` is for messages.
 
     Raises:
-        DataError: reading it would take too much memory.
+        DataError: reading it would take too much memory, or its columns have no names of their own.
         ArrowException: it is broken; also OSError.
     """
     metadata = pq.read_metadata(path)
+    refuse_columns(metadata.schema.to_arrow_schema().names, place)
     leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     most = max(HELD_BYTES, MOST_UNPACKED * path.stat().st_size)
-    values = values_of_columns(path)
+    # Of rows without lists each column has as many values as there are rows.
+    values = values_of_columns(path) if any(leaf.max_repetition_level for leaf in leaves) else []
     _refuse_packed(metadata, leaves, values, most, place)
-    texts = frozenset(leaf.path for leaf in leaves if _is_text(leaf))
+    texts = [leaf.path for leaf in leaves if _is_text(leaf)]
     with ExitStack() as opened:
 
         @cache
@@ -54,7 +63,7 @@ def parquet_batches(path: Path, place: str) -> Iterator[pa.RecordBatch]:
 
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
-            longest = _longest_entries(file(texts), index, [leaf.path for leaf in leaves if _is_text(leaf)])
+            longest = _longest_entries(file(frozenset(texts)), index, texts)
             as_they_are = {
                 leaf.path: longest[leaf.path]
                 for at, leaf in enumerate(leaves)
@@ -62,7 +71,7 @@ def parquet_batches(path: Path, place: str) -> Iterator[pa.RecordBatch]:
                 # A row of a flat column has one value; one with lists may have all of the group's.
                 and (not leaf.max_repetition_level or values[index][at] * longest[leaf.path] <= most)
             }
-            yield from file(texts.difference(as_they_are)).iter_batches(
+            yield from file(frozenset(texts).difference(as_they_are)).iter_batches(
                 batch_size=_rows_at_once(group, leaves, sum(as_they_are.values())), row_groups=[index]
             )
 
@@ -79,9 +88,7 @@ def _refuse_packed(
     place: str,
 ) -> None:
     """Raise where a page, or the lists of a group of rows, may take far more memory than the file has bytes."""
-    unpacked = 0
-    for index, counts in enumerate(values):
-        unpacked += metadata.row_group(index).total_byte_size
+    for counts in values:
         lists = sum(
             count * _width(leaf) for leaf, count in zip(leaves, counts, strict=True) if leaf.max_repetition_level
         )
@@ -90,6 +97,7 @@ def _refuse_packed(
                 f"{place} has lists of {lists:,} bytes in one group of rows, all of which may be one row's. Leave out "
                 f"the columns that are not used, or write smaller groups (row_group_size)."
             )
+    unpacked = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
     if unpacked > max(ALWAYS_UNPACKED_BYTES, most):
         raise DataError(
             f"{place} unpacks to more than {MOST_UNPACKED} times its size, as files do that are made to fill a disk. "

@@ -26,8 +26,6 @@ from finetune_trainer.row_limit import (
 )
 from finetune_trainer.table_file import read_arrow, read_parquet
 
-__all__ = ["KNOWN_ENDINGS", "Row", "format_of", "read_file"]
-
 _BYTE_ORDER_MARK = "\ufeff"
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 

@@ -13,7 +13,8 @@ from urllib.parse import unquote
 
 from finetune_api.spec import SecretRef
 from finetune_trainer.errors import DataError, SpecError
-from finetune_trainer.row_format import KNOWN_ENDINGS, Row, format_of, read_file
+from finetune_trainer.row_format import KNOWN_ENDINGS, format_of, read_file
+from finetune_trainer.row_limit import Row
 
 __all__ = ["Fetch", "Row", "choose_files", "fetch_local", "is_pattern", "read_rows"]
 

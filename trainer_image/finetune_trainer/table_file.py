@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from finetune_trainer.arrow_batch import Sizes, plain, unpacked_bytes, value_bytes
+from finetune_trainer.arrow_batch import Sizes, UnmeasuredTypeError, plain, unpacked_bytes, value_bytes
 from finetune_trainer.errors import DataError
 from finetune_trainer.parquet_batch import parquet_batches
 from finetune_trainer.row_limit import (
@@ -35,7 +34,6 @@ def read_parquet(path: Path, field: str) -> Iterator[Row]:
     """
     rows = _TableRows(path, field)
     try:
-        refuse_columns(pq.read_schema(path).names, f"{field}: {path}")
         for batch in parquet_batches(path, f"{field}: {path}"):
             yield from rows.of(batch)
     except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -155,7 +153,7 @@ class _TableRows:
     def _value_bytes(self, name: str, column: pa.Array) -> Sizes | float:
         try:
             sizes = value_bytes(column)
-        except NotImplementedError as error:
+        except UnmeasuredTypeError as error:
             raise DataError(
                 f"{self._place} has a column {shown(name)} of type {shown(str(error))}, which is not read. Write it "
                 f"as texts, numbers, lists or objects."
