@@ -118,9 +118,10 @@ class ProgressWriter:
         entry.is_new = False
         entry.not_before = self._clock() + self._pause
         metadata = {"uid": job.uid, "resourceVersion": job.resource_version}
-        if not await self._patch(entry.key, {"metadata": metadata, "status": status_patch(entry.moment)}):
-            entry.is_new = True
-            entry.not_before = self._clock() + min(self._pause, SECONDS_TO_RETRY)
+        is_written = await self._patch(entry.key, {"metadata": metadata, "status": status_patch(entry.moment)})
+        # Counted again from the answer: an API server that is slow to answer is not to be asked more often for that.
+        entry.not_before = self._clock() + (self._pause if is_written else min(self._pause, SECONDS_TO_RETRY))
+        entry.is_new = entry.is_new or not is_written
 
     async def _patch(self, key: tuple[str, str], patch: Mapping[str, Any]) -> bool:
         try:
