@@ -222,6 +222,11 @@ class DataReport(ApiModel):
                     f"ability. Drop those rows."
                 )
 
+    def why_refused(self) -> str:
+        """Say why the check stops a job with these rows under ``preflight: enforce``; empty where it goes on."""
+        leaks = " ".join(self.leaks())
+        return leaks and f"{leaks} Or set spec.runPolicy.preflight: warn to go on all the same."
+
 
 class LossPoint(ApiModel):
     """One point of the training curve."""

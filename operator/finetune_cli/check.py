@@ -13,6 +13,7 @@ from finetune_api.spec import Preflight
 from finetune_cli.display import open_display
 from finetune_cli.library_output import diverted_to
 from finetune_cli.stop_notice import stop_notice
+from finetune_trainer.errors import DataError
 from finetune_trainer.garbage import kept_for_good
 from finetune_trainer.progress import Sink
 
@@ -24,7 +25,7 @@ _SAMPLE_CHARACTERS = 1500
 
 
 def check(job: FineTuneJob, workspace: Path, output: str, run_check: CheckRunner | None = None) -> ExitCode:
-    """Run the check stage of ``job`` and print what it found; leakage is told by the exit code.
+    """Run the check stage of ``job`` and print what it found.
 
     Args:
         job: as read from the file.
@@ -33,7 +34,7 @@ def check(job: FineTuneJob, workspace: Path, output: str, run_check: CheckRunner
         run_check: what does the work. Default: the trainer, imported only now.
 
     Raises:
-        FineTuneError: what would keep the job from being trained.
+        FineTuneError: what would keep the job from being trained; behind what was found, where rows are the reason.
     """
     display = open_display("text", sys.stderr)
     with display, diverted_to(workspace):
@@ -50,8 +51,9 @@ def check(job: FineTuneJob, workspace: Path, output: str, run_check: CheckRunner
     else:
         for line in describe(report):
             sys.stdout.write(f"{printable(line)}\n")
-    is_enforced = job.spec.run_policy.preflight is Preflight.ENFORCE
-    return ExitCode.BAD_DATA if is_enforced and any(report.leaks()) else ExitCode.OK
+    if (refusal := report.why_refused()) and job.spec.run_policy.preflight is Preflight.ENFORCE:
+        raise DataError(refusal)
+    return ExitCode.OK
 
 
 def describe(report: DataReport) -> Iterator[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from finetune_api.report import ExitCode
 from finetune_api.status import Phase
 
 from ..cluster.cluster import await_condition
@@ -42,7 +43,10 @@ FILES = {
 }
 """By the name of the job."""
 
-CHECKED = ("full-tiny", "headlines", "chats")
+STOPPED = {"requests-leaking": "19-leak/finetunejob.yaml"}
+"""By its check."""
+
+CHECKED = ("full-tiny", "headlines", "chats", *STOPPED)
 
 GO_ON_FROM = {"reviews-sentiment": "reviews-general", "requests-measured": "requests-weakened"}
 """On a laptop these read a folder that their reader has copied; on a cluster they name the other job."""
@@ -53,7 +57,7 @@ GO_ON_FROM = {"reviews-sentiment": "reviews-general", "requests-measured": "requ
 def test_the_examples_for_a_laptop_run_on_a_cluster_too_and_an_upgrade_leaves_them_alone(
     jobs: Jobs, s3: ObjectStore, operator: OperatorRelease, tmp_path: Path
 ) -> None:
-    for name in FILES:
+    for name in FILES | STOPPED:
         jobs.apply(shortened(name, s3))
     await_condition(lambda: len(at_work(jobs)) > 1, "pods at work", 120)
     working, operators = at_work(jobs), operator.pods()
@@ -64,6 +68,12 @@ def test_the_examples_for_a_laptop_run_on_a_cluster_too_and_an_upgrade_leaves_th
         ended = {name: jobs.wait_phase(name, Phase.SUCCEEDED, seconds=1000) for name in FILES}
     finally:
         operator.install()
+    for name in STOPPED:
+        stopped = jobs.wait_phase(name, Phase.FAILED, seconds=100)
+        assert [attempt.exit_code for attempt in stopped.status.attempts] == [ExitCode.BAD_DATA], name
+        assert stopped.status.data is not None, name
+        assert stopped.status.data.leakage == 3
+        assert {child.metadata.labels["finetune.dev/stage"] for child in jobs.children(stopped.uid)} == {"check"}
     for name, job in ended.items():
         assert job.status.evaluation is not None, name
         assert job.status.evaluation.tasks, name
@@ -89,7 +99,7 @@ def another_release(folder: Path) -> Path:
 
 
 def shortened(name: str, s3: ObjectStore) -> Document:
-    folder, _, file = FILES[name].partition("/")
+    folder, _, file = (FILES | STOPPED)[name].partition("/")
     cpu = {"gpusPerWorker": 0, "resources": {"memory": "3Gi"}, "pod": ONE_THREAD}
     checks = {} if name in CHECKED else UNCHECKED
     document = example(s3, name, folder, file, compute=cpu, runPolicy=checks)

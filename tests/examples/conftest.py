@@ -64,22 +64,31 @@ def run_example(
         steps: to train, instead of as many as the job says.
         model: to tune, instead of the job's.
     """
-    made = shutil.ignore_patterns("output", "general", "prepared", ".finetune", "__pycache__")
-    shutil.copytree(EXAMPLES / example, folder, ignore=made, dirs_exist_ok=True)
-    text = (folder / name).read_text(encoding="utf-8").replace("file://../", f"file://{EXAMPLES}/")
-    if not (folder / "prepared").exists():
-        text = text.replace("file://./prepared", f"file://{EXAMPLES / example}/prepared")
+    file = copy_example(example, folder, name)
+    text = file.read_text(encoding="utf-8")
     if steps is not None:
         text, count = re.subn(r"maxSteps: \d+", f"maxSteps: {steps}", text)
         assert count == 1
     if model is not None:
         text, count = re.subn(r"(model:\n +source: )\S+", lambda found: found[1] + model.as_uri(), text)
         assert count == 1
-    (folder / name).write_text(text, encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     before = set(folder.glob("output/default/*"))
-    assert run_command(["run", str(folder / name), "--output", "json"]) is ExitCode.OK
+    assert run_command(["run", str(file), "--output", "json"]) is ExitCode.OK
     (output,) = set(folder.glob("output/default/*")) - before
     return output
+
+
+def copy_example(example: str, folder: Path, name: str = "finetunejob.yaml") -> Path:
+    """Copy an example without what runs of it have made, and return its job's file, which reads what lies beside it."""
+    made = shutil.ignore_patterns("output", "general", "prepared", ".finetune", "__pycache__")
+    shutil.copytree(EXAMPLES / example, folder, ignore=made, dirs_exist_ok=True)
+    file = folder / name
+    text = file.read_text(encoding="utf-8").replace("file://../", f"file://{EXAMPLES}/")
+    if not (folder / "prepared").exists():
+        text = text.replace("file://./prepared", f"file://{EXAMPLES / example}/prepared")
+    file.write_text(text, encoding="utf-8")
+    return file
 
 
 def report_of(output: Path) -> Report:

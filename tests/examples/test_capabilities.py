@@ -1,4 +1,4 @@
-"""Examples 09 to 17: each capability from its YAML to what its README tells to look at, a few steps long."""
+"""Examples 09 to 17 and 19: each capability from its YAML to what its README tells to look at, a few steps long."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from finetune_api.report import ExitCode, MetricComparison, Report
 from finetune_cli.__main__ import run_command
 
-from .conftest import EXAMPLES, load_script, report_of, run_example
+from .conftest import EXAMPLES, copy_example, load_script, report_of, run_example
 
 STEPS = 4
 
@@ -132,3 +132,17 @@ def test_messages_of_two_months_are_sorted_with_phrasings_of_the_library(
     assert (task.rows.train, task.rows.validation, task.rows.test) == (41, 7, 32)
     assert perplexity_fell(report)
     assert list((output / "report" / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_rows_of_the_test_that_are_trained_on_stop_the_job(
+    tmp_path: Path, tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = str(copy_example("19-leak", tmp_path))
+    assert run_command(["check", job]) is ExitCode.BAD_DATA
+    told = capsys.readouterr()
+    assert "leakage     3" in told.out
+    leak = "3 rows of validationSource or testSource are nearly equal to a training row, first row 4"
+    assert leak in told.err
+    assert run_command(["run", job]) is ExitCode.BAD_DATA
+    assert leak in capsys.readouterr().err
+    assert not list(tmp_path.glob("output/*"))

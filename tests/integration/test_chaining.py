@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from finetune_trainer.stages import PodOptions
 from finetune_trainer.start import check_start, fetch_start
 from finetune_trainer.storage import Storage
 
-from .conftest import save_tiny_model
+from .conftest import save_tiny_encoder_decoder, save_tiny_model
 from .jobs import Silence, tiny_job
 from .s3_server import S3Server
 
@@ -367,7 +368,26 @@ def test_adapters_and_soft_prompts_on_one_base_answer_as_each_of_them_does_alone
     first: dict[str, Published], second: Published, capsys: pytest.CaptureFixture[str]
 ):
     others = ("ia3", "adapter", "promptTuning", "prefixTuning")
-    places = [str(one.model) for one in (first["lora"], second, *(first[kind] for kind in others))]
+    assert_each_answers_as_alone([first["lora"], second, *(first[kind] for kind in others)], capsys)
+
+
+def test_adapters_and_soft_prompts_on_one_encoder_decoder_answer_as_each_of_them_does_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    # Its own output layer lets a random model say more than its end.
+    base = save_tiny_encoder_decoder(tmp_path, like_flan=True)
+    published = []
+    for kind in ("lora", "ia3", "promptTuning", "prefixTuning"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        changes = QUICKLY | {"model__task": "seq2seq-lm", "method": METHODS[kind], "training__learningRate": 0.3}
+        published.append(run(tiny_job(base, folder, **changes), folder))
+    assert_each_answers_as_alone(published, capsys)
+
+
+def assert_each_answers_as_alone(adapters: Sequence[Published], capsys: pytest.CaptureFixture[str]) -> None:
+    """Ask all adapters on one base together, then each alone; each has to give an answer of its own."""
+    places = [str(one.model) for one in adapters]
     row = json.dumps({"text": "The film was great."})
 
     def ask(*adapters: str) -> dict[str, str]:

@@ -96,11 +96,14 @@ def test_every_method_is_rehearsed_and_leaves_nothing(model_dir: Path, tmp_path:
     )
 
 
+@pytest.mark.parametrize("kind", ["full", "lora", "promptTuning", "prefixTuning", "ia3"])
 def test_an_encoder_decoder_is_rehearsed(
-    tiny_encoder_decoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_encoder_decoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ):
     monkeypatch.setattr(check_stage, "REHEARSED_PARAMETERS", 0)
-    changes = {"model__task": "seq2seq-lm", "output__merge": True, "evaluation__metrics": ["accuracy", "rouge"]}
+    changes = {"model__task": "seq2seq-lm", "method": {"type": kind}, "evaluation__metrics": ["accuracy", "rouge"]}
+    if kind == "lora":
+        changes["output__merge"] = True
     assert_rehearsed(
         tiny_job(tiny_encoder_decoder_dir, tmp_path, **changes), tmp_path, "padded: every layer of an encoder"
     )

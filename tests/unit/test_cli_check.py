@@ -20,6 +20,7 @@ from finetune_api.report import (
     TextPiece,
 )
 from finetune_cli.check import check
+from finetune_trainer.errors import DataError
 from finetune_trainer.progress import Sink
 
 from .builders import make_manifest
@@ -105,7 +106,6 @@ def test_why_there_was_no_rehearsal_is_told(tmp_path, capsys, rehearsal, said):
 SHARED = Overlap(source="arc", questions=9, overlapping=3)
 
 
-@pytest.mark.parametrize("preflight, code", [("enforce", ExitCode.BAD_DATA), ("warn", ExitCode.OK)])
 @pytest.mark.parametrize(
     "leak, line",
     [
@@ -116,8 +116,12 @@ SHARED = Overlap(source="arc", questions=9, overlapping=3)
         ),
     ],
 )
-def test_leakage_is_told_by_the_exit_code(tmp_path, capsys, leak, line, preflight, code):
-    assert run(tmp_path, REPORT.model_copy(update=leak), preflight=preflight) is code
+def test_leakage_is_an_error_behind_what_was_found_unless_it_is_only_to_be_told(tmp_path, capsys, leak, line):
+    report = REPORT.model_copy(update=leak)
+    with pytest.raises(DataError, match=r"Drop .*\. Or set spec\.runPolicy\.preflight: warn to go on all the same\.$"):
+        run(tmp_path, report, preflight="enforce")
+    assert line in capsys.readouterr().out
+    assert run(tmp_path, report, preflight="warn") is ExitCode.OK
     assert line in capsys.readouterr().out
 
 

@@ -62,10 +62,12 @@ def check_stage(run: Run) -> tuple[DataReport, Inputs]:
     report, inputs = inspect_job(run)
     reporter = interruptible(run, Stage.CHECK)
     plan = run.workspace.recall("plan", PlanStatus)
+    refusal = report.why_refused() if run.job.spec.run_policy.preflight is Preflight.ENFORCE else ""
     for warning in (*(plan.warnings if plan else ()), *report.warnings):
-        reporter.say(f"note: {warning}")
-    if (leaks := list(report.leaks())) and run.job.spec.run_policy.preflight is Preflight.ENFORCE:
-        raise DataError(f"{' '.join(leaks)} Or set spec.runPolicy.preflight: warn to go on all the same.")
+        if warning not in refusal:
+            reporter.say(f"note: {warning}")
+    if refusal:
+        raise DataError(refusal)
     return report, inputs
 
 

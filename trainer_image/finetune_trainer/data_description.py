@@ -38,7 +38,7 @@ def describe_data(
         duplicates=dataset.duplicates.rows,
         exact_duplicates=dataset.duplicates.exact,
         leakage=len(dataset.leaks),
-        first_leak="" if not dataset.leaks else "row {1} (counted from 0) of task {0}".format(*dataset.leaks[0]),
+        first_leak="" if not dataset.leaks else "row {1} (counted from 0) of {0}".format(*dataset.leaks[0]),
         personal_data=find_personal_data(
             itertools.chain(*(dataset.examples(split) for split in Split), dataset.replay())
         ),

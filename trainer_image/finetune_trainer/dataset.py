@@ -76,7 +76,7 @@ class Dataset:
     """Examples per split, also of splits that were not opened; replayed rows are not counted."""
     duplicates: DuplicateStats
     leaks: tuple[tuple[str, int], ...]
-    """Task and number of the rows of validation and test sources that are nearly equal to a training row."""
+    """Rows of sources of their own that are nearly equal to a training row: ``task.testSource``, and their number."""
     seed: int
     """Of all that is drawn: splits, phrasings, rows that are shown."""
     unused: Mapping[str, str]
@@ -315,8 +315,8 @@ def load_dataset(
         sizes={split: sum(count[split] for count in counts.values()) for split in Split},
         duplicates=duplicates,
         leaks=tuple(
-            (example.task, example.row)
-            for example in map(examples.__getitem__, duplicates.leaks)
+            (f"{example.task}.{SPLITS[places[index]].value}Source", example.row)
+            for index, example in zip(duplicates.leaks, map(examples.__getitem__, duplicates.leaks), strict=True)
             if example.task != REPLAY_TASK
         ),
         seed=data.splits.seed,

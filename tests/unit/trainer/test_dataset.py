@@ -355,7 +355,7 @@ def test_test_rows_that_are_also_trained_on_are_counted(tmp_path):
     rows = [{"text": f"{n} review {n * 7} about {n * 13} films: good {n * 3}", "label": "x"} for n in range(60)]
     leaking = [{**rows[3]}, {**rows[4], "text": str(rows[4]["text"]).upper()}, *make_rows(8, "a third one")]
     dataset = load(tmp_path, rows, testSource=write_rows(tmp_path / "t.jsonl", leaking))
-    assert dataset.leaks == (("sentiment", 0), ("sentiment", 1))
+    assert dataset.leaks == (("sentiment.testSource", 0), ("sentiment.testSource", 1))
     assert dataset.sizes[Split.TEST] == 10
 
 
