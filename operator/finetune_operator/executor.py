@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, MutableMapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol, assert_never
 
 from finetune_api.job import KIND
@@ -24,6 +24,8 @@ from finetune_operator.view import PackedJob, child_view, controller, job_view, 
 logger = logging.getLogger(__name__)
 
 _CHILDREN = frozenset(kind.value for kind in ChildKind)
+COLLECTED_AFTER = timedelta(seconds=30)
+"""How long the cluster may take to collect what is left behind, before a user hears that it holds a name."""
 
 
 class Gate(Protocol):
@@ -129,7 +131,8 @@ class Executor:
             raise RetryError(f"{kind} {name} has just gone")
         if controller(stored["metadata"]).get("uid") != job.uid:
             if kind in _CHILDREN:
-                memo.taken.setdefault(name, Taken(kind, self._now()))
+                wait = COLLECTED_AFTER if _is_left_behind(stored["metadata"]) else timedelta()
+                memo.taken.setdefault(name, Taken(kind, self._now() + wait))
             raise RetryError(f"{kind} {name} belongs to somebody else")
         return stored
 
@@ -214,6 +217,11 @@ class _JobLogger(logging.LoggerAdapter[logging.Logger]):
 
     def process(self, msg: str, kwargs: MutableMapping[str, Any]) -> tuple[str, MutableMapping[str, Any]]:
         return f"{msg} job={(self.extra or {})['job']}", kwargs
+
+
+def _is_left_behind(metadata: Manifest) -> bool:
+    """Return whether an object holds its name for a while only: it is being deleted, or a job of that name was."""
+    return "deletionTimestamp" in metadata or controller(metadata).get("kind") == KIND
 
 
 def _quoted(text: str) -> str:

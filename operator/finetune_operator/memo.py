@@ -9,8 +9,8 @@ class Taken:
     """A name that somebody else holds."""
 
     kind: str
-    since: datetime
-    """When that was found out."""
+    told_from: datetime
+    """Until then it may come free by itself."""
 
 
 @dataclass(slots=True)

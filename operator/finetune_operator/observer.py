@@ -30,8 +30,6 @@ that a quota holds back for hours do not ask all the time. Every answer costs th
 at all that is queued, of a namespace."""
 SHARE_OF_AGE = 0.25
 """The pause between those two limits, as a share of how long the youngest one has been waiting."""
-COLLECTED_AFTER = timedelta(seconds=30)
-"""How long a name that somebody else holds may take to come free: mostly it is the namesake's that was deleted."""
 
 _View = TypeVar("_View", ChildView, PodView)
 
@@ -169,7 +167,7 @@ class Observer:
             holder = await self._cluster.get(taken.kind, job.namespace, name)
             if holder is None or controller(holder["metadata"]).get("uid") == job.uid:
                 del memo.taken[name]
-        return frozenset(name for name, taken in memo.taken.items() if now - taken.since >= COLLECTED_AFTER)
+        return frozenset(name for name, taken in memo.taken.items() if now >= taken.told_from)
 
 
 # A job is looked at several times within moments, and then not for long.

@@ -394,7 +394,7 @@ def test_job_of_somebody_else_with_the_name_is_left_alone(
     uid = api_server.request("POST", workload.path("jobs"), other)["metadata"]["uid"]
     start_operator()
     workload.apply()
-    workload.wait(has_reason(ConditionType.CHECKED, Reason.NAME_TAKEN), "the name is taken", seconds=90)
+    workload.wait(has_reason(ConditionType.CHECKED, Reason.NAME_TAKEN), "the name is taken", seconds=15)
     assert api_server.request("GET", workload.path("jobs", "reviews-check-a1"))["metadata"]["uid"] == uid
     workload.delete_child("reviews-check-a1")
     await_until(lambda: workload.children() == ["reviews-check-a1"], "the name is free", 70)

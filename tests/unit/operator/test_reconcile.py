@@ -464,7 +464,18 @@ def test_child_that_is_there_already_is_adopted() -> None:
     assert world.server.objects["FineTuneJob", NAMESPACE, NAME]["status"]["phase"] == "Training"
 
 
-def test_name_of_somebody_else_stops_the_plan_and_is_told_after_a_while() -> None:
+def test_name_of_somebody_else_stops_the_plan_and_is_told_next() -> None:
+    world = make_world(Plan((Create(manifest(), "test"), record(phase=Phase.TRAINING))))
+    other = manifest()
+    del other["metadata"]["ownerReferences"]
+    world.server.put("Job", other)
+    with pytest.raises(RetryError, match="reviews-train-a1 belongs to somebody else"):
+        world.look()
+    world.look()
+    assert world.seen[1][1].taken_names == {"reviews-train-a1"}
+
+
+def test_name_that_a_deleted_namesake_holds_is_told_after_a_while() -> None:
     plan = Plan((Create(manifest(), "test"), record(phase=Phase.TRAINING)))
     world = make_world(plan)
     world.server.put("Job", manifest(owner="somebody"))
