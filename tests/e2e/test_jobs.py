@@ -331,13 +331,16 @@ def test_no_result_is_lost_while_the_store_is_away_for_a_minute(jobs: Jobs, own_
 def test_progress_is_in_the_status_within_ten_seconds_and_a_deleted_job_leaves_nothing(
     jobs: Jobs, s3: ObjectStore
 ) -> None:
-    jobs.apply(example(s3, **LONG))
-    job = jobs.wait("reviews-lora", "progress", is_training(5), seconds=200)
+    jobs.apply(example(s3, **LONG | {"training": {"maxSteps": 4000, "evalEverySteps": 40}}))
+    job = jobs.wait("reviews-lora", "progress", is_training(41), seconds=200)
     progress = job.status.progress
     assert progress is not None and progress.total_steps == 4000
+    assert progress.percent is not None and progress.step is not None
+    assert 1 <= progress.percent <= 1 + 100 * progress.step / 4000
+    assert progress.eta_seconds is not None and progress.eta_seconds > 0
     assert (datetime.now(UTC) - progress.last_update_time).total_seconds() < 10
-    later = jobs.wait("reviews-lora", "later progress", is_training((progress.step or 0) + 1), seconds=10)
-    assert "loss" in {one.name for one in later.status.latest_metrics}
+    later = jobs.wait("reviews-lora", "later progress", is_training(progress.step + 1), seconds=10)
+    assert {"loss", "validation_loss"} <= {one.name for one in later.status.latest_metrics}
 
     jobs.delete("reviews-lora")
     await_until(

@@ -16,6 +16,7 @@ from lm_eval import evaluator
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.report import Report
@@ -23,7 +24,16 @@ from finetune_trainer import stages
 from finetune_trainer.benchmark import figure_of, pool
 from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import DataError, FineTuneError, SpecError, StorageError
-from finetune_trainer.harness import SUITE_NAMES, HarnessModel, Tasks, ask, figure_names, load_suite, load_task
+from finetune_trainer.harness import (
+    SUITES,
+    HarnessModel,
+    Tasks,
+    ask,
+    figure_names,
+    load_suite,
+    load_task,
+    suite_manager,
+)
 from finetune_trainer.layout import Layout
 from finetune_trainer.scoring import Scorer
 from finetune_trainer.split import Split
@@ -372,7 +382,16 @@ class Guesser(LM):  # type: ignore[misc]
         return ["yes" for _ in requests]
 
 
-@pytest.mark.parametrize("suite", SUITE_NAMES)
+def test_a_named_suite_is_what_the_harness_means_by_it():
+    everything = TaskManager().task_index
+    for suite, (name, _) in SUITES.items():
+        index = suite_manager(suite).task_index
+        assert name in index
+        assert index == {key: everything[key] for key in index}
+        assert [key for key, entry in everything.items() if name in entry.tags and key not in index] == []
+
+
+@pytest.mark.parametrize("suite", SUITES)
 def test_a_named_suite_is_asked_and_pooled(suite: str, monkeypatch: pytest.MonkeyPatch):
     split = Dataset.from_list([{**ANY_ROW, "label": number % 2, "idx": number} for number in range(4)])
     names = ("train", "dev", "validation", "validation_matched", "validation_mismatched", "test")

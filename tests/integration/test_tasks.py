@@ -124,7 +124,7 @@ def test_leakage_stops_a_job_unless_it_is_only_to_be_warned(tiny_model_dir: Path
     task = leaking_task(tmp_path)
     job = tiny_job(tiny_model_dir, tmp_path, data__tasks=[task])
     found = stages.check(job, tmp_path / "workspace", Silence())
-    assert (found.leakage, found.first_leak) == (3, "row 1 (counted from 0) of task reviews")
+    assert (found.leakage, found.first_leak) == (3, "row 1 (counted from 0) of reviews.testSource")
     (passage,) = found.overlaps
     assert (passage.source, passage.questions, passage.overlapping) == ("reviews.testSource", 24, 1)
     assert any("1 of 24 questions of reviews.testSource share words" in warning for warning in found.warnings)
