@@ -253,10 +253,9 @@ def _memory(
         _root(model).activation_checkpointing_enable({"use_reentrant": False})
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     _, trainable = count_parameters(model)
-    times = 2 if _keeps_gradients(steps) else 1
     pull = spec.method.regularization
     compares_outputs = pull is not None and pull.type is RegularizationType.KL
-    passes = _measure(model.train(), rows, layout, precision, times, compares_outputs)
+    passes = _measure(model.train(), rows, layout, precision, _keeps_gradients(steps), compares_outputs)
     return MemoryStatus(
         weights=weights,
         gradients=passes.gradients,
@@ -297,12 +296,13 @@ def _measure(
     rows: Sequence[Encoded],
     layout: Layout,
     precision: PrecisionChoice,
-    times: int,
+    keeps_gradients: bool,
     compares_outputs: bool,
 ) -> _Passes:
-    """Run ``times`` micro-batches forward and backward without computing anything.
+    """Run a micro-batch forward and backward without computing anything.
 
-    ``compares_outputs`` runs the base beside the model, as a pull towards its outputs does.
+    ``keeps_gradients`` begins with gradients, as behind another micro-batch; ``compares_outputs`` runs the base beside
+    the model, as a pull towards its outputs does.
     """
     inputs = build_batch(rows, layout)
     # PEFT keeps the numbers of virtual tokens in a plain attribute, as real ones.
@@ -311,25 +311,27 @@ def _measure(
         _give_form(model)
         batch: Batch = {name: fake.from_tensor(value) for name, value in inputs.items()}
         with _Footprint() as footprint:
-            for _ in range(times):
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision.autocast):
-                    logits = forward(model, batch)
-                before_loss = footprint.live - logits.untyped_storage().nbytes()
-                loss = _loss(logits, batch["labels"])
-                if compares_outputs:
-                    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision.autocast):
-                        expected = forward(model, batch)
-                    # As in `_loss`: all are chosen.
-                    loss = loss + divergence(logits.flatten(0, 1).clone(), expected.flatten(0, 1).clone())
-                    del expected
-                del logits
-                loss.backward()  # type: ignore[no-untyped-call]
-                del loss
+            if keeps_gradients:
+                for parameter in model.parameters():
+                    parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision.autocast):
+                logits = forward(model, batch)
+            before_loss = footprint.live - logits.untyped_storage().nbytes()
+            loss = _loss(logits, batch["labels"])
+            if compares_outputs:
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision.autocast):
+                    expected = forward(model, batch)
+                # As in `_loss`: all are chosen.
+                loss = loss + divergence(logits.flatten(0, 1).clone(), expected.flatten(0, 1).clone())
+                del expected
+            del logits
+            loss.backward()  # type: ignore[no-untyped-call]
+            del loss
     gradients = footprint.bytes_at_peak(
         parameter.grad for parameter in model.parameters() if parameter.grad is not None
     )
     rest = footprint.peak - gradients
-    earlier = gradients if times > 1 else 0
+    earlier = gradients if keeps_gradients else 0
     of_logits = max(0, min(rest, rest - (before_loss - earlier)))
     return _Passes(gradients, rest - of_logits, of_logits)
 
