@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_trainer.errors import DataError
+from finetune_trainer.excerpt import excerpt
 
 Turn = tuple[str, str]
 """Role (system, user or assistant) and text."""
@@ -21,7 +22,6 @@ _ROLES = {
     "gpt": "assistant",
 }
 _KEYS = (("role", "content"), ("from", "value"))
-_SHOWN_CHARACTERS = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,12 @@ def _listed(value: object, where: str) -> Sequence[object]:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} is text that is no JSON list: {_shown(value)}. Write a list of turns.") from error
+            raise DataError(
+                f"{where} is text that is no JSON list: {excerpt(value)}. Write a list of turns."
+            ) from error
     if not isinstance(value, list) or not value:
         raise DataError(
-            f"{where} holds no list of turns but {_shown(value)}. Write a list of objects with role and content (or "
+            f"{where} holds no list of turns but {excerpt(value)}. Write a list of objects with role and content (or "
             f"from and value)."
         )
     return value
@@ -107,20 +109,15 @@ def _listed(value: object, where: str) -> Sequence[object]:
 def _turn(item: object, where: str) -> Turn:
     keys = next((keys for keys in _KEYS if isinstance(item, Mapping) and keys[0] in item), None)
     if keys is None or not isinstance(item, Mapping):
-        raise DataError(f"{where} is no turn but {_shown(item)}. Write an object with role and content.")
+        raise DataError(f"{where} is no turn but {excerpt(item)}. Write an object with role and content.")
     role, text = item[keys[0]], item.get(keys[1])
     if role not in _ROLES:
         raise DataError(
-            f"{where}: the {keys[0]} {_shown(role)} is not known; use system, user and assistant (or human and gpt). "
+            f"{where}: the {keys[0]} {excerpt(role)} is not known; use system, user and assistant (or human and gpt). "
             f"Chats with tools are not supported."
         )
     if not isinstance(text, str) or not text.strip():
         raise DataError(
-            f"{where}: the {keys[1]} is {_shown(text)}, not a text with something in it. Fill it in or drop the row."
+            f"{where}: the {keys[1]} is {excerpt(text)}, not a text with something in it. Fill it in or drop the row."
         )
     return _ROLES[str(role)], text
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

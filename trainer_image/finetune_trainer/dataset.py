@@ -20,6 +20,7 @@ from finetune_trainer.chat import ChatColumn
 from finetune_trainer.drawer import Drawer
 from finetune_trainer.errors import DataError
 from finetune_trainer.example import Example, pack_example, unpack_example
+from finetune_trainer.excerpt import beginning, excerpt, listed
 from finetune_trainer.record_file import RecordFile
 from finetune_trainer.records import StoredRows
 from finetune_trainer.row_limit import MOST_COLUMNS
@@ -37,10 +38,6 @@ from finetune_trainer.split import (
     input_key,
 )
 from finetune_trainer.template import Template
-
-_SHOWN_VALUES = 10
-_SHOWN_CHARACTERS = 60
-
 
 Phrasing = Template | ChatColumn
 """One way from a row to a prompt and a completion."""
@@ -499,7 +496,7 @@ class _Columns:
 def _no_column(where: str, missing: Sequence[str], found: Collection[str], source: str) -> DataError:
     return DataError(
         f"{where}: {', '.join(map(repr, missing))} not among the columns of {source}, which are "
-        f"{_listed(list(found))}. Correct the name (a CSV file's first line must hold the column names), or say in "
+        f"{listed(list(found))}. Correct the name (a CSV file's first line must hold the column names), or say in "
         f"columns what the rows call it."
     )
 
@@ -526,7 +523,7 @@ def _candidates(
     for setting, column in splitting.items():
         if column is not None and column in lacking:
             raise _missing_value(uri, candidates, column, f"spec.data.splits.{setting}", field)
-    return candidates, _listed([_clipped(name) for name in found if name not in used])
+    return candidates, listed([beginning(name) for name in found if name not in used])
 
 
 def _unpack_candidate(record: bytes) -> _Candidate:
@@ -616,7 +613,7 @@ def _missing_value(source: str, rows: Sequence[_Candidate], column: str, use: st
     first = next(without)
     return DataError(
         f"{field}: column {column!r}, used by {use}, has no value in {1 + sum(1 for _ in without)} of {len(rows)} rows "
-        f"of {source}, first in row {first.number} (counted from 0; {_clipped(repr(first.values))}). Drop these rows "
+        f"of {source}, first in row {first.number} (counted from 0; {excerpt(first.values)}). Drop these rows "
         f"or fill the value in."
     )
 
@@ -626,13 +623,13 @@ def _is_missing(value: object) -> bool:
 
 
 def _other_labels(task: TaskSpec, others: Mapping[str, _Strays], field: str) -> DataError:
-    listed = [
-        f"{_clipped(repr(answer))} ({stray.rows}, first in row {stray.first})"
+    stray_answers = [
+        f"{excerpt(answer)} ({stray.rows}, first in row {stray.first})"
         for answer, stray in sorted(others.items(), key=lambda item: -item[1].rows)
     ]
     return DataError(
         f"{field}.labels: {list(task.labels)} do not cover every completion of {task.source}; others are "
-        f"{_listed(listed)}. Rows count from 0. Add the labels, correct the completion template or drop the rows."
+        f"{listed(stray_answers)}. Rows count from 0. Add the labels, correct the completion template or drop the rows."
     )
 
 
@@ -669,12 +666,3 @@ def _hash(examples: Iterable[Example]) -> str:
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "big") + encoded)
     return digest.hexdigest()
-
-
-def _listed(values: Sequence[str]) -> str:
-    more = f" and {len(values) - _SHOWN_VALUES} more" if len(values) > _SHOWN_VALUES else ""
-    return ", ".join(values[:_SHOWN_VALUES]) + more
-
-
-def _clipped(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"

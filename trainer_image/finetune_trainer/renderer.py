@@ -17,6 +17,7 @@ from finetune_api.spec import LossOn
 from finetune_trainer.dataset import Dataset
 from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.example import Encoded, Example, pack_encoded, unpack_encoded
+from finetune_trainer.excerpt import excerpt
 from finetune_trainer.labels import with_label
 from finetune_trainer.record_file import RecordFile
 from finetune_trainer.records import StoredRows
@@ -296,7 +297,7 @@ class Renderer:
         if whole != prompt + self._frame.lead + answer["content"] + self._frame.tail:
             raise _template_error(
                 f"row {example.row} (counted from 0) of task {example.task!r} is framed otherwise than other rows: "
-                f"{_shown(whole[-_SHOWN_CHARACTERS:])}"
+                f"{excerpt(whole[-_SHOWN_CHARACTERS:])}"
             )
         return prompt, completion
 
@@ -369,7 +370,7 @@ class Renderer:
             for text in (first, second)
         ]
         if asked not in generation:
-            raise _template_error(f"it leaves the user's message out: {_shown(generation)}")
+            raise _template_error(f"it leaves the user's message out: {excerpt(generation)}")
         if self.system is not None and self.system.strip() not in generation:
             raise SpecError(
                 "spec.data.system: the model's chat template leaves the system prompt out. Put its text into the "
@@ -377,11 +378,11 @@ class Renderer:
             )
         head, found, tail = answered[0].partition(first)
         if not found or answered[1] != head + second + tail:
-            raise _template_error(f"it changes the assistant's text or prints it twice: {_shown(answered[0])}")
+            raise _template_error(f"it changes the assistant's text or prints it twice: {excerpt(answered[0])}")
         if not head.startswith(generation):
             raise _template_error(
-                f"a generation prompt ends in {_shown(generation[-_SHOWN_CHARACTERS:])}, but an assistant's turn "
-                f"begins with {_shown(head[-_SHOWN_CHARACTERS:])}"
+                f"a generation prompt ends in {excerpt(generation[-_SHOWN_CHARACTERS:])}, but an assistant's turn "
+                f"begins with {excerpt(head[-_SHOWN_CHARACTERS:])}"
             )
         header = head[len(generation) :].rstrip(" ")
         return self._frame_with_end(header, head[len(generation) + len(header) :], tail)
@@ -418,9 +419,9 @@ class Renderer:
             if self.system is not None:
                 raise SpecError(
                     f"spec.data.system: the model's chat template refuses a conversation with a system prompt: "
-                    f"{_shown(str(error))}. Put its text into the prompt template instead."
+                    f"{excerpt(str(error))}. Put its text into the prompt template instead."
                 ) from error
-            raise _template_error(_shown(str(error))) from error
+            raise _template_error(excerpt(str(error))) from error
 
 
 def _as_messages(turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
@@ -517,7 +518,3 @@ def _template_error(problem: str) -> DataError:
         f"spec.data.format: the model's chat template cannot be trained on: {problem}. Set spec.data.format: raw, or "
         f"correct chat_template in the model's folder."
     )
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")

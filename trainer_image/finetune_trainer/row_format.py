@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, NoReturn, cast
 import pyarrow as pa
 
 from finetune_trainer.errors import DataError
+from finetune_trainer.excerpt import excerpt
 from finetune_trainer.row_limit import (
     ALWAYS_UNPACKED_BYTES,
     LONGEST_ROW_BYTES,
     MOST_UNPACKED,
     Row,
     refuse_columns,
-    shown,
 )
 from finetune_trainer.table_file import read_arrow, read_parquet
 
@@ -82,7 +82,7 @@ class _Unpacked(io.RawIOBase):
             content = self._packed.read(len(buffer))
         except (pa.ArrowException, OSError) as error:
             raise DataError(
-                f"{self._place} cannot be unpacked: {shown(str(error))}. It is truncated, damaged or of another "
+                f"{self._place} cannot be unpacked: {excerpt(str(error))}. It is truncated, damaged or of another "
                 f"format than its ending says; fetch it again."
             ) from error
         self._left -= len(content)
@@ -134,11 +134,13 @@ def _read_json_lines(file: BinaryIO, path: Path, field: str) -> Iterator[Row]:
                 _refuse_unusable(row, line)
         except (ValueError, RecursionError) as error:  # RecursionError: thousands of nested brackets
             hint = "" if line.endswith("\n") else " It is the last line and has no line end: is the file truncated?"
-            raise DataError(f"{field}: {path} line {number} is not JSON: {error}: {shown(line)}.{hint}") from error
+            raise DataError(
+                f"{field}: {path} line {number} is not JSON: {error}: {excerpt(line.strip())}.{hint}"
+            ) from error
         if not isinstance(row, dict):
             raise DataError(
-                f"{field}: {path} line {number} is a JSON {_JSON_NAMES[type(row)]}, not an object: {shown(line)}. "
-                f'Write one object per line: {{"column": "value"}}.'
+                f"{field}: {path} line {number} is a JSON {_JSON_NAMES[type(row)]}, not an object: "
+                f'{excerpt(line.strip())}. Write one object per line: {{"column": "value"}}.'
             )
         yield row
 
@@ -159,7 +161,7 @@ def _read_json(file: BinaryIO, path: Path, field: str) -> Iterator[Row]:
         if not isinstance(row, dict):
             raise DataError(
                 f"{field}: {path} entry {number} (counted from 0) is a JSON {_JSON_NAMES[type(row)]}, not an object: "
-                f"{shown(repr(row))}."
+                f"{excerpt(row)}."
             )
         yield row
 
@@ -244,7 +246,7 @@ class _JsonArray:
         try:
             self._text += self._to_text.decode(content, final=not content)
         except UnicodeDecodeError as error:
-            raise DataError(f"{self._place} is not JSON: {shown(str(error))}; write it again, as UTF-8.") from error
+            raise DataError(f"{self._place} is not JSON: {excerpt(str(error))}; write it again, as UTF-8.") from error
 
     def _no_json(self, why: str, at: int) -> DataError:
         line = self._lines + self._text.count("\n", 0, at)
@@ -313,7 +315,7 @@ def _read_csv(file: BinaryIO, path: Path, field: str) -> Iterator[Row]:
             if len(cells) != len(header):
                 raise DataError(
                     f"{field}: {path} line {reader.line_num} has {len(cells)} cells where the header has "
-                    f"{len(header)} ({shown(','.join(header))}): {shown(','.join(cells))}. "
+                    f"{len(header)} ({excerpt(','.join(header))}): {excerpt(','.join(cells))}. "
                     f"Put cells that hold commas or line ends in double quotes."
                 )
             yield dict(zip(header, cells, strict=True))
@@ -350,7 +352,7 @@ def _check_header(header: list[str], path: Path, field: str) -> None:
     if len(header) == 1 and (separator := next((mark for mark in ";\t|" if mark in header[0]), None)):
         raise DataError(f"{field}: {path} separates its columns by {separator!r}; CSV here means commas.")
     if not all(name.strip() for name in header):
-        raise DataError(f"{field}: {path} line 1 must name every column; it reads {shown(','.join(header))}.")
+        raise DataError(f"{field}: {path} line 1 must name every column; it reads {excerpt(','.join(header))}.")
     refuse_columns(header, f"{field}: {path} line 1")
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from finetune_trainer.errors import DataError
+from finetune_trainer.excerpt import excerpt, listed
 
 Row = dict[str, object]
 
@@ -19,9 +20,6 @@ BATCH_BYTES = 32 << 20
 HELD_BYTES = 128 << 20
 """Of what a format makes one read as a whole: a batch that is packed, the lists of a group of rows."""
 
-_SHOWN_CHARACTERS = 80
-_SHOWN_NAMES = 10
-
 
 def refuse_columns(names: Sequence[str], place: str) -> None:
     """Raise where there are too many columns, or two of one name; ``place`` begins the message."""
@@ -30,15 +28,4 @@ def refuse_columns(names: Sequence[str], place: str) -> None:
             f"{place} has {len(names):,} columns; at most {MOST_COLUMNS:,} are read. Leave out those that are not used."
         )
     if repeated := sorted(name for name, times in Counter(names).items() if times > 1):
-        raise DataError(f"{place} names columns twice: {_listed(repeated)}; rename them.")
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return f"[{', '.join(map(shown, names[:_SHOWN_NAMES]))}]{more}"
-
-
-def shown(text: str) -> str:
-    """Return the beginning of a text, in quotes, for a message."""
-    text = text.strip()
-    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…")
+        raise DataError(f"{place} names columns twice: [{listed([*map(excerpt, repeated)])}]; rename them.")

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 from finetune_api.spec import SecretRef
 from finetune_trainer.errors import DataError, SpecError
+from finetune_trainer.excerpt import listed
 from finetune_trainer.row_format import KNOWN_ENDINGS, format_of, read_file
 from finetune_trainer.row_limit import Row
 
@@ -23,7 +24,6 @@ Fetch = Callable[[str, str, SecretRef | None, str | None], Path]
 and its revision."""
 
 _MOST_FILES = 10_000
-_SHOWN_NAMES = 6
 
 # As hubs name files: train-00000-of-00002.parquet, data/test/rows.jsonl.
 _SPLIT_WORDS = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation"} | {
@@ -80,15 +80,15 @@ def choose_files(names: Collection[str], where: str, field: str) -> list[str]:
     )
     if not chosen:
         raise DataError(
-            f"{field}: {where} holds no file of rows ({', '.join(KNOWN_ENDINGS)}) but {_listed(sorted(names))}. "
-            f"Correct the path."
+            f"{field}: {where} holds no file of rows ({', '.join(KNOWN_ENDINGS)}) but "
+            f"{listed(sorted(names)) or 'nothing'}. Correct the path."
         )
     if len(chosen) > _MOST_FILES:
         raise DataError(f"{field}: {where} holds {len(chosen):,} files; at most {_MOST_FILES:,} are read. Join them.")
     splits = {split for name in chosen if (split := _split_word(name))}
     if len(splits) > 1:
         raise DataError(
-            f"{field}: {where} holds files of different splits ({', '.join(sorted(splits))}): {_listed(chosen)}. Name "
+            f"{field}: {where} holds files of different splits ({', '.join(sorted(splits))}): {listed(chosen)}. Name "
             f"those that are meant, e.g. with train* at the end, and the others in validationSource and testSource."
         )
     return chosen
@@ -164,9 +164,3 @@ def _at_least_one(rows: Iterator[Row], path: Path, field: str) -> Iterator[Row]:
         yield row
     if number == 0:
         raise DataError(f"{field}: {path} holds no rows; a fine-tune needs rows for training, validation and test.")
-
-
-def _listed(names: Collection[str]) -> str:
-    shown = list(names)[:_SHOWN_NAMES]
-    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-    return (", ".join(shown) or "nothing") + more

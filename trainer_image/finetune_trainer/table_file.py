@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from finetune_trainer.arrow_batch import Sizes, UnmeasuredTypeError, plain, unpacked_bytes, value_bytes
 from finetune_trainer.errors import DataError
+from finetune_trainer.excerpt import excerpt
 from finetune_trainer.parquet_batch import parquet_batches
 from finetune_trainer.row_limit import (
     ALWAYS_UNPACKED_BYTES,
@@ -17,7 +18,6 @@ from finetune_trainer.row_limit import (
     LONGEST_ROW_BYTES,
     Row,
     refuse_columns,
-    shown,
 )
 
 # A table writes an instruction of some pages once for all its rows, each of which then counts as a whole.
@@ -38,10 +38,10 @@ def read_parquet(path: Path, field: str) -> Iterator[Row]:
             yield from rows.of(batch)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
-            f"{field}: {path} is not a whole Parquet file: {shown(str(error))}; fetch or write it again."
+            f"{field}: {path} is not a whole Parquet file: {excerpt(str(error))}; fetch or write it again."
         ) from error
     except OSError as error:  # what Arrow raises for truncated pages
-        raise DataError(f"{field}: {path} is truncated or broken: {shown(str(error))}; fetch it again.") from error
+        raise DataError(f"{field}: {path} is truncated or broken: {excerpt(str(error))}; fetch it again.") from error
 
 
 def read_arrow(path: Path, field: str) -> Iterator[Row]:
@@ -57,7 +57,7 @@ def read_arrow(path: Path, field: str) -> Iterator[Row]:
                     yield from rows.of(batch.slice(start, BATCH_ROWS))
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(
-            f"{field}: {path} is not a whole Arrow file: {shown(str(error))}; fetch or write it again."
+            f"{field}: {path} is not a whole Arrow file: {excerpt(str(error))}; fetch or write it again."
         ) from error
 
 
@@ -135,7 +135,7 @@ class _TableRows:
         # What Arrow can hold and Python cannot: the year 300,000, a time zone nobody knows.
         except (ValueError, OverflowError, LookupError, RecursionError) as error:
             raise DataError(
-                f"{self._place} holds a value that cannot be read: {shown(str(error))}. Write it as text, or leave "
+                f"{self._place} holds a value that cannot be read: {excerpt(str(error))}. Write it as text, or leave "
                 f"out its column."
             ) from error
 
@@ -155,12 +155,12 @@ class _TableRows:
             sizes = value_bytes(column)
         except UnmeasuredTypeError as error:
             raise DataError(
-                f"{self._place} has a column {shown(name)} of type {shown(str(error))}, which is not read. Write it "
-                f"as texts, numbers, lists or objects."
+                f"{self._place} has a column {excerpt(name)} of type {excerpt(str(error))}, which is not read. Write "
+                f"it as texts, numbers, lists or objects."
             ) from error
         if (longest := np.max(sizes, initial=0)) > LONGEST_ROW_BYTES:
             raise DataError(
-                f"{self._place} has a {_word_for(column.type)} of {longest:,.0f} bytes in column {shown(name)}, more "
+                f"{self._place} has a {_word_for(column.type)} of {longest:,.0f} bytes in column {excerpt(name)}, more "
                 f"than the {LONGEST_ROW_BYTES:,} that are read; no model does. Cut it or drop the row."
             )
         return sizes

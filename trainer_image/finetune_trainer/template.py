@@ -16,9 +16,8 @@ from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta, no
 from jinja2 import Template as CompiledTemplate
 
 from finetune_trainer.errors import DataError, SpecError
+from finetune_trainer.excerpt import excerpt
 from finetune_trainer.sandbox import MAX_OUTPUT_CHARACTERS, MeteredSandbox, start
-
-_SHOWN_CHARACTERS = 80
 
 # What an expression on a row's values can raise; jinja lets Python's own errors through.
 _RENDER_ERRORS = (
@@ -151,7 +150,7 @@ def _compile(environment: _Environment, text: str) -> _Compiled | Fault:
         shown = text.splitlines()[error.lineno - 1 : error.lineno]
         return Fault(
             error.lineno,
-            f"{error.message}: {_shown(shown[0] if shown else text)}",
+            f"{error.message}: {excerpt(shown[0] if shown else text)}",
             "See https://jinja.palletsprojects.com/templates/ for the syntax.",
         )
     except ValueError:
@@ -178,19 +177,12 @@ def _render(
                 )
     except _RENDER_ERRORS as error:
         raise DataError(
-            f"{field} does not render for {_row(row, columns, number)}: {_shown(str(error) or type(error).__name__)}. "
+            f"{field} does not render for {_row(row, columns, number)}: {excerpt(str(error) or type(error).__name__)}. "
             f"Correct the template, or fill the value in or drop the row."
         ) from error
     return "".join(pieces)
 
 
 def _row(row: Mapping[str, object], columns: frozenset[str], number: int) -> str:
-    values = ", ".join(f"{name}={_shown(row[name])}" if name in row else f"no {name}" for name in sorted(columns)[:8])
+    values = ", ".join(f"{name}={excerpt(row[name])}" if name in row else f"no {name}" for name in sorted(columns)[:8])
     return f"row {number} (counted from 0; {values})"
-
-
-def _shown(value: object) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    if len(text) > _SHOWN_CHARACTERS:
-        text = text[:_SHOWN_CHARACTERS] + "…"
-    return repr(text) if isinstance(value, str) else text
