@@ -70,6 +70,7 @@ class Progress(ApiModel):
     loss: float | None = None
     """Mean loss per completion token since the previous report, in nats."""
     validation_loss: float | None = None
+    """As it was at the last look: who listens is not told of every step."""
     learning_rate: float | None = None
     rows_per_second: float | None = None
     tokens_per_second: float | None = None

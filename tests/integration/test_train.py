@@ -21,7 +21,7 @@ from finetune_trainer.dataset import load_dataset
 from finetune_trainer.errors import DataError, Preempted, StorageError, TrainingDivergedError
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.manifest import is_complete
-from finetune_trainer.progress import Sink
+from finetune_trainer.progress import Reporter, Sink
 from finetune_trainer.run import Run
 from finetune_trainer.sample_answers import MOST_QUESTIONS
 from finetune_trainer.settings_map import plan_steps
@@ -241,6 +241,32 @@ class Checkpoints:
     def report(self, progress: Progress) -> None:
         if self._folder.is_dir():
             self.seen.append(sorted(step_of(path) for path in self._folder.iterdir() if is_complete(path)))
+
+
+class Moments:
+    """Keeps what is told of training, by step."""
+
+    def __init__(self) -> None:
+        self.by_step: dict[int, Progress] = {}
+
+    def report(self, progress: Progress) -> None:
+        if progress.step is not None:
+            self.by_step[progress.step] = progress
+
+
+def test_every_moment_tells_what_the_last_look_at_validation_rows_found_also_before_it_was_interrupted(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Reporter, "_due", lambda _: True)
+    moments = Moments()
+    workspace = Workspace(tmp_path / "workspace")
+    workspace.root.mkdir()
+    train_until(5, tiny_job(tiny_model_dir, tmp_path, training__evalEverySteps=3), workspace, moments)
+    report = train(tiny_model_dir, tmp_path, sink=moments, training__evalEverySteps=3)
+    looks = {point.step: point.validation_loss for point in report.curve if point.validation_loss is not None}
+    assert looks.keys() == {3, 6, 8}
+    told = {step: moment.validation_loss for step, moment in moments.by_step.items()}
+    assert told == {1: None, 2: None, **dict.fromkeys((3, 4, 5), looks[3]), 6: looks[6], 7: looks[6], 8: looks[8]}
 
 
 @pytest.mark.parametrize("keep, left", [(1, [4]), (2, [3, 4])], ids=["one", "two"])

@@ -47,6 +47,7 @@ class Recorder(TrainerCallback):
         self._tokens_per_row = sum(len(epoch[index].ids) for index in range(len(epoch))) / len(epoch)
         self._curve: dict[int, LossPoint] = {}
         self._loss: float | None = None
+        self._validation_loss: float | None = None
         self._rate: float | None = None
         self._started = 0.0
         self._first_step = 0
@@ -93,6 +94,9 @@ class Recorder(TrainerCallback):
             questions = [question.model_dump(by_alias=True) for question in self._sampled.before_training()]
             # A resumed run cannot ask the base any more.
             _history(state).append({"step": 0, "samples": questions} | self._forgotten())
+        self._validation_loss = next(
+            (entry["validation_loss"] for entry in reversed(_history(state)) if "validation_loss" in entry), None
+        )
         self._started, self._first_step = time.monotonic(), state.global_step
 
     def warnings(self, state: TrainerState) -> tuple[str, ...]:
@@ -119,7 +123,7 @@ class Recorder(TrainerCallback):
         eta = seconds / done * (state.max_steps - state.global_step)
         if state.global_step == estimating_step(self._first_step, state.max_steps):
             self.estimate = TimeEstimate(step=state.global_step, seconds=self.seconds + eta)
-        validation_loss = self._validate(state)
+        has_looked = self._validate(state)
         self._reporter.tell(
             Progress(
                 stage=Stage.TRAIN,
@@ -129,31 +133,33 @@ class Recorder(TrainerCallback):
                 total_steps=state.max_steps,
                 epoch=state.epoch,
                 loss=self._loss,
-                validation_loss=validation_loss,
+                validation_loss=self._validation_loss,
                 learning_rate=self._rate,
                 rows_per_second=self.rows_per_second,
                 tokens_per_second=self.tokens_per_second,
                 eta_seconds=eta,
             ),
-            always=validation_loss is not None or state.global_step == state.max_steps,
+            always=has_looked or state.global_step == state.max_steps,
         )
 
-    def _validate(self, state: TrainerState) -> float | None:
+    def _validate(self, state: TrainerState) -> bool:
+        """Look at the validation rows if it is their turn; return whether it was."""
         if not self._validation or (state.global_step % self._every and state.global_step != state.max_steps):
-            return None
+            return False
         started = time.monotonic()
         losses = {task: self._scorer.mean_loss(rows) for task, rows in self._validation.items()}
         # A task counts as one, however many rows or tokens it has.
-        loss = sum(losses.values()) / len(losses)
+        self._validation_loss = sum(losses.values()) / len(losses)
         # In the trainer's own history, so that a resumed run knows it.
-        entry = {"step": state.global_step, "validation_loss": loss, "validation_losses": losses} | self._forgotten()
+        measured = {"validation_loss": self._validation_loss, "validation_losses": losses}
+        entry = {"step": state.global_step} | measured | self._forgotten()
         if self._watched is not None:
             entry["watched"] = self._watched.measure(self._scorer)
         if self._sampled is not None:
             entry["answers"] = self._sampled.ask()
         self._aside += time.monotonic() - started
         _history(state).append(entry)
-        return loss
+        return True
 
     def _forgotten(self) -> dict[str, Any]:
         return {"general_loss": self._scorer.mean_loss(self._general)} if self._general else {}
