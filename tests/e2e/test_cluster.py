@@ -154,6 +154,12 @@ def test_an_image_runs_its_program(cluster: Cluster, namespace: str, images: Ima
     assert "finetune_trainer" in said
 
 
+def test_the_operators_image_is_small(cluster: Cluster, images: Images) -> None:
+    if cluster.docker is None:
+        pytest.skip("the images of a cluster that is not ours come from elsewhere")
+    assert int(cluster.docker("image", "inspect", "--format", "{{.Size}}", images.operator)) < 400 * 10**6
+
+
 @pytest.mark.parametrize("package", ["finetune_operator", "finetune_trainer"])
 def test_the_cluster_runs_the_image_that_docker_built(
     cluster: Cluster, namespace: str, images: Images, package: str
