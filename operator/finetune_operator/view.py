@@ -161,10 +161,11 @@ def status_of(raw: Raw) -> FineTuneJobStatus:
 
 def _is_to_run(raw: Raw) -> bool:
     is_suspended = ((raw.get("spec") or {}).get("runPolicy") or {}).get("suspend") is True
-    accepted = [
-        one for one in (raw.get("status") or {}).get("conditions") or () if one["type"] == ConditionType.ACCEPTED
-    ]
-    return not is_suspended and all(one["status"] == ConditionStatus.TRUE for one in accepted)
+    conditions = (raw.get("status") or {}).get("conditions") or ()
+    accepted = [one["status"] for one in conditions if one["type"] == ConditionType.ACCEPTED]
+    # Until somebody installs KubeRay, which may be never, others have its turn.
+    lacks_kuberay = any(one.get("reason") == Reason.KUBERAY_MISSING for one in conditions)
+    return not is_suspended and not lacks_kuberay and all(status == ConditionStatus.TRUE for status in accepted)
 
 
 def _is_open(attempt: Raw) -> bool:

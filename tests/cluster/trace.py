@@ -1,4 +1,4 @@
-"""What a cluster leaves on a machine while it runs: mounts, network links, daemons. Linux alone."""
+"""What a cluster leaves on a machine while it runs: mounts, network links, daemons."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ DAEMONS = ("dockerd", "containerd", "kubelet", "kube-apiserver", "etcd")
 
 
 def traces() -> frozenset[str]:
-    """Return the mounts and the network links of this machine, and the daemons that run."""
+    """Return the mounts and the network links of this machine, and the daemons that run; nothing but on Linux."""
+    if not Path("/proc/self/mounts").exists():
+        return frozenset()
     mounts = {line.split()[1] for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()}
     links = {f"link {link.name}" for link in Path("/sys/class/net").iterdir()}
     return frozenset(mounts | links | set(_daemons()))

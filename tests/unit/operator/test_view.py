@@ -96,6 +96,13 @@ def test_job_held_back_by_the_cap_is_known_without_unpacking() -> None:
         pytest.param({}, {"conditions": [ACCEPTED], "phase": "Failed"}, {}, False, id="nor one that has ended"),
         pytest.param({}, {"conditions": [ACCEPTED]}, {"deletionTimestamp": CREATED}, False, id="nor a deleted one"),
         pytest.param(SUSPENDED, {"conditions": [ACCEPTED]}, {}, False, id="nor a suspended one"),
+        pytest.param(
+            {},
+            {"conditions": [ACCEPTED, {"type": "Trained", "status": "Unknown", "reason": "KubeRayMissing"}]},
+            {},
+            False,
+            id="nor one that waits for KubeRay",
+        ),
     ],
 )
 def test_who_has_a_turn(given: dict[str, Any], status: dict[str, Any], metadata: dict[str, Any], wants: bool) -> None:
