@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import yaml
 from kubernetes import client
 
 from finetune_api.report import ExitCode, Report, Stage
 from finetune_api.status import ConditionStatus, ConditionType, Phase, Reason
+from finetune_cli.__main__ import run_command
 from finetune_trainer.manifest import verify_manifest
 
 from ..cluster.cluster import Cluster
@@ -33,6 +35,13 @@ from .sample import (
     is_training,
     uploaded_steps,
 )
+
+
+@pytest.fixture
+def finetune(cluster: Cluster, jobs: Jobs) -> Callable[..., ExitCode]:
+    """Run one command in the namespace of the test."""
+    where = ["-n", jobs.namespace, "--kubeconfig", str(cluster.kubeconfig)]
+    return lambda command, *rest: run_command([command, *map(str, rest), *where])
 
 
 def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: ObjectStore, tmp_path: Path) -> None:
@@ -65,6 +74,10 @@ def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: 
     assert content.published and content.spec_hash == job.status.resolved.spec_hash
     assert content.image is not None and "sha256:" in content.image, "which bytes ran"
 
+    jobs.patch("reviews-lora", {"runPolicy": {"childTtlSeconds": 0}})
+    await_until(lambda: not jobs.children(job.uid) and not jobs.pods(job.uid), "children are gone", 60)
+    assert jobs.get("reviews-lora").status.artifacts == job.status.artifacts
+
     # As after a restored backup: the same manifest, another object.
     jobs.delete("reviews-lora")
     jobs.apply(example(s3))
@@ -91,7 +104,14 @@ def test_pods_of_a_job_have_no_access_to_the_api(jobs: Jobs, s3: ObjectStore) ->
     jobs.delete("reviews-lora")
 
 
-def test_prompt_tuning_on_rows_of_a_config_map(jobs: Jobs, s3: ObjectStore, tmp_path: Path) -> None:
+def test_the_command_line_looks_after_a_prompt_tuning_on_rows_of_a_config_map(
+    jobs: Jobs,
+    s3: ObjectStore,
+    finetune: Callable[..., ExitCode],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rows = write_reviews(tmp_path / "reviews.jsonl").read_text()
     jobs.core.create_namespaced_config_map(
         jobs.namespace, client.V1ConfigMap(metadata=client.V1ObjectMeta(name="reviews"), data={"reviews.jsonl": rows})
@@ -100,9 +120,24 @@ def test_prompt_tuning_on_rows_of_a_config_map(jobs: Jobs, s3: ObjectStore, tmp_
     document["spec"]["data"]["tasks"][0]["source"] = "configMap://reviews/reviews.jsonl"
     document["spec"]["method"] = {"type": "promptTuning", "promptTuning": {"virtualTokens": 8}}
     document["spec"]["training"]["maxSteps"] = 20
-    jobs.apply(document)
-    job = jobs.wait_phase("reviews-prompt", Phase.SUCCEEDED, seconds=250)
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(document), encoding="utf-8")
+    assert finetune("submit", file, "-w") is ExitCode.OK
+    job = jobs.get("reviews-prompt")
     assert {one.kind.value for one in job.status.artifacts} == {"adapter", "report"}
+    capsys.readouterr()
+
+    assert finetune("status", file) is ExitCode.OK
+    assert "Succeeded" in capsys.readouterr().out
+    assert finetune("logs", "reviews-prompt", "--stage", "train") is ExitCode.OK
+    assert '"message":"training"' in capsys.readouterr().out
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
+    fetched = tmp_path / "report"
+    assert finetune("report", file, "--output", fetched, "--endpoint", s3.endpoint_local) is ExitCode.OK
+    assert (fetched / "report.html").is_file()
+    assert finetune("cancel", file, "--yes") is ExitCode.OK
+    await_until(lambda: not jobs.pods(job.uid), "its pods are gone", 60)
 
 
 def test_bad_spec_is_refused_at_admission(jobs: Jobs, s3: ObjectStore) -> None:

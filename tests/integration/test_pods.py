@@ -12,6 +12,7 @@ from finetune_api.job import FineTuneJob, load_job, spec_hash
 from finetune_api.report import IMAGE_VARIABLE, ExitCode, Progress, Stage
 from finetune_api.resolve import resolve
 from finetune_api.stage_result import StageResult
+from finetune_api.status import PlanStatus
 from finetune_trainer import check_stage, stages
 from finetune_trainer.__main__ import main
 from finetune_trainer.adjustment import Adjustment
@@ -296,7 +297,11 @@ def test_the_operator_is_waited_for_longest_where_nothing_else_tells_it_the_resu
     arguments = ["check", "--spec", str(tmp_path / "job.json"), "--spec-hash", "0" * 64, "--workspace", str(tmp_path)]
     main([*arguments, "--termination-log", str(tmp_path / "log")])
     main(arguments)
-    assert waited == [120, 600]
+    plan = PlanStatus(parameters=1, warnings=("w" * 512,) * 16)
+    long = StageResult(stage=Stage.CHECK, exit_code=ExitCode.OK, plan=plan)
+    monkeypatch.setattr("finetune_trainer.__main__._run", lambda *_: long)
+    main([*arguments, "--termination-log", str(tmp_path / "log")])
+    assert waited == [120, 600, 600]
 
 
 def test_published_trees_of_pods_are_whole_and_name_the_image(

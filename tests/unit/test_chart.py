@@ -257,6 +257,12 @@ def test_values_are_refused_with(case: str) -> None:
         render(values)
 
 
+def test_a_release_whose_name_no_service_can_have_is_refused() -> None:
+    assert render(release="r" * 45)
+    with pytest.raises(HelmError, match="more than the 63 characters that Kubernetes takes"):
+        render(release="r" * 46)
+
+
 @pytest.mark.parametrize("field", sorted(KNOWN_TO_THE_CHART))
 def test_schema_has_no_value_that_the_chart_would_overwrite(field: str) -> None:
     schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from finetune_api.job import FineTuneJob, InvalidJobError, load_job, spec_hash
+from finetune_api.progress_message import MOST_BYTES
 from finetune_api.report import CONTRACT_VARIABLE, CONTRACT_VERSION, IMAGE_VARIABLE, ExitCode, Progress, Stage
 from finetune_api.resolve import resolve
 from finetune_api.stage_result import StageResult, bounded
@@ -30,7 +31,7 @@ logger = logging.getLogger("finetune_trainer")
 _PATIENCE_SECONDS = 120.0
 """For the operator to take the result; the termination message says the same to one that has been away for longer."""
 _LAST_CHANCE_SECONDS = 600.0
-"""Where nothing else says how the stage ended, as behind KubeRay: to train it again takes longer."""
+"""Where nothing else says all of it, as behind KubeRay, or of more than a termination message holds."""
 _STOPPED_SECONDS = 10.0
 """Who is being stopped has little time before it is killed, which would cost its exit code."""
 
@@ -64,9 +65,9 @@ def main(arguments: list[str] | None = None) -> ExitCode:
     if result.message:
         logger.error("%s", result.message)
     # First, for it needs nobody to listen.
-    _leave_last_words(result, options.termination_log)
+    is_all_said = _leave_last_words(result, options.termination_log)
     if client is not None:
-        client.deliver(result, _patience(result.exit_code, options.termination_log))
+        client.deliver(result, _patience(result.exit_code, is_all_said))
         client.close()
     return result.exit_code
 
@@ -126,20 +127,24 @@ def _adjustment(options: argparse.Namespace) -> Adjustment:
         raise SpecError(f"{option} {first['input']}: {first['msg']}. Correct it, or leave it out.") from error
 
 
-def _leave_last_words(result: StageResult, path: Path | None) -> None:
+def _leave_last_words(result: StageResult, path: Path | None) -> bool:
+    """Write the termination message; return whether it says all that is posted."""
     if path is None:
-        return
+        return False
+    last_words = bounded(result)
     try:
-        path.write_bytes(bounded(result))
+        path.write_bytes(last_words)
     except OSError as error:
         # The exit code tells the most important part; it must not be replaced by this.
         logger.warning("termination message not written path=%s reason=%s", path, error.strerror)
+        return False
+    return last_words == bounded(result, MOST_BYTES)
 
 
-def _patience(code: ExitCode, last_words: Path | None) -> float:
+def _patience(code: ExitCode, is_all_said: bool) -> float:
     if code is ExitCode.PREEMPTED:
         return _STOPPED_SECONDS
-    return _LAST_CHANCE_SECONDS if last_words is None else _PATIENCE_SECONDS
+    return _PATIENCE_SECONDS if is_all_said else _LAST_CHANCE_SECONDS
 
 
 def _read(spec: Path) -> str:

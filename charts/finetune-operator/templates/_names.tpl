@@ -1,5 +1,9 @@
 {{- define "finetune.name" -}}
-{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-{{ .Chart.Name }}{{ end -}}
+{{- $name := ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) (contains .Chart.Name .Release.Name) }}
+{{- if gt (len $name) 63 }}
+{{- fail (printf "the release is called %s, and its Service would be %s: more than the 63 characters that Kubernetes takes. Install it under a shorter name." .Release.Name $name) }}
+{{- end }}
+{{- $name -}}
 {{- end }}
 
 {{/* Objects without a namespace are named after it, so that two releases do not meet. */}}

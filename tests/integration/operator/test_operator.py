@@ -136,6 +136,17 @@ def test_suspended_job_waits_for_its_pod_and_goes_on_later(start_operator: Start
     assert attempts(workload.status())[0] == (Stage.CHECK, 1, Reason.SUSPENDED_BY_USER)
 
 
+def test_job_that_has_run_for_as_long_as_it_may_is_ended_while_its_pod_runs(
+    start_operator: StartOperator, workload: Workload
+) -> None:
+    start_operator()
+    workload.apply(spec__runPolicy__activeDeadlineSeconds=2)
+    workload.start_pod(workload.wait_child(Stage.CHECK))
+    status = workload.wait_phase(Phase.FAILED)
+    assert attempts(status) == [(Stage.CHECK, 1, Reason.DEADLINE_EXCEEDED)]
+    await_until(lambda: workload.children() == [], "its Job is deleted")
+
+
 def test_transitions_are_told_as_events(start_operator: StartOperator, workload: Workload) -> None:
     start_operator()
     workload.apply()
