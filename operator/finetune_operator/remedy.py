@@ -46,7 +46,7 @@ def find_remedy(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> 
         return _lower_rate(attempt, job)
     remedies = [
         remedy for remedy in (_smaller_micro_batch(attempt, job, plan), _recomputation(attempt, job)) if remedy
-    ] or [remedy for remedy in (_next_zero_stage(attempt, job),) if remedy]
+    ] or [remedy for remedy in (_next_zero_stage(attempt, job, plan),) if remedy]
     if not remedies:
         return None
     changes = tuple(change for remedy in remedies for change in remedy.changes)
@@ -54,12 +54,16 @@ def find_remedy(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> 
 
 
 def _smaller_micro_batch(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> Remedy | None:
-    size = attempt.micro_batch_size or job.spec.training.micro_batch_size or (plan and plan.micro_batch_size)
+    size = _micro_batch(attempt, job, plan)
     share = job.spec.training.global_batch_size // processes(job.spec.compute)
     smaller = smaller_micro_batch(size, share) if size else None
     if smaller is None:
         return None
     return Remedy((f"microBatchSize {size} -> {smaller}",), {"micro_batch_size": smaller})
+
+
+def _micro_batch(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> int | None:
+    return attempt.micro_batch_size or job.spec.training.micro_batch_size or (plan.micro_batch_size if plan else None)
 
 
 def smaller_micro_batch(size: int, share: int) -> int | None:
@@ -75,11 +79,14 @@ def _recomputation(attempt: Attempt, job: FineTuneJob) -> Remedy | None:
     return Remedy((f"gradientCheckpointing {wanted.value} -> always",), {"gradient_checkpointing": True})
 
 
-def _next_zero_stage(attempt: Attempt, job: FineTuneJob) -> Remedy | None:
+def _next_zero_stage(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> Remedy | None:
     stage = attempt.zero_stage or zero_stage(job.spec.compute)
     if stage >= last_zero_stage(job.spec):
         return None
-    return Remedy((f"deepspeed.stage {stage} -> {stage + 1}",), {"zero_stage": stage + 1})
+    # One that is left open would be larger again: stages 2 and 3 take more rows at a time.
+    size = _micro_batch(attempt, job, plan)
+    kept = {} if size is None else {"micro_batch_size": size}
+    return Remedy((f"deepspeed.stage {stage} -> {stage + 1}",), {"zero_stage": stage + 1, **kept})
 
 
 def _lower_rate(attempt: Attempt, job: FineTuneJob) -> Remedy | None:

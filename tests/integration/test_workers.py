@@ -107,6 +107,8 @@ SELECTIVE: dict[str, Any] = {
 }
 ADAPTER: dict[str, Any] = {"method": {"type": "adapter", "adapter": {"bottleneck": 8}}}
 SMALL = {"training__microBatchSize": 1}
+TWO_EPOCHS: dict[str, Any] = {"data__mixing": {"maxExamplesPerTask": 25}, "training__microBatchSize": 2}
+"""Of 25 rows, three steps and one row."""
 SEQ2SEQ: dict[str, Any] = {"model__task": "seq2seq-lm"}
 
 
@@ -137,6 +139,11 @@ STOPPED_EARLY = LORA | {
 TRAININGS: dict[str, dict[str, Any]] = {
     "full": FULL,
     "full, rows one by one": FULL | SMALL,
+    "full in two epochs": FULL | TWO_EPOCHS,
+    "full in two epochs, ZeRO 2": FULL | TWO_EPOCHS | zero(2),
+    "full with kl in two epochs": full_with("kl") | TWO_EPOCHS | SMALL,
+    "seq2seq full in two epochs": SEQ2SEQ | FULL | TWO_EPOCHS,
+    "full of fewer rows than a step has": FULL | {"data__mixing": {"maxExamplesPerTask": 7}},
     "full, ZeRO 0": FULL | zero(0),
     "full, ZeRO 1": FULL | zero(1),
     "full, ZeRO 2": FULL | zero(2),

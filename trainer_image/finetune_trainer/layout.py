@@ -58,6 +58,11 @@ def build_batch(items: Sequence[Encoded], layout: Layout) -> Batch:
     return _packed(items) if layout is Layout.PACKED else _padded(items)
 
 
+def unlearnt(item: Encoded) -> Encoded:
+    """Return an item as short as can be, of the same kind of model, from which nothing is learnt."""
+    return Encoded((item.ids[0], IGNORED), 1, decoder_start=item.decoder_start)
+
+
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the negative log-likelihood of every learnt token, in nats and float32, item after item: ``[learnt]``."""
     targets = labels[:, 1:].to(logits.device)

@@ -36,14 +36,20 @@ def memory_errors(what: str, remedy: str) -> Iterator[None]:
         raise OutOfMemoryError(f"{what} did not fit into memory; {remedy}.") from error
 
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    # Of what a GPU's libraries take beside torch's own allocator.
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Cuda failure 2 'out of memory'",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether ``error`` is about memory; on a CPU torch says so in a RuntimeError's text alone."""
     said = str(error) if isinstance(error, RuntimeError) else ""
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or "DefaultCPUAllocator" in said
-        or "can't allocate memory" in said
-    )
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in said for words in _OUT_OF_MEMORY)
 
 
 def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:

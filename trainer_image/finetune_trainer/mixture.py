@@ -76,11 +76,17 @@ class Mixture:
 
 
 class EpochRows(Generic[T]):
-    """The rows of one epoch in its order, as a trainer's sequential sampler reads them."""
+    """The rows of one epoch in its order, as a trainer's sequential sampler reads them.
 
-    def __init__(self, rows: Sequence[T], mixture: Mixture) -> None:
+    Behind them come as many ``fillers`` as make their number a multiple of ``together``, the rows that all workers take
+    at once: else the last ones would be given rows of the epoch's beginning once more.
+    """
+
+    def __init__(self, rows: Sequence[T], mixture: Mixture, filler: T, together: int = 1) -> None:
         self._rows = rows
         self._mixture = mixture
+        self._filler = filler
+        self._together = together
         self._number = -1
         self.turn_to(0)
 
@@ -90,10 +96,10 @@ class EpochRows(Generic[T]):
             self._number, self._places = number, self._mixture.epoch(number)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return math.ceil(len(self._places) / self._together) * self._together
 
     def __getitem__(self, index: int) -> T:
-        return self._rows[self._places[index]]
+        return self._rows[self._places[index]] if index < len(self._places) else self._filler
 
 
 def plan_mixture(

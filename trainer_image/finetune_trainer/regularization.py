@@ -168,9 +168,11 @@ def _towards_outputs(model: nn.Module, autocast: bool) -> Pull:
 
 def divergence(predicted: Tensor, expected: Tensor) -> Tensor:
     """Return the mean Kullback-Leibler divergence of ``predicted`` from ``expected``: ``[tokens, vocabulary]``."""
-    return functional.kl_div(
-        predicted.float().log_softmax(-1), expected.float().log_softmax(-1), reduction="batchmean", log_target=True
+    apart = functional.kl_div(
+        predicted.float().log_softmax(-1), expected.float().log_softmax(-1), reduction="sum", log_target=True
     )
+    # A worker's last rows may be fillers, of which there is nothing to predict.
+    return apart / max(1, len(predicted))
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:

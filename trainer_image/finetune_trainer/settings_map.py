@@ -56,7 +56,8 @@ def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: 
     An absent ``microBatchSize`` becomes the largest divisor of a worker's share of the global batch whose rows, were
     they all as long as the longest, hold at most `MICRO_BATCH_TOKENS` tokens, or four times as many under ZeRO 2 and 3.
     """
-    share = max(1, min(training.global_batch_size, rows) // workers)
+    # Of fewer rows than a step has: what is missing to an even share is filled with rows that nothing is learnt from.
+    share = math.ceil(min(training.global_batch_size, rows) / workers)
     if training.micro_batch_size is not None:
         micro = min(training.micro_batch_size, share)
     else:

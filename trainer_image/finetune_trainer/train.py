@@ -44,7 +44,7 @@ from finetune_trainer.errors import (
     TrainingDivergedError,
 )
 from finetune_trainer.example import Encoded
-from finetune_trainer.layout import Layout, LayoutChoice, build_batch, forward, load_for_rows, token_losses
+from finetune_trainer.layout import Layout, LayoutChoice, build_batch, forward, load_for_rows, token_losses, unlearnt
 from finetune_trainer.manifest import write_manifest
 from finetune_trainer.memory import available_bytes, is_out_of_memory, kept_bytes, memory_errors
 from finetune_trainer.methods import count_parameters, prepare_model, why_padded
@@ -276,7 +276,7 @@ def _build_trainer(
         deepspeed=deepspeed,
     )
     every = spec.training.eval_every_steps or max(1, steps.total // 5)
-    epoch_rows = EpochRows(given.train, given.mixture)
+    epoch_rows = EpochRows(given.train, given.mixture, unlearnt(given.train[0]), steps.micro_batch * steps.workers)
     # Weights that are spread are gathered by all workers together for every token.
     asks = given.group.is_first or spreads_weights(spec)
     sampled = SampleAnswers(model, load_tokenizer(given.files), given.validation) if asks else None

@@ -21,7 +21,7 @@ from finetune_api.report import Progress, TrainingReport
 from finetune_api.spec import ComputeSpec
 from finetune_api.spec.compute import gpus, processes
 from finetune_trainer.desk import Letter, Stored, open_desk
-from finetune_trainer.errors import FineTuneError, SpecError, WorkerLostError
+from finetune_trainer.errors import FineTuneError, OutOfMemoryError, SpecError, WorkerLostError
 from finetune_trainer.progress import Sink
 from finetune_trainer.training_input import Flag
 from finetune_trainer.worker import Assignment, work
@@ -96,6 +96,11 @@ def _outcome(said: TrainingReport | FineTuneError | None, error: BaseException |
 def _named(error: BaseException) -> BaseException:
     """Return a lost worker's error by its name; a defect as it is."""
     failures = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else []
+    if any(isinstance(_found_by_ray(failure), ray.exceptions.OutOfMemoryError) for failure in failures):
+        return OutOfMemoryError(
+            "the memory of a worker's node or pod was nearly used up, so Ray ended the worker; raise "
+            "spec.compute.resources.memory, or lower spec.training.microBatchSize or spec.data.maxLength."
+        )
     if any(map(_tells_of_a_dead_worker, failures)) or (failures and all(map(_tells_of_a_lost_peer, failures))):
         return WorkerLostError(
             "a worker is gone: its process or its node died, or was killed for using more memory than its limit. "
@@ -106,8 +111,13 @@ def _named(error: BaseException) -> BaseException:
 
 
 def _tells_of_a_dead_worker(failure: BaseException) -> bool:
-    # What Ray's look after a worker came upon is wrapped once more.
-    return isinstance(getattr(failure, "health_check_failure", failure), RayActorError)
+    return isinstance(_found_by_ray(failure), RayActorError)
+
+
+def _found_by_ray(failure: BaseException) -> BaseException:
+    """Return what Ray's look after a worker came upon, which is wrapped once more."""
+    found: BaseException = getattr(failure, "health_check_failure", failure)
+    return found
 
 
 def _tells_of_a_lost_peer(failure: BaseException) -> bool:

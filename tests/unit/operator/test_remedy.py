@@ -48,6 +48,14 @@ def test_memory_is_saved_step_by_step_until_nothing_is_left():
     ]
 
 
+def test_a_further_stage_takes_no_more_rows_at_a_time_than_ran_out_of_memory():
+    given = {"spec.compute": {"workers": 2}, "spec.method": {"type": "full"}}
+    found = remedies(ended(), given, PlanStatus(micro_batch_size=1))
+    assert [remedy.fields for remedy in found if "zero_stage" in remedy.fields] == [
+        {"zero_stage": stage, "micro_batch_size": 1} for stage in (1, 2, 3)
+    ]
+
+
 def test_an_adapter_has_nothing_to_spread():
     given = {"spec.compute": {"workers": 2}, "spec.training.microBatchSize": 1}
     assert words(remedies(ended(), given)) == ["gradientCheckpointing auto -> always"]

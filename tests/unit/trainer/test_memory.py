@@ -8,7 +8,14 @@ from torch import nn
 
 from finetune_api.spec import GradientCheckpointing
 from finetune_trainer.errors import OutOfMemoryError
-from finetune_trainer.memory import available_bytes, forget_peak, kept_bytes, memory_errors, peak_bytes
+from finetune_trainer.memory import (
+    available_bytes,
+    forget_peak,
+    is_out_of_memory,
+    kept_bytes,
+    memory_errors,
+    peak_bytes,
+)
 from finetune_trainer.settings_map import checkpoints_activations
 
 GIB = 1 << 30
@@ -117,3 +124,17 @@ def test_a_peak_is_that_since_it_was_forgotten(monkeypatch: pytest.MonkeyPatch):
 def test_where_a_peak_cannot_be_forgotten_it_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert not forget_peak(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: not enough memory",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "NCCL error: ncclUnhandledCudaError: Cuda failure 2 'out of memory'",
+    ],
+)
+def test_what_libraries_say_of_memory_is_known(said: str):
+    assert is_out_of_memory(RuntimeError(said))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))

@@ -99,7 +99,16 @@ def test_replayed_rows_have_their_share_of_all_rows_seen() -> None:
 
 def test_a_trainer_reads_the_rows_of_the_epoch_it_is_in() -> None:
     mixture = plan_mixture(tasks(4, 40), MixingSpec(max_examples_per_task=4), seed=2)
-    rows = EpochRows([f"row {number}" for number in range(44)], mixture)
+    rows = EpochRows([f"row {number}" for number in range(44)], mixture, "filler")
     for number in (0, 1, 5, 1):
         rows.turn_to(number)
         assert [rows[index] for index in range(len(rows))] == [f"row {place}" for place in mixture.epoch(number)]
+
+
+@pytest.mark.parametrize("together, fillers", [(1, 0), (4, 0), (3, 1), (16, 8)])
+def test_an_epoch_is_filled_up_to_what_all_workers_take_at_once(together: int, fillers: int) -> None:
+    mixture = plan_mixture(tasks(8), MixingSpec(), seed=2)
+    rows = EpochRows([f"row {number}" for number in range(8)], mixture, "filler", together)
+    read = [rows[index] for index in range(len(rows))]
+    assert sorted(read[:8]) == [f"row {number}" for number in range(8)]
+    assert read[8:] == ["filler"] * fillers

@@ -1,0 +1,24 @@
+"""How the errors of a group of workers are named."""
+
+import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+from finetune_trainer import errors
+from finetune_trainer.worker_group import _named
+
+
+@pytest.mark.parametrize(
+    "found, expected",
+    [(OutOfMemoryError("95 % of the memory"), errors.OutOfMemoryError), (ActorDiedError(), errors.WorkerLostError)],
+    ids=["for its memory", "for whatever reason"],
+)
+def test_a_worker_that_ray_ended_or_lost_is_told_as_such(found: Exception, expected: type[errors.FineTuneError]):
+    failed = WorkerHealthCheckFailedError("a worker is not healthy", failure=found)
+    assert isinstance(_named(WorkerGroupError("rank 1", {1: failed})), expected)
+
+
+def test_a_defect_stays_what_it_is():
+    defect = WorkerGroupError("rank 1", {1: ValueError("a defect")})
+    assert _named(defect) is defect
