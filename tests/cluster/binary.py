@@ -61,6 +61,7 @@ KUBERNETES = (
     "kubeadm",
 )
 
+PROMETHEUS = "github.com/prometheus-operator/prometheus-operator"
 KUBEFLOW = "github.com/kubeflow/trainer/v2"
 KUBEFLOW_VERSION = "v2.0.0"
 KUBEFLOW_MAIN = "cmd/trainer-controller-manager"
@@ -88,6 +89,7 @@ MODULES = (
     GoModule("sigs.k8s.io/kueue", "v0.15.0", {"kueue-manager": "cmd/kueue"}, is_own_main=True),
     GoModule("sigs.k8s.io/kwok", "v0.7.0", {"kwok": "cmd/kwok"}),
     GoModule("sigs.k8s.io/jobset", "v0.8.2", {}),
+    GoModule(PROMETHEUS, "v0.85.0", {}),
     GoModule(KUBEFLOW, KUBEFLOW_VERSION, {"kubeflow-trainer": KUBEFLOW_MAIN}),
     GoModule(
         KUBEFLOW,

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from finetune_api.job import FineTuneJob
 from finetune_operator.policy import violations
 from finetune_operator.settings import LOCKABLE, PolicySettings
 
+from ...cluster.binary import PROMETHEUS, source_folder
 from ...cluster.folder import BIN
 from ...unit.builders import make_manifest
 from ...unit.chart import CHART, EVERYTHING, HelmError, Manifest, helm, only, render
 from .api_server import ApiServer
 
 CRD = "finetunejobs.finetune.dev"
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 def kubectl(api_server: ApiServer, *arguments: str, given: object = None) -> subprocess.CompletedProcess[str]:
@@ -36,10 +39,27 @@ def system(api_server: ApiServer) -> str:
     return "finetune-system"
 
 
+@pytest.fixture(scope="module")
+def prometheus_definitions(api_server: ApiServer) -> Iterator[None]:
+    """The Prometheus operator's own definitions of what the chart can make for it."""
+    folder = source_folder(PROMETHEUS) / "example" / "prometheus-operator-crd"
+    names = ("servicemonitors", "prometheusrules")
+    for name in names:
+        definition = yaml.safe_load((folder / f"monitoring.coreos.com_{name}.yaml").read_text(encoding="utf-8"))
+        api_server.request("POST", DEFINITIONS, definition)
+        api_server.await_path(f"/apis/monitoring.coreos.com/v1/{name}")
+    yield
+    for name in names:
+        api_server.request("DELETE", f"{DEFINITIONS}/{name}.monitoring.coreos.com")
+
+
 @pytest.mark.parametrize("files", [(), (EVERYTHING,)], ids=["default values", "every value"])
-def test_api_server_takes_every_object(api_server: ApiServer, system: str, files: tuple[Path, ...]) -> None:
-    # Those of the Prometheus operator are no kinds of Kubernetes itself.
-    manifests = [one for one in render(files=files) if not one["apiVersion"].startswith("monitoring.coreos.com/")]
+def test_api_server_takes_every_object(
+    api_server: ApiServer, system: str, prometheus_definitions: None, files: tuple[Path, ...]
+) -> None:
+    manifests = render(files=files)
+    kinds = {one["kind"] for one in manifests}
+    assert {"ServiceMonitor", "PrometheusRule"} <= kinds or not files
     options = ("--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "--filename=-")
     done = kubectl(api_server, "apply", *options, given={"apiVersion": "v1", "kind": "List", "items": manifests})
     assert done.returncode == 0, done.stderr
