@@ -78,7 +78,7 @@ class Mixture:
 class EpochRows(Generic[T]):
     """The rows of one epoch in its order, as a trainer's sequential sampler reads them.
 
-    Behind them come as many ``fillers`` as make their number a multiple of ``together``, the rows that all workers take
+    Behind them comes ``filler``, until their number is a multiple of ``together``, the rows that all workers take
     at once: else the last ones would be given rows of the epoch's beginning once more.
     """
 
