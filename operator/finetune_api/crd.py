@@ -12,7 +12,8 @@ import yaml
 
 from finetune_api.model import ApiModel
 from finetune_api.spec import BLOCK_OF, FineTuneJobSpec, MethodType, SplitsSpec
-from finetune_api.spec.field import DATA_URI, MODEL_URI, OUTPUT_URI
+from finetune_api.spec.compute import GPU_RESOURCES
+from finetune_api.spec.field import DATA_URI, DEVICE, MODEL_URI, OUTPUT_URI
 from finetune_api.status import FineTuneJobStatus
 
 GROUP = "finetune.dev"
@@ -352,6 +353,15 @@ def _share_kept_back() -> str:
 
 _FROZEN = "['promptTuning', 'prefixTuning', 'ia3']"
 _OF_COMPUTE = "has(self.compute) && has(self.compute"
+_IS_EXTENDED_RESOURCE = (
+    f"name.matches(r'{DEVICE}') && !name.contains('kubernetes.io/') && !name.startsWith('requests.')"
+)
+_IS_NO_GPU = " && ".join(
+    (
+        *(f"!name.startsWith('{beginning}')" for beginning in GPU_RESOURCES),
+        "(!has(self.gpuResource) || name != self.gpuResource)",
+    )
+)
 _KINDS_OF_VOLUMES = ("persistentVolumeClaim", "configMap", "secret", "emptyDir")
 
 RULES: dict[str, tuple[CelRule, ...]] = {
@@ -467,6 +477,17 @@ RULES: dict[str, tuple[CelRule, ...]] = {
             "!has(self.gpuResource) || !has(self.gpusPerWorker) || self.gpusPerWorker > 0",
             "gpuResource has no effect with gpusPerWorker: 0",
             ".gpuResource",
+        ),
+        CelRule(
+            f"!has(self.devicesPerWorker) || self.devicesPerWorker.all(name, {_IS_EXTENDED_RESOURCE})",
+            "devicesPerWorker names extended resources, as vpc.amazonaws.com/efa; kubernetes.io/ and requests. belong"
+            " to Kubernetes itself",
+            ".devicesPerWorker",
+        ),
+        CelRule(
+            f"!has(self.devicesPerWorker) || self.devicesPerWorker.all(name, {_IS_NO_GPU})",
+            "devicesPerWorker is for devices other than GPUs; ask for those with gpusPerWorker and gpuResource",
+            ".devicesPerWorker",
         ),
     ),
     "spec.compute.pod.env[]": (

@@ -43,6 +43,8 @@ class StageResult(ApiModel):
     """What the user is told: why the stage failed, or what else they may care about; empty when all went well."""
     resumed_from_step: Count | None = None
     """Step that training went on from: a checkpoint's, or the last one where it was done already."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Rows of a forward pass that did not fit into memory, or was cut off with its worker."""
     checkpoints: Annotated[tuple[Checkpoint, ...], Field(max_length=5)] = ()
     """The newest five complete ones, newest first."""
     latest_metrics: Annotated[tuple[MetricValue, ...], Field(max_length=32)] = ()

@@ -202,13 +202,15 @@ class MemoryStatus(ApiModel):
     weights: Count
     """Of the whole model, in the number format that training keeps them in."""
     gradients: Count
-    """Of what is trained."""
+    """Of what is trained, with the copies that a step of ZeRO makes of them where these take more than rows do."""
     optimiser: Count
-    """AdamW's two moments of what is trained."""
+    """AdamW's two moments of what is trained and, under ``deepspeed``, its weights in float32."""
     activations: Count
     """What a forward pass keeps for the backward pass."""
     logits: Count
     """Scores of the vocabulary at learnt tokens, their loss and its gradient."""
+    exchanged: Count = 0
+    """What several workers keep to exchange: a bucket of gradients and, under ZeRO 3, others' weights."""
     copies: Count = 0
     """Weights that ``regularization`` compares with, and, on a CPU, the best ones of ``earlyStopping``."""
 
@@ -373,7 +375,7 @@ class Attempt(ApiModel):
     change: Text = ""
     """What was changed against the attempt before: ``microBatchSize 8 -> 4``."""
     micro_batch_size: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Rows in one forward pass, where it is not the spec's own."""
+    """Rows in one forward pass, where that is not the spec's own, or they did not fit."""
     gradient_checkpointing: bool | None = None
     """Whether activations are computed twice, where that is not the spec's own choice."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None

@@ -1,11 +1,11 @@
 """Memory planned without weights, against the peak that torch's profiler measures of real ones.
 
-Inputs: random models of two architectures, made-up rows. Measured: equal but for the order in which blocks are freed.
+Inputs: random models of two architectures, made-up rows. Measured: equal but for the order in which blocks are freed;
+of one of two workers all that its training does, from loading on.
 """
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +14,24 @@ import pytest
 import torch
 from peft import PeftModel
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PretrainedConfig, T5Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    T5Config,
+)
 
+from finetune_api.job import FineTuneJob, load_job
 from finetune_api.report import ExitCode, Stage
+from finetune_api.resolve import resolve
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
 from finetune_cli.__main__ import run_command
 from finetune_trainer import attention, stages
-from finetune_trainer.example import Encoded
 from finetune_trainer.layout import Layout, build_batch, forward
 from finetune_trainer.methods import prepare_model
 from finetune_trainer.plan import (
@@ -38,8 +47,10 @@ from finetune_trainer.regularization import regularize
 from finetune_trainer.train import loss_per_token
 
 from ..unit.operator.objects import make_resolved
+from .conftest import save_tiny_model
 from .hub_server import serve_hub
 from .jobs import Silence, tiny_document, tiny_job
+from .memory_of_two import JOB, ROWS, allocations, measured_peaks
 from .s3_server import S3Server
 
 TOLERANCE = 0.15
@@ -54,20 +65,14 @@ LLAMA = LlamaConfig(
     architectures=["LlamaForCausalLM"],
 )
 GPT2 = GPT2Config(vocab_size=2000, n_embd=128, n_layer=4, n_head=4, n_positions=512, architectures=["GPT2LMHeadModel"])
+BILLIONS = LlamaConfig(architectures=["LlamaForCausalLM"], num_hidden_layers=6)
+"""A part of 7B, whose numbers are the defaults: 1.5 billion parameters, of which not all are gathered at a time."""
 FULL_PRECISION = PrecisionChoice(torch.float32, autocast=False, reason="")
-ROWS = [Encoded(tuple([row, *range(1, 150)]), 90) for row in range(8)]
 
 
 def make_spec(method: str, **given: Any) -> FineTuneJobSpec:
     training = {"spec.training.globalBatchSize": 8, "spec.training.microBatchSize": 4}
     return make_resolved({"spec.method": {"type": method}} | training | given).spec
-
-
-def allocations(profiler: profile) -> Iterator[int]:
-    """Yield the bytes of everything that was allocated and, negative, freed."""
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            yield event.nbytes()
 
 
 def measured_peak(config: PretrainedConfig, spec: FineTuneJobSpec, folder: Path, precision: PrecisionChoice) -> int:
@@ -77,6 +82,8 @@ def measured_peak(config: PretrainedConfig, spec: FineTuneJobSpec, folder: Path,
     if packs:
         base.set_attn_implementation(attention.register())
     model = prepare_model(base, spec.method, str(folder)).train()
+    if spec.compute.deepspeed is not None:
+        model.to(precision.weights)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as making:
         loss = regularize(loss_per_token, model, spec.method.regularization, ROWS, seed=1, autocast=False)
@@ -124,6 +131,43 @@ def test_products_in_another_format_are_planned_too(tmp_path: Path):
     assert plan.memory_bytes_per_gpu == pytest.approx(measured_peak(LLAMA, spec, tmp_path, precision), rel=TOLERANCE)
 
 
+FULL: dict[str, Any] = {"method": {"type": "full"}}
+TOGETHER: dict[str, dict[str, Any]] = {
+    "full": FULL | {"training__microBatchSize": 4},
+    "full, rows one by one": FULL | {"training__microBatchSize": 1},
+    "lora": {"method": {"type": "lora"}, "training__microBatchSize": 4},
+    # Last: a process that DeepSpeed has once been in does not get rid of it.
+    "full, ZeRO 2": FULL | {"training__microBatchSize": 4, "compute__deepspeed": {"stage": 2}},
+    "full, ZeRO 3": FULL | {"training__microBatchSize": 4, "compute__deepspeed": {"stage": 3}},
+}
+"""What two workers train."""
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[FineTuneJob, int]]:
+    """The jobs `TOGETHER`, of a model whose gradients fill two buckets, with the peak of one worker's memory."""
+    folder = tmp_path_factory.mktemp("together")
+    model = save_tiny_model(folder / "model", hidden_size=384, intermediate_size=1056, num_hidden_layers=6)
+    jobs = {}
+    for name, changes in TOGETHER.items():
+        place = folder / name
+        place.mkdir()
+        steps = {"training__maxSteps": 2, "training__evalEverySteps": 2, "training__globalBatchSize": len(ROWS)}
+        document = tiny_document(model, folder, compute__workers=2, compute__gpusPerWorker=0, **steps, **changes)
+        (place / JOB).write_text(json.dumps(document))
+        jobs[name] = resolve(load_job((place / JOB).read_text(), JOB))
+    peaks = measured_peaks([folder / name for name in jobs])
+    return {name: (job, peak) for (name, job), peak in zip(jobs.items(), peaks, strict=True)}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_planned_memory_is_what_one_of_two_workers_takes(together: dict[str, tuple[FineTuneJob, int]], name: str):
+    job, peak = together[name]
+    config = AutoConfig.from_pretrained(job.spec.model.source.removeprefix("file://"))
+    plan = plan_run(job.spec, config, Workload(len(ROWS), ROWS), FULL_PRECISION, tokenizer_path="", gpus=0)
+    assert plan.memory_bytes_per_gpu == pytest.approx(peak, rel=TOLERANCE)
+
+
 @pytest.mark.parametrize("pull", ["l2sp", "ewc", "kl"])
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 def test_what_a_pull_takes_is_planned_too(packing: bool, pull: str, tmp_path: Path):
@@ -164,6 +208,49 @@ def test_seven_billion_parameters_are_planned_without_their_memory(tmp_path: Pat
     assert plan.memory is not None and plan.parameters is not None and plan.trainable_parameters is not None
     assert plan.parameters - plan.trainable_parameters == 6_738_415_616
     assert plan.memory.weights == 2 * 6_738_415_616 + 4 * plan.trainable_parameters
+
+
+def test_no_more_weights_are_gathered_than_may_be():
+    compute = {"workers": 8, "gpusPerWorker": 1, "deepspeed": {"stage": 3}}
+    spec = make_spec("full", **{"spec.training.microBatchSize": 1, "spec.compute": compute})
+    autocast = PrecisionChoice(torch.float32, autocast=True, reason="")
+    plan = plan_run(spec, BILLIONS, whole_rows(64, 100), autocast, tokenizer_path="", gpus=8)
+    assert plan.memory is not None and plan.parameters is not None and plan.trainable_parameters is not None
+    embedding, piece = 32_000 * 4096, 50_000_000
+    in_use = 1_000_000_000 + embedding
+    assert in_use < plan.parameters
+    # A bucket and its copy; the embedding fits neither there nor into what is on its way.
+    exchanged = (2 * piece + embedding) + in_use + (piece + embedding)
+    assert plan.memory.exchanged == pytest.approx(2 * exchanged, abs=8)
+    assert plan.memory.weights == 2 * plan.parameters // 8
+    assert plan.memory.optimiser == 12 * plan.trainable_parameters // 8
+
+
+def test_a_step_that_copies_more_than_rows_take_is_planned():
+    compute = {"workers": 2, "gpusPerWorker": 1, "deepspeed": {"stage": 2}}
+    spec = make_spec("full", **{"spec.training.microBatchSize": 1, "spec.compute": compute})
+    autocast = PrecisionChoice(torch.float32, autocast=True, reason="")
+    short, long = (
+        plan_run(spec, BILLIONS, whole_rows(tokens, 100), autocast, tokenizer_path="", gpus=2) for tokens in (8, 4096)
+    )
+    assert short.memory is not None and long.memory is not None and short.trainable_parameters is not None
+    share = short.trainable_parameters // 2
+    assert long.memory.gradients == 2 * share
+    # Laid out anew, and in float32, where rows take next to nothing.
+    copied = (2 + 4) * share
+    assert short.memory.gradients + short.memory.activations + short.memory.logits == 2 * share + copied
+
+
+def test_bfloat16_under_deepspeed_is_planned_without_copies_of_the_weights(tmp_path: Path):
+    spec = make_spec("full", **{"spec.compute": {"engine": "ray", "deepspeed": {"stage": 1}}})
+    autocast = PrecisionChoice(torch.float32, autocast=True, reason="")
+    memory = plan_run(spec, LLAMA, Workload(100, ROWS), autocast, tokenizer_path="", gpus=1).memory
+    assert memory is not None
+    # Measured of a model that is bfloat16 altogether, and so are AdamW's moments there.
+    peak = measured_peak(LLAMA, spec, tmp_path, PrecisionChoice(torch.bfloat16, autocast=False, reason=""))
+    moments = 2 * memory.weights
+    planned = memory.weights + memory.gradients + memory.activations + memory.logits
+    assert planned == pytest.approx(peak - moments, rel=TOLERANCE)
 
 
 def test_a_base_of_four_bits_is_planned_without_the_package_that_makes_one():
@@ -228,11 +315,17 @@ def test_computing_activations_twice_keeps_less_of_them():
 
 @pytest.mark.parametrize(("stage", "shared"), [(0, ""), (1, "o"), (2, "og"), (3, "ogw")])
 def test_workers_share_what_their_stage_spreads(stage: int, shared: str):
-    alone = plan_of(**{"spec.compute": {"workers": 1}}).memory
-    both = plan_of(**{"spec.compute": {"workers": 2, "deepspeed": {"stage": stage}}}).memory
+    alone, both = (
+        plan_of(**{"spec.compute": {"engine": "ray", "workers": workers, "deepspeed": {"stage": stage}}}).memory
+        for workers in (1, 2)
+    )
     divisor = {name: 2 if name[0] in shared else 1 for name in ("weights", "gradients", "optimiser")}
     for name, by in divisor.items():
         assert getattr(both, name) == getattr(alone, name) // by, name
+    # A bucket holds all gradients of so small a model. Under stage 3 all weights are gathered, and arrive beside that.
+    bucket = alone.exchanged
+    assert bucket == (alone.weights if stage else 0)
+    assert both.exchanged == bucket + (2 * alone.weights if "w" in shared else 0)
 
 
 GPU = 1024**2
@@ -288,6 +381,20 @@ def test_the_job_fits_on_the_gpus_that_are_needed_and_on_no_fewer(
     assert on(asked, enough).gpus_needed == needed
     assert not on(needed, enough).warnings
     assert on(fewer, enough).warnings
+
+
+def test_what_spreading_would_need_is_planned_as_if_it_had_been_asked_for():
+    def on(count: int, gpu_kibibytes: int, **compute: Any) -> PlanStatus:
+        compute |= {"engine": "ray", "workers": count, "gpusPerWorker": 1, "gpuMemory": f"{gpu_kibibytes}Ki"}
+        training = {"globalBatchSize": 8, "microBatchSize": 1, "precision": "fp32"}
+        spec = make_resolved({"spec.method": {"type": "full"}, "spec.compute": compute, "spec.training": training}).spec
+        return plan_run(spec, BILLIONS, whole_rows(8, 16), FULL_PRECISION, tokenizer_path="", gpus=count)
+
+    spread = on(4, 1024**3, deepspeed={"stage": 3})
+    # Without the weights of ZeRO's optimiser, a tenth and more of what each holds, four would do.
+    too_little = int(0.95 * (spread.memory_bytes_per_gpu or 0) / 0.92 / 1024)
+    [warning] = on(1, too_little).warnings
+    assert "8 such GPUs with spec.compute.deepspeed.stage: 3" in warning
 
 
 def test_a_pod_that_is_too_small_is_told():

@@ -1,6 +1,8 @@
 """Training: what must not depend on how rows are batched, packed or interrupted, and what ends it early."""
 
+import itertools
 import json
+import math
 import shutil
 import subprocess
 import threading
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from finetune_api.job import FineTuneJob
-from finetune_api.report import Progress, TrainingReport
+from finetune_api.report import ExitCode, Progress, Stage, TrainingReport
 from finetune_api.spec import TrainingSpec
 from finetune_trainer.adjustment import Adjustment
 from finetune_trainer.checkpoint import step_of
@@ -27,7 +29,8 @@ from finetune_trainer.sample_answers import MOST_QUESTIONS
 from finetune_trainer.settings_map import plan_steps
 from finetune_trainer.split import Split
 from finetune_trainer.stage_summary import train_result
-from finetune_trainer.train import divergence
+from finetune_trainer.stages import run_one
+from finetune_trainer.train import divergence, loss_per_token
 from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
@@ -196,6 +199,24 @@ def test_a_loss_that_is_no_number_ends_training_with_a_remedy(tiny_model_dir: Pa
         train(overflowing, tmp_path)
 
 
+def test_a_loss_that_is_no_number_is_seen_before_a_checkpoint_takes_the_place_of_a_sound_one(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    passes = itertools.count(1)
+
+    def breaks_off(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = loss_per_token(outputs, labels, num_items_in_batch)
+        return loss * math.nan if next(passes) >= 71 else loss
+
+    monkeypatch.setattr("finetune_trainer.train.loss_per_token", breaks_off)
+    # The loss is written down every fifth step, checkpoints every second.
+    changes = {"training__maxSteps": 1000, "training__microBatchSize": 8, "training__evalEverySteps": 1000}
+    with pytest.raises(TrainingDivergedError, match="the loss is nan at step 72"):
+        train(tiny_model_dir, tmp_path, checkpoint={"everySteps": 2, "keep": 2}, **changes)
+    checkpoints = tmp_path / "workspace" / "checkpoints"
+    assert sorted(step_of(path) for path in checkpoints.iterdir()) == [68, 70]
+
+
 def test_weights_that_are_no_numbers_are_named(tiny_model_dir: Path, tmp_path: Path):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model_dir, broken)
@@ -357,6 +378,18 @@ def test_a_full_disk_in_training_is_named(tiny_model_dir: Path, tmp_path: Path):
     finally:
         # Lazily: the failed writer may still hold its file open.
         subprocess.run(["umount", "--lazy", full], check=True)
+
+
+def test_memory_that_does_not_do_for_a_step_is_told_with_the_rows_that_did_not_fit(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def run_out(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr("finetune_trainer.train.loss_per_token", run_out)
+    result = run_one(Stage.TRAIN, tiny_job(tiny_model_dir, tmp_path), tmp_path / "workspace", Silence())
+    assert (result.exit_code, result.micro_batch_size) == (ExitCode.OUT_OF_MEMORY, 8)
+    assert "a training step with 8 rows did not fit into memory; lower" in result.message
 
 
 def test_a_micro_batch_that_does_not_divide_the_rows_leaves_none_out():

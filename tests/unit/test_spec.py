@@ -131,6 +131,7 @@ EVERYTHING = {
         "gpusPerWorker": 4,
         "gpuResource": "nvidia.com/gpu",
         "gpuMemory": "80Gi",
+        "devicesPerWorker": {"rdma/hca_shared_devices_a": 1, "vpc.amazonaws.com/efa": 64, "nvidia.com/hostdev": 8},
         "resources": {"cpu": "4", "memory": "32Gi", "ephemeralStorage": "1Ti"},
         "deepspeed": {"stage": 2, "offload": "cpu"},
         "sharedMemory": "8Gi",

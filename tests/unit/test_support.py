@@ -83,6 +83,7 @@ SUPPORTED = {
             "gpusPerWorker": 1,
             "gpuResource": "nvidia.com/gpu",
             "gpuMemory": "80Gi",
+            "devicesPerWorker": {"rdma/nic": 1},
             "resources": {"cpu": "4", "memory": "8Gi"},
             "sharedMemory": "1Gi",
             "cacheVolume": {"claimName": "cache"},

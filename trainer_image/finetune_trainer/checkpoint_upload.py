@@ -1,6 +1,7 @@
 """Copies sealed checkpoints to the output store in the background; training never waits for it.
 
-Only the newest one counts: what still waits is dropped when a newer one is sealed.
+One at a time: what is sealed while another one is on its way is not uploaded at all. So all nodes of a run can agree on
+which ones they store, each its part of them: were every node to choose by itself, few would be stored by all.
 """
 
 import logging
@@ -31,30 +32,31 @@ class CheckpointUpload:
         self._folder = folder
         self._push = push
         self._pool = ThreadPoolExecutor(1, "checkpoint-upload")
-        self._uploads: list[tuple[Path, Future[None]]] = []
+        self._uploads: list[Future[None]] = []
 
     def __enter__(self) -> "CheckpointUpload":
         shutil.rmtree(self._folder, ignore_errors=True)
         return self
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether one is still on its way."""
+        return any(not upload.done() for upload in self._uploads[-1:])
+
     def submit(self, checkpoint: Path) -> None:
-        """Take note of a sealed checkpoint; it may be removed afterwards."""
-        for waiting, last in self._uploads[-1:]:
-            if last.cancel():
-                # The trainer may have removed the original, and then the copy takes up space.
-                shutil.rmtree(waiting, ignore_errors=True)
+        """Upload a sealed checkpoint, behind the one that is on its way; it may be removed as soon as this returns."""
         copy = self._folder / checkpoint.name
         with disk_errors("create", copy):
             # Links cost nothing, and the trainer removes old checkpoints while this one is still being read.
             shutil.copytree(checkpoint, copy, copy_function=os.link, dirs_exist_ok=True)
-        self._uploads.append((copy, self._pool.submit(self._upload, copy)))
+        self._uploads.append(self._pool.submit(self._upload, copy))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=error is None)
         shutil.rmtree(self._folder, ignore_errors=True)
-        defects = [defect for _, one in self._uploads if not one.cancelled() and (defect := one.exception())]
+        defects = [defect for one in self._uploads if not one.cancelled() and (defect := one.exception())]
         if defects and error is None:
             raise defects[0]
         for defect in defects:

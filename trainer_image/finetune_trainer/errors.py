@@ -32,7 +32,16 @@ class StorageError(FineTuneError):
     exit_code = ExitCode.STORAGE
 
 
-class OutOfMemoryError(FineTuneError):
+class StepError(FineTuneError):
+    """A training step was cut off, for want of memory or perhaps so."""
+
+    def __init__(self, message: str, micro_batch: int | None = None) -> None:
+        """Tell how many rows its forward pass had, for who tries it with fewer; absent where it was no such step."""
+        super().__init__(message)
+        self.micro_batch = micro_batch
+
+
+class OutOfMemoryError(StepError):
     """The step did not fit into memory; worth trying again with a smaller micro-batch."""
 
     exit_code = ExitCode.OUT_OF_MEMORY
@@ -44,7 +53,7 @@ class TrainingDivergedError(FineTuneError):
     exit_code = ExitCode.DIVERGED
 
 
-class WorkerLostError(FineTuneError):
+class WorkerLostError(StepError):
     """One of several workers is gone; worth trying again from the last checkpoint."""
 
     exit_code = ExitCode.WORKER_LOST

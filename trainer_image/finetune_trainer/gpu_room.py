@@ -5,28 +5,28 @@ depends on kernels, and a GPU has others. So a job is refused for what is counte
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from finetune_api.spec import (
     HAVE_ONE_GPU,
     OWN_WEIGHTS,
     DeepspeedSpec,
     FineTuneJobSpec,
-    GradientCheckpointing,
     MethodType,
     last_zero_stage,
+    may_compute_twice,
     needs_whole_weights,
 )
 from finetune_api.spec.compute import is_offloaded, processes, zero_stage
 from finetune_api.spec.training import largest_micro_batch
 from finetune_api.status import PlanStatus
 from finetune_trainer.adjustment import Adjustment, adjusted
+from finetune_trainer.zero_memory import shares
 
 USABLE = 0.92
 """Share of a GPU's memory that tensors may fill: its context, and holes between blocks, take the rest."""
 
 _GRADIENT_BYTES = 4
-"""Of a trained parameter, which is float32 whatever products are computed in."""
+"""Of a trained parameter beside frozen ones, which is float32 whatever products are computed in."""
 
 _SPREADS_ALL = 3
 """The ZeRO stage that spreads everything but what rows take."""
@@ -35,20 +35,6 @@ _TWICE = ", gradientCheckpointing: always"
 
 PlanAgain = Callable[[FineTuneJobSpec], PlanStatus]
 """Returns the plan of the same job with other settings."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """Over how many processes DeepSpeed spreads what every one of them would hold (arXiv:1910.02054, section 5)."""
-
-    optimiser: int
-    gradients: int
-    weights: int
-
-
-def shares(stage: int, processes: int) -> Shares:
-    """Return what ``processes`` share at a ZeRO stage; 0 is none."""
-    return Shares(*(processes if stage >= least else 1 for least in (1, 2, 3)))
 
 
 def hold_against_gpu(plan: PlanStatus, spec: FineTuneJobSpec, plan_again: PlanAgain) -> PlanStatus:
@@ -94,15 +80,16 @@ def _held_without_rows(plan: PlanStatus, spec: FineTuneJobSpec) -> int:
     if memory is None or (spec.compute.deepspeed is not None and spec.method.type is not MethodType.FULL):
         # DeepSpeed keeps frozen weights in bfloat16 that are planned in float32.
         return 0
-    now = shares(zero_stage(spec.compute), processes(spec.compute))
+    now, is_full = shares(zero_stage(spec.compute), processes(spec.compute)), spec.method.type is MethodType.FULL
+    weights = memory.weights * now.weights
     # Not those of the plan, which are there when rows take most, and may be none.
-    gradients = _GRADIENT_BYTES * (plan.trainable_parameters or 0)
-    state = memory.weights * now.weights + gradients + memory.optimiser * now.optimiser
-    return state // (processes(spec.compute) if spec.method.type is MethodType.FULL else 1) + memory.copies
+    gradients = weights if is_full else _GRADIENT_BYTES * (plan.trainable_parameters or 0)
+    state = weights + gradients + memory.optimiser * now.optimiser
+    return state // (processes(spec.compute) if is_full else 1) + memory.copies
 
 
 def _what_is_too_large(plan: PlanStatus, spec: FineTuneJobSpec, plan_again: PlanAgain) -> str:
-    smallest = f"{_SPREAD_ALL} and spec.training: {{microBatchSize: 1{_TWICE if _may_compute_twice(spec) else ''}}}"
+    smallest = f"{_SPREAD_ALL} and spec.training: {{microBatchSize: 1{_TWICE if may_compute_twice(spec) else ''}}}"
     return (
         f"training holds at least {in_gib(_held_without_rows(plan, spec))} on each GPU, however few rows it takes at a "
         f"time, and spec.compute.gpuMemory is {spec.compute.gpu_memory}: "
@@ -144,7 +131,7 @@ def _remedy(adjustment: Adjustment, before: PlanStatus, after: PlanStatus) -> st
 
 def _smaller(plan: PlanStatus, spec: FineTuneJobSpec) -> list[Adjustment]:
     """Return what attempts that run out of memory come to, mildest first; see `finetune_operator.remedy`."""
-    twice = _may_compute_twice(spec)
+    twice = may_compute_twice(spec)
     share, sizes = spec.training.global_batch_size // processes(spec.compute), [plan.micro_batch_size or 1]
     while sizes[-1] > 1:
         sizes.append(largest_micro_batch(share, sizes[-1] // 2))
@@ -155,10 +142,6 @@ def _smaller(plan: PlanStatus, spec: FineTuneJobSpec) -> list[Adjustment]:
             for stage in range(zero_stage(spec.compute) + 1, last_zero_stage(spec) + 1)
         ),
     ]
-
-
-def _may_compute_twice(spec: FineTuneJobSpec) -> bool:
-    return spec.training.gradient_checkpointing is GradientCheckpointing.AUTO
 
 
 def _settings(adjustment: Adjustment, before: PlanStatus, after: PlanStatus) -> str:
@@ -205,7 +188,7 @@ def _more_gpus(plan: PlanStatus, spec: FineTuneJobSpec, plan_again: PlanAgain, s
         return (
             f"{as_it_is}, or on {spread} with {_SPREAD_ALL}" if as_it_is else f"{spread} such GPUs with {_SPREAD_ALL}"
         )
-    single = adjusted(spec, Adjustment(micro_batch_size=1, gradient_checkpointing=_may_compute_twice(spec)))
+    single = adjusted(spec, Adjustment(micro_batch_size=1, gradient_checkpointing=may_compute_twice(spec)))
     spread = _gpus_needed(single, _SPREADS_ALL, plan_again)
     return f"{spread} such GPUs with {smallest}" if spread else ""
 
@@ -224,7 +207,8 @@ def _counts(spec: FineTuneJobSpec) -> Iterable[int]:
 
 
 def _on(spec: FineTuneJobSpec, count: int, stage: int) -> FineTuneJobSpec:
-    deepspeed = (spec.compute.deepspeed or DeepspeedSpec()).model_copy(update={"stage": stage})
+    asked = spec.compute.deepspeed
+    deepspeed = None if asked is None and stage == 0 else (asked or DeepspeedSpec()).model_copy(update={"stage": stage})
     changes = {"workers": count, "gpus_per_worker": 1, "deepspeed": deepspeed}
     return spec.model_copy(update={"compute": spec.compute.model_copy(update=changes)})
 

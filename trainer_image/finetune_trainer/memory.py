@@ -64,7 +64,8 @@ def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # An operation that keeps its own outcome would else keep itself alive, and with it all that was before.
+        return tensor.detach()
 
     with torch.random.fork_rng(), torch.enable_grad(), saved_tensors_hooks(note, lambda tensor: tensor):
         outcome = forward()  # holds what is kept, so that no two tensors have the same address

@@ -25,20 +25,21 @@ from finetune_api.job import FineTuneJob
 from finetune_api.spec import (
     DType,
     FineTuneJobSpec,
-    GradientCheckpointing,
     MethodType,
     Precision,
     RegularizationType,
+    computes_twice_anyway,
     evaluates_only,
 )
-from finetune_api.spec.compute import gpu_memory_bytes, is_offloaded, processes, zero_stage
+from finetune_api.spec.compute import gpu_memory_bytes, processes, zero_stage
 from finetune_api.spec.field import amount
 from finetune_api.status import MemoryStatus, PlanStatus, figure
 from finetune_trainer import attention
+from finetune_trainer.data_parallel import BUCKET_BYTES
 from finetune_trainer.encoder_decoder import decoder_start
 from finetune_trainer.example import Encoded
 from finetune_trainer.fit import check_task, row_length
-from finetune_trainer.gpu_room import hold_against_gpu, in_gib, shares
+from finetune_trainer.gpu_room import hold_against_gpu, in_gib
 from finetune_trainer.layout import Batch, Layout, build_batch, forward
 from finetune_trainer.location import Mounts
 from finetune_trainer.methods import count_parameters, prepare_model, why_padded
@@ -48,9 +49,8 @@ from finetune_trainer.quantization import outline_four_bits
 from finetune_trainer.regularization import copies_bytes, divergence, trained_bytes
 from finetune_trainer.settings_map import Steps, plan_steps
 from finetune_trainer.storage import Storage
+from finetune_trainer.zero_memory import Alone, spread
 
-ADAMW_BYTES = 8
-"""Two moments in float32 for every trained parameter."""
 RUNTIME_BYTES = 1_200_000_000
 """What Python, torch and ray take of a process's memory before anything is loaded: measured 0.9 to 1.1 GB."""
 
@@ -97,16 +97,18 @@ def plan_run(
         tokenizer_path: folder of the base model's tokenizer, which the first text of a soft prompt needs.
         gpus: over all workers; 0 trains on the CPU.
     """
-    alone: dict[tuple[object, ...], PlanStatus] = {}
+    alone: dict[tuple[object, ...], Alone] = {}
 
     def planned(asked: FineTuneJobSpec) -> PlanStatus:
         longest = len(workload.longest[0].ids)
         steps = plan_steps(asked.training, workload.rows, longest, processes(asked.compute), zero_stage(asked.compute))
         # Nothing else that is asked for again changes what one process would hold by itself.
-        of = steps.micro_batch, _keeps_gradients(steps), asked.training.gradient_checkpointing
+        gradients = _keeps_gradients(asked, steps), _fills_buckets(asked, steps)
+        of = steps.micro_batch, gradients, computes_twice_anyway(asked), _is_all_bfloat16(asked, precision)
         if of not in alone:
             alone[of] = _plan_alone(asked, config, workload, precision, tokenizer_path, gpus, steps)
-        return _spread(alone[of], asked, steps.workers)
+        plan = spread(alone[of], asked, steps.workers)
+        return plan if plan.memory is None else plan.model_copy(update={"warnings": _warnings(asked, plan)})
 
     return hold_against_gpu(planned(spec), spec, planned)
 
@@ -119,8 +121,7 @@ def _plan_alone(
     tokenizer_path: str,
     gpus: int,
     steps: Steps,
-) -> PlanStatus:
-    """Return the plan of a process that holds everything itself, as if it had nobody to spread it over."""
+) -> Alone:
     model = _built(spec, config, precision, tokenizer_path)
     parameters, trainable = count_parameters(model)
     plan = PlanStatus(
@@ -131,34 +132,23 @@ def _plan_alone(
         gpu_memory_bytes=gpu_memory_bytes(spec.compute),
         micro_batch_size=steps.micro_batch,
     )
+    all_bfloat16 = _is_all_bfloat16(spec, precision)
+    largest = max(parameter.numel() for parameter in model.parameters())
+    largest_trained = max((parameter.numel() for parameter in model.parameters() if parameter.requires_grad), default=0)
+    copies = _copies(spec, model, on_gpu=gpus > 0)
     reason = ""
     for layout in (Layout.PADDED,) if why_padded(spec) else (Layout.PACKED, Layout.PADDED):
         try:
             _set_attention(_root(model), layout)
             memory = _memory(model, workload.longest[: steps.micro_batch], layout, precision, spec, steps)
-            copies = _copies(spec, model, on_gpu=gpus > 0)
-            return plan.model_copy(update={"memory": memory.model_copy(update={"copies": copies})})
+            plan = plan.model_copy(update={"memory": memory.model_copy(update={"copies": copies})})
+            return Alone(plan, largest, largest_trained, all_bfloat16)
         except _CANNOT_FOLLOW as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             # It is no outline any more: its parameters have been given form.
             model = _built(spec, config, precision, tokenizer_path)
     unknown = f"the memory is not planned: the model cannot be followed without its weights ({reason})."
-    return plan.model_copy(update={"warnings": (unknown,)})
-
-
-def _spread(plan: PlanStatus, spec: FineTuneJobSpec, workers: int) -> PlanStatus:
-    """Return ``plan``, of a process by itself, with what is left on each of ``workers``."""
-    if plan.memory is None:
-        return plan
-    share, alone = shares(zero_stage(spec.compute), workers), plan.memory
-    left = {
-        "weights": alone.weights // share.weights,
-        "gradients": alone.gradients // share.gradients,
-        "optimiser": alone.optimiser // share.optimiser,
-    }
-    memory = alone.model_copy(update=left)
-    plan = plan.model_copy(update={"memory": memory, "memory_bytes_per_gpu": _total(memory)})
-    return plan.model_copy(update={"warnings": _warnings(spec, plan)})
+    return Alone(plan.model_copy(update={"warnings": (unknown,)}), largest, largest_trained, all_bfloat16)
 
 
 _CANNOT_FOLLOW = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
@@ -249,25 +239,49 @@ def _memory(
     spec: FineTuneJobSpec,
     steps: Steps,
 ) -> MemoryStatus:
-    if spec.training.gradient_checkpointing is GradientCheckpointing.ALWAYS:
+    all_bfloat16 = _is_all_bfloat16(spec, precision)
+    if all_bfloat16:
+        model.to(torch.bfloat16)
+    # What a trial decides when training begins is planned as kept.
+    if computes_twice_anyway(spec):
         _root(model).activation_checkpointing_enable({"use_reentrant": False})
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    _, trainable = count_parameters(model)
     pull = spec.method.regularization
     compares_outputs = pull is not None and pull.type is RegularizationType.KL
-    passes = _measure(model.train(), rows, layout, precision, _keeps_gradients(steps), compares_outputs)
+    keeps_gradients = _keeps_gradients(spec, steps)
+    autocast = precision.autocast and not all_bfloat16
+    passes = _measure(model.train(), rows, layout, autocast, keeps_gradients, compares_outputs)
+    bucket = _bucket(model, passes.gradients, keeps_gradients) if _fills_buckets(spec, steps) else 0
     return MemoryStatus(
         weights=weights,
         gradients=passes.gradients,
-        optimiser=0 if is_offloaded(spec.compute) else ADAMW_BYTES * trainable,
+        optimiser=0,  # See `spread`.
         activations=passes.activations,
         logits=passes.logits,
+        exchanged=bucket,
     )
 
 
-def _keeps_gradients(steps: Steps) -> bool:
-    """Whether there are gradients when a pass begins: those of an earlier one, or several workers' buckets of them."""
-    return steps.workers > 1 or steps.accumulation > 1
+def _is_all_bfloat16(spec: FineTuneJobSpec, precision: PrecisionChoice) -> bool:
+    """Whether weights and gradients are bfloat16, as DeepSpeed has them where others compute under autocast."""
+    return precision.autocast and spec.compute.deepspeed is not None
+
+
+def _keeps_gradients(spec: FineTuneJobSpec, steps: Steps) -> bool:
+    """Whether there are gradients when a pass begins: those of an earlier one, or DeepSpeed's own."""
+    return steps.accumulation > 1 or spec.compute.deepspeed is not None
+
+
+def _fills_buckets(spec: FineTuneJobSpec, steps: Steps) -> bool:
+    """Whether gradients travel in buckets of torch's data parallelism; see `data_parallelism`."""
+    return steps.workers > 1 and spec.compute.deepspeed is None
+
+
+def _bucket(model: nn.Module, gradients: int, keeps_gradients: bool) -> int:
+    """Return what one bucket takes beside ``gradients``: those of earlier passes move into it, others begin in it."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    largest = max(parameter.numel() * parameter.element_size() for parameter in trained)
+    return min(max(BUCKET_BYTES, largest), trained_bytes(model) - (0 if keeps_gradients else gradients))
 
 
 def _copies(spec: FineTuneJobSpec, model: nn.Module, on_gpu: bool) -> int:
@@ -276,10 +290,6 @@ def _copies(spec: FineTuneJobSpec, model: nn.Module, on_gpu: bool) -> int:
         return copies
     # They are kept in main memory, which is where a CPU has everything.
     return copies + trained_bytes(model)
-
-
-def _total(memory: MemoryStatus) -> int:
-    return sum(memory.model_dump().values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +305,7 @@ def _measure(
     model: nn.Module,
     rows: Sequence[Encoded],
     layout: Layout,
-    precision: PrecisionChoice,
+    autocast: bool,
     keeps_gradients: bool,
     compares_outputs: bool,
 ) -> _Passes:
@@ -314,12 +324,12 @@ def _measure(
             if keeps_gradients:
                 for parameter in model.parameters():
                     parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision.autocast):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 logits = forward(model, batch)
             before_loss = footprint.live - logits.untyped_storage().nbytes()
             loss = _loss(logits, batch["labels"])
             if compares_outputs:
-                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision.autocast):
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                     expected = forward(model, batch)
                 # As in `_loss`: all are chosen.
                 loss = loss + divergence(logits.flatten(0, 1).clone(), expected.flatten(0, 1).clone())

@@ -1,15 +1,10 @@
-"""Choose the number format from what this machine does well, measured, not assumed."""
+"""Choose the number format from what the spec says and what this machine can do."""
 
-import time
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 
 from finetune_api.spec import OWN_WEIGHTS, DType, MethodType, Precision
-
-# A format must win clearly to be worth its rounding.
-_WORTHWHILE = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +23,8 @@ class PrecisionChoice:
 def choose_precision(method: MethodType, precision: Precision, dtype: DType) -> PrecisionChoice:
     """Return the format for ``method`` on this machine.
 
-    The spec wins. Where it says neither how to compute nor how to keep frozen weights, bfloat16 is taken when a matrix
-    product of the size that training runs is at least 1.2 times as fast in it as in float32.
+    The spec wins. Where it says neither how to compute nor how to keep frozen weights, bfloat16 is taken where the
+    device has instructions for it.
     """
     if method is MethodType.QLORA:
         return decide_precision(method, Precision.BF16, dtype)
@@ -37,9 +32,9 @@ def choose_precision(method: MethodType, precision: Precision, dtype: DType) -> 
     if precision is Precision.AUTO and dtype is not DType.AUTO:
         products = Precision.BF16 if dtype is DType.BFLOAT16 else Precision.FP32
     elif precision is Precision.AUTO:
-        gain = bfloat16_gain()
-        products = Precision.BF16 if gain >= _WORTHWHILE else Precision.FP32
-        why = f"bfloat16 ones are {gain:.1f} x as fast as float32 ones here"
+        has_bfloat16 = multiplies_bfloat16()
+        products = Precision.BF16 if has_bfloat16 else Precision.FP32
+        why = f"the processor has {'' if has_bfloat16 else 'no '}instructions for bfloat16"
     if precision is Precision.AUTO and method in OWN_WEIGHTS and not torch.cuda.is_available():
         # Casting all weights at every step costs more than the faster products give back for small models.
         products, why = Precision.FP32, "the model's own weights are trained, on a CPU"
@@ -65,34 +60,19 @@ def decide_precision(method: MethodType, products: Precision, dtype: DType) -> P
     )
 
 
-@cache
-def bfloat16_gain(size: int = 768, rounds: int = 3) -> float:
-    """Return how many times as fast a bfloat16 matrix product is as a float32 one, on the device training would use.
+_BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16")
+"""As torch names them, of x86 and of ARM."""
 
-    Measured once a process: what is published is loaded as what was evaluated.
+
+def multiplies_bfloat16() -> bool:
+    """Return whether the device that training would use has instructions for products in bfloat16.
+
+    Asked of the device, not of a clock: a busy machine would choose otherwise than an idle one, and evaluation
+    otherwise than training.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_bf16_supported():
-        return 0.0
-    plain = _product_seconds(torch.float32, device, size, rounds)
-    # Without instructions for it, one such product takes as long as fifty plain ones: once is enough to know.
-    return plain / _product_seconds(torch.bfloat16, device, size, rounds, give_up_seconds=8 * plain)
-
-
-def _product_seconds(
-    dtype: torch.dtype, device: str, size: int, rounds: int, give_up_seconds: float = float("inf")
-) -> float:
-    """Return the seconds of one product, the best of some; the first one alone when it takes too long."""
-    left = torch.ones(size // 2, size, dtype=dtype, device=device)
-    right = torch.ones(size, size, dtype=dtype, device=device)
-    best = float("inf")
-    for products in (1, *(4 for _ in range(rounds))):  # the first warms up
-        start = time.perf_counter()
-        for _ in range(products):
-            left @ right
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, (time.perf_counter() - start) / products)
-        if best > give_up_seconds:
-            break
-    return best
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    there = torch.cpu.get_capabilities()
+    # Without oneDNN the instructions are there and nobody uses them.
+    uses_them = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    return uses_them and any(there.get(name) for name in _BFLOAT16_INSTRUCTIONS)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.spec import DeepspeedSpec, FineTuneJobSpec, GradientCheckpointing, Offload, Schedule, TrainingSpec
+from finetune_api.spec import DeepspeedSpec, GradientCheckpointing, Offload, Schedule, TrainingSpec
 from finetune_api.spec.training import largest_micro_batch
 from finetune_trainer.errors import SpecError
 
@@ -23,9 +23,12 @@ _USABLE = 0.7
 _SPREADS_GRADIENTS, _SPREADS_WEIGHTS = 2, 3
 """ZeRO's stages from which on no process has all gradients, or the whole model."""
 
-_CPU_BUCKET = 4_000_000
-"""Gradients that are exchanged at once between CPUs: 16 MB, which malloc gives again without asking the kernel for
-pages. DeepSpeed's own half a billion are copied three times through memory that is new in every step."""
+_CPU_PIECE, _GPU_PIECE = 4_000_000, 50_000_000
+"""Numbers that DeepSpeed exchanges at once. For gradients it keeps a buffer of that size, half a billion if it is told
+nothing. Between CPUs 16 MB, which malloc gives again without asking the kernel for pages; between GPUs 100 or 200."""
+
+LIVE_PARAMETERS = 1_000_000_000
+"""Of a model that is spread, how many a process may have gathered at a time; DeepSpeed's own number."""
 
 _SCHEDULES = {Schedule.COSINE: "cosine", Schedule.LINEAR: "linear", Schedule.CONSTANT: "constant_with_warmup"}
 
@@ -58,20 +61,26 @@ def plan_steps(training: TrainingSpec, rows: int, longest_tokens: int, workers: 
     """
     # Of fewer rows than a step has: what is missing to an even share is filled with rows that nothing is learnt from.
     share = math.ceil(min(training.global_batch_size, rows) / workers)
-    if training.micro_batch_size is not None:
-        micro = min(training.micro_batch_size, share)
+    tokens = MICRO_BATCH_TOKENS if zero_stage < _SPREADS_GRADIENTS else _SPREAD_MICRO_BATCH_TOKENS
+    most = training.micro_batch_size or max(1, tokens // max(1, longest_tokens))
+    if rows >= training.global_batch_size:
+        micro = largest_micro_batch(share, most)
     else:
-        tokens = MICRO_BATCH_TOKENS if zero_stage < _SPREADS_GRADIENTS else _SPREAD_MICRO_BATCH_TOKENS
-        fitting = max(1, tokens // max(1, longest_tokens))
-        micro = largest_micro_batch(share, fitting)
-    accumulation = max(1, share // micro)
+        # All rows in one step, whatever is taken at a time; the last forward pass is filled up as well.
+        micro = math.ceil(share / math.ceil(share / most))
+    accumulation = math.ceil(share / micro)
     per_epoch = math.ceil(rows / (micro * accumulation * workers))
     total = training.max_steps or math.ceil(per_epoch * training.epochs)
     return Steps(micro_batch=micro, accumulation=accumulation, total=total, per_epoch=per_epoch, workers=workers)
 
 
 def deepspeed_config(
-    deepspeed: DeepspeedSpec, training: TrainingSpec, steps: Steps, autocast: bool, without_gpu: bool
+    deepspeed: DeepspeedSpec,
+    training: TrainingSpec,
+    steps: Steps,
+    autocast: bool,
+    without_gpu: bool,
+    trainable_parameters: int,
 ) -> dict[str, Any]:
     """Return DeepSpeed's configuration; the optimiser and its schedule stay those of `training_arguments`.
 
@@ -86,9 +95,10 @@ def deepspeed_config(
             "spec.training.precision: bf16 products under spec.compute.deepspeed need GPUs, and there is none here. "
             "Take fp32, or leave spec.compute.deepspeed out."
         )
-    spread: dict[str, Any] = {"stage": deepspeed.stage}
+    bucket = gradient_bucket(trainable_parameters, without_gpu)
+    spread: dict[str, Any] = {"stage": deepspeed.stage, "reduce_bucket_size": bucket}
     if without_gpu:
-        spread |= {"reduce_bucket_size": _CPU_BUCKET, "reduce_scatter": False}
+        spread["reduce_scatter"] = False
     if deepspeed.offload is not Offload.NONE:
         spread["offload_optimizer"] = {"device": deepspeed.offload.value}
         if deepspeed.stage == _SPREADS_WEIGHTS:
@@ -96,6 +106,8 @@ def deepspeed_config(
     if deepspeed.stage == _SPREADS_WEIGHTS:
         # Also for float32: it is how whole weights are written.
         spread["stage3_gather_16bit_weights_on_model_save"] = True
+        spread["stage3_max_live_parameters"] = LIVE_PARAMETERS
+        spread["stage3_prefetch_bucket_size"] = exchanged_piece(without_gpu)
     return {
         "train_batch_size": steps.rows,
         "train_micro_batch_size_per_gpu": steps.micro_batch,
@@ -109,9 +121,14 @@ def deepspeed_config(
     }
 
 
-def spreads_weights(spec: FineTuneJobSpec) -> bool:
-    """Whether no process has the whole model."""
-    return spec.compute.deepspeed is not None and spec.compute.deepspeed.stage == _SPREADS_WEIGHTS
+def exchanged_piece(without_gpu: bool) -> int:
+    """Return how many gradients, or weights, DeepSpeed exchanges at once."""
+    return _CPU_PIECE if without_gpu else _GPU_PIECE
+
+
+def gradient_bucket(trainable_parameters: int, without_gpu: bool) -> int:
+    """Return how many gradients DeepSpeed keeps room for to exchange them."""
+    return min(trainable_parameters, exchanged_piece(without_gpu))
 
 
 def checkpoints_activations(
@@ -192,8 +209,6 @@ def training_arguments(
         "accelerator_config": {"use_configured_state": use_cpu and deepspeed is not None},
         # Otherwise every worker would divide by its own tokens, and those of short rows would count more.
         "average_tokens_across_devices": True,
-        # Whatever is trained takes part in every step.
-        "ddp_find_unused_parameters": False,
         "activation_checkpointing": checkpoint_activations,
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "logging_strategy": "steps",

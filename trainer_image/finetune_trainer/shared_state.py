@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 MOST_LISTED = 5
 _PART = re.compile(r"node-\d+(?=/)")
+_STEP = re.compile(r"step-(\d+)/")
 _MARKER = re.compile(rf"step-(\d+)/{COMPLETE_NAME}")
 
 
@@ -96,6 +97,7 @@ class SharedState:
         for step in self.complete_steps():
             if self.pull_checkpoint_of(step):
                 return
+            self.drop_checkpoint(step)
 
     def pull_checkpoints(self) -> None:
         """Bring every complete checkpoint into the workspace that it does not hold."""
@@ -104,7 +106,10 @@ class SharedState:
                 self.pull_checkpoint_of(step)
 
     def pull_checkpoint_of(self, step: int) -> bool:
-        """Bring one complete checkpoint into the workspace; whether it was whole: if not, an older one may be."""
+        """Bring one complete checkpoint into the workspace; whether it was whole: if not, an older one may be.
+
+        One that is not counts as complete all the same, until `drop_checkpoint` removes it.
+        """
         folder, key = folder_of(self.workspace.checkpoints, step), self._checkpoint_key(step)
         below = {one.removeprefix(f"{key}/") for one in self.store.list(key)}
         parts = sorted({match[0] for one in below if (match := _PART.match(one))})
@@ -152,14 +157,18 @@ class SharedState:
                 self.drop_checkpoints()
             case Useless.NEWEST:
                 for step in self.complete_steps()[:1]:
-                    self.store.delete_tree(self._checkpoint_key(step))
+                    self.drop_checkpoint(step)
             case Useless.NONE:
                 pass
         # Behind the removal: who is stopped between the two goes back once more, never too little.
         self.store.put_bytes(key, adjustment.model_dump_json(by_alias=True).encode())
 
+    def drop_checkpoint(self, step: int) -> None:
+        """Remove a checkpoint that nobody can go on from: kept, it would take the place of those of earlier steps."""
+        self.store.delete_tree(self._checkpoint_key(step))
+
     def push_checkpoint(self, folder: Path, step: int, keep: int) -> None:
-        """Store a sealed checkpoint, then remove all but the ``keep`` newest complete ones."""
+        """Store a sealed checkpoint, then remove older ones, all but the ``keep`` newest complete ones."""
         self.store.put_tree(folder, self._checkpoint_key(step))
         self._discard_old(keep)
 
@@ -186,8 +195,11 @@ class SharedState:
         return b"".join(part.encode() + b" " + marker for part, marker in marked.items())
 
     def _discard_old(self, keep: int) -> None:
-        for old in self.complete_steps()[keep:]:
-            self.store.delete_tree(self._checkpoint_key(old))
+        """Remove complete checkpoints beyond ``keep``, and what was begun before the newest one and never completed."""
+        below = self._below_checkpoints()
+        begun, complete = {int(match[1]) for match in map(_STEP.match, below) if match}, _complete_steps(below)
+        for old in sorted(step for step in begun - {*complete[:keep]} if step < max(complete, default=0)):
+            self.drop_checkpoint(old)
 
     def drop_checkpoints(self) -> None:
         """Remove all checkpoints."""
@@ -195,16 +207,16 @@ class SharedState:
 
     def complete_steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, newest first."""
-        found = (_MARKER.fullmatch(key.removeprefix(f"{self.prefix}/checkpoints/")) for key in self._checkpoint_keys())
-        return sorted((int(match[1]) for match in found if match), reverse=True)
+        return _complete_steps(self._below_checkpoints())
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """Return the newest complete checkpoints, as the status lists them."""
         steps = self.complete_steps()[:MOST_LISTED]
         return tuple(Checkpoint(step=step, uri=f"{self.store.uri}/{self._checkpoint_key(step)}") for step in steps)
 
-    def _checkpoint_keys(self) -> tuple[str, ...]:
-        return self.store.list(f"{self.prefix}/checkpoints")
+    def _below_checkpoints(self) -> list[str]:
+        folder = f"{self.prefix}/checkpoints"
+        return [key.removeprefix(f"{folder}/") for key in self.store.list(folder)]
 
     def _checkpoint_key(self, step: int) -> str:
         return f"{self.prefix}/checkpoints/step-{step:06d}"
@@ -214,3 +226,8 @@ class SharedState:
 
     def _show(self, name: str) -> str:
         return f"{self.store.uri}/{self.prefix}/{name}"
+
+
+def _complete_steps(below: Iterable[str]) -> list[int]:
+    """Return the steps whose marker is among ``below``, names below ``checkpoints``; newest first."""
+    return sorted((int(match[1]) for match in map(_MARKER.fullmatch, below) if match), reverse=True)

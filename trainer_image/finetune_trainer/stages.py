@@ -14,7 +14,7 @@ from finetune_api.stage_result import StageResult
 from finetune_api.status import PlanStatus
 from finetune_trainer.adjustment import Adjustment
 from finetune_trainer.check_stage import check_stage, inspect_job
-from finetune_trainer.errors import FineTuneError, StorageError
+from finetune_trainer.errors import FineTuneError, StepError, StorageError
 from finetune_trainer.evaluate_stage import evaluate_stage
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.location import Mounts
@@ -131,6 +131,8 @@ def _evaluated(one: Run, report: Report) -> StageResult:
 
 def _failed(stage: Stage, error: FineTuneError, shared: SharedState | None, resumed_from: int | None) -> StageResult:
     result = failure(stage, error.exit_code, str(error)).model_copy(update={"resumed_from_step": resumed_from})
+    if isinstance(error, StepError):
+        result = result.model_copy(update={"micro_batch_size": error.micro_batch})
     # A store that does not answer has been waited for already.
     if stage is not Stage.TRAIN or shared is None or isinstance(error, StorageError):
         return result

@@ -29,11 +29,12 @@ from transformers import (
 )
 
 from finetune_api.report import Stage, TaskShare, TrainingReport
-from finetune_api.spec import GradientCheckpointing
-from finetune_api.spec.compute import zero_stage
+from finetune_api.spec import GradientCheckpointing, computes_twice_anyway
+from finetune_api.spec.compute import spreads_weights, zero_stage
 from finetune_trainer.best_weights import BestWeights
 from finetune_trainer.bottleneck import has_adapters, save_adapters
-from finetune_trainer.checkpoint import discard_old, keep_weights, newest_complete, seal, step_of
+from finetune_trainer.checkpoint import keep_weights, newest_complete, step_of
+from finetune_trainer.data_parallel import data_parallelism
 from finetune_trainer.errors import (
     DataError,
     FineTuneError,
@@ -56,12 +57,12 @@ from finetune_trainer.recorder import Recorder
 from finetune_trainer.regularization import regularize
 from finetune_trainer.sample_answers import SampleAnswers
 from finetune_trainer.scoring import Scorer
+from finetune_trainer.sealing import Sealing
 from finetune_trainer.settings_map import (
     Steps,
     checkpoints_activations,
     deepspeed_config,
     plan_steps,
-    spreads_weights,
     training_arguments,
 )
 from finetune_trainer.start import first_weights, take_over
@@ -132,7 +133,7 @@ def train_here(given: TrainingInput) -> TrainingReport:
     set_seed(spec.training.seed)
     reporter = Reporter(given.sink, Stage.TRAIN)
     reporter.say("loading the base model")
-    # Measured, so two processes may come to different ends; each would then wait for weights of its own length.
+    # Nodes may have other processors than the first; each would then wait for weights of its own length.
     precision = group.from_first(choose_precision(spec.method.type, spec.training.precision, spec.model.dtype))
     first = first_weights(given.files, given.start)
     base, layout = load_for_rows(first, precision.weights, why_padded(spec), four_bit=precision.four_bit)
@@ -149,9 +150,8 @@ def train_here(given: TrainingInput) -> TrainingReport:
         parameters = count_parameters(model)
         # One that has less memory than the others decides for all.
         twice = group.any(
-            _computes_twice(
-                spec.training.gradient_checkpointing, model, longest, steps, layout.layout, spreads_weights(spec)
-            )
+            computes_twice_anyway(spec)
+            or _computes_twice(spec.training.gradient_checkpointing, model, longest, steps, layout.layout)
         )
         if twice:
             reporter.say("activations are computed twice, which needs less memory")
@@ -202,7 +202,7 @@ def _named(error: Exception, steps: Steps, workspace: Workspace) -> Exception:
     text = str(error)
     if is_out_of_memory(error):
         return OutOfMemoryError(
-            f"a training step with {steps.micro_batch} rows did not fit into memory; {_LESS_MEMORY}."
+            f"a training step with {steps.micro_batch} rows did not fit into memory; {_LESS_MEMORY}.", steps.micro_batch
         )
     # torch's own file writer says a full disk as a RuntimeError about its container format.
     if isinstance(error, OSError | SafetensorError) or "inline_container" in text or "PytorchStreamWriter" in text:
@@ -218,14 +218,11 @@ def _unwritable(what: str, place: Path, error: Exception) -> StorageError:
 
 
 def _computes_twice(
-    wanted: GradientCheckpointing, model: nn.Module, longest: Encoded, steps: Steps, layout: Layout, spread: bool
+    wanted: GradientCheckpointing, model: nn.Module, longest: Encoded, steps: Steps, layout: Layout
 ) -> bool:
     """Decide by a short row whether the activations of a whole micro-batch are kept or computed twice."""
-    if wanted is not GradientCheckpointing.AUTO:
-        return wanted is GradientCheckpointing.ALWAYS
-    if spread:
-        # One GPU may not hold the whole model that a trial would need, and who spreads weights is short of memory.
-        return True
+    if wanted is GradientCheckpointing.NEVER:
+        return False
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     device = next(model.parameters()).device
     sample = longest.without_beginning(max(0, len(longest.ids) - _SAMPLE_TOKENS))
@@ -260,11 +257,12 @@ def _build_trainer(
     without_gpu = not torch.cuda.is_available()
     if without_gpu and spec.compute.deepspeed is not None:
         join_without_gpu()
-    deepspeed = (
-        None
-        if spec.compute.deepspeed is None
-        else deepspeed_config(spec.compute.deepspeed, spec.training, steps, precision.autocast, without_gpu)
-    )
+    deepspeed = None
+    if spec.compute.deepspeed is not None:
+        _, trainable = count_parameters(model)
+        deepspeed = deepspeed_config(
+            spec.compute.deepspeed, spec.training, steps, precision.autocast, without_gpu, trainable
+        )
     arguments = training_arguments(
         spec.training,
         steps,
@@ -278,11 +276,11 @@ def _build_trainer(
     every = spec.training.eval_every_steps or max(1, steps.total // 5)
     epoch_rows = EpochRows(given.train, given.mixture, unlearnt(given.train[0]), steps.micro_batch * steps.workers)
     # Weights that are spread are gathered by all workers together for every token.
-    asks = given.group.is_first or spreads_weights(spec)
+    asks = given.group.is_first or spreads_weights(spec.compute)
     sampled = SampleAnswers(model, load_tokenizer(given.files), given.validation) if asks else None
     recorder = Recorder(given, epoch_rows, Scorer(model, layout.layout), sampled, every, steps)
     settings = TrainingArguments(**arguments)
-    if deepspeed is not None and spreads_weights(spec):
+    if deepspeed is not None and spreads_weights(spec.compute):
         spread_weights(model, deepspeed)
     trainer = Trainer(
         model=model,
@@ -292,16 +290,18 @@ def _build_trainer(
         compute_loss_func=regularize(
             loss_per_token, model, spec.method.regularization, given.train, spec.training.seed, precision.autocast
         ),
-        # The guard seals checkpoints, which the best weights are part of.
+        # The best weights are part of a checkpoint when it is sealed.
         callbacks=[
             recorder,
             *([best] if best is not None else []),
             *trackers.callbacks,
             _Guard(given),
+            Sealing(given),
             _EpochTurner(epoch_rows, steps),
         ],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.accelerator.ddp_handler = data_parallelism(spec.method.regularization)
     return trainer, recorder
 
 
@@ -322,9 +322,6 @@ class _Guard(TrainerCallback):
     def __init__(self, given: TrainingInput) -> None:
         self._stop = given.stop
         self._files = given.files
-        self._keep = given.job.spec.checkpoint.keep
-        self._group = given.group
-        self._on_checkpoint = given.on_checkpoint
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -339,17 +336,8 @@ class _Guard(TrainerCallback):
         elif self._stop.is_set():
             control.should_save = True
             control.should_training_stop = True
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # Those of one node write into one folder.
-        self._group.wait()
-        if not self._group.is_first_of_node:
-            return
-        folder = Path(str(args.output_dir))
-        checkpoint = seal(folder, state.global_step)
-        if self._on_checkpoint is not None:
-            self._on_checkpoint(checkpoint)
-        discard_old(folder, self._keep)
+        # Looked at first: a state that has gone wrong must not take the place of one that has not.
+        control.should_log = control.should_log or control.should_save
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs["logs"]
@@ -406,7 +394,9 @@ def _save_tuned(trainer: Trainer, model: nn.Module, given: TrainingInput) -> Non
     assert isinstance(model, PreTrainedModel | PeftModel)
     folder = given.workspace.tuned
     # With weights that are spread all processes take part, one layer after the other.
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if spreads_weights(given.job.spec) else None
+    state = (
+        trainer.accelerator.get_state_dict(trainer.model_wrapped) if spreads_weights(given.job.spec.compute) else None
+    )
     if not given.group.is_first:
         return
     try:

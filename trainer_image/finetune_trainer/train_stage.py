@@ -135,7 +135,7 @@ def _train(
     if shared is None:
         return train(given)
     with CheckpointUpload(run.workspace.uploads, lambda at, step: shared.push_checkpoint(at, step, keep)) as upload:
-        report = train(dataclasses.replace(given, on_checkpoint=upload.submit))
+        report = train(dataclasses.replace(given, upload=upload))
     reporter.say("storing the tuned weights")
     shared.push_tuned()
     return report

@@ -1,11 +1,11 @@
 """Everything that one worker needs to train."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 from finetune_api.job import FineTuneJob
+from finetune_trainer.checkpoint_upload import CheckpointUpload
 from finetune_trainer.example import Encoded
 from finetune_trainer.location import Mounts
 from finetune_trainer.mixture import Mixture
@@ -41,8 +41,9 @@ class TrainingInput:
     sink: Sink
     stop: Flag
     """Set from outside: save a checkpoint behind the current step and end."""
-    on_checkpoint: Callable[[Path], None] | None = None
-    """Told of every sealed checkpoint, which may be removed as soon as this returns."""
+    upload: CheckpointUpload | None = None
+    """Takes this node's part of checkpoints to the output store; absent where they stay on this machine, and with all
+    but the first process of a node."""
     general: Sequence[Encoded] = ()
     """What no task is about: looked at with the validation rows, to see what is forgotten on the way."""
     watched: Watched | None = None

@@ -37,7 +37,6 @@ from finetune_trainer.training_input import TrainingInput
 from finetune_trainer.trust import add_private_authorities
 from finetune_trainer.watched import Watched
 from finetune_trainer.workspace import Workspace
-from finetune_trainer.zero import ask_for_huge_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +87,6 @@ def _work(assignment: Assignment, desk: Any) -> None:
 def take_part(assignment: Assignment, desk: Any) -> TrainingReport | None:
     """Return how training went, from the first worker."""
     add_private_authorities()
-    if assignment.job.spec.compute.deepspeed is not None and not torch.cuda.is_available():
-        ask_for_huge_pages()
     if assignment.threads is not None:
         torch.set_num_threads(assignment.threads)
     group = ProcessGroup.joined()
@@ -174,6 +171,8 @@ def _fetch_checkpoint(shared: SharedState, group: ProcessGroup) -> None:
             return
         if group.is_first_of_node:
             shutil.rmtree(folder_of(shared.workspace.checkpoints, step), ignore_errors=True)
+        if group.is_first:
+            shared.drop_checkpoint(step)
 
 
 def _train(given: TrainingInput, shared: SharedState | None, desk: Any) -> TrainingReport:
@@ -187,7 +186,7 @@ def _train(given: TrainingInput, shared: SharedState | None, desk: Any) -> Train
         ray.get(desk.leave.remote(Stored(step, group.node, group.nodes)))
 
     with CheckpointUpload(given.workspace.uploads, push) as upload:
-        return train_here(dataclasses.replace(given, on_checkpoint=upload.submit))
+        return train_here(dataclasses.replace(given, upload=upload))
 
 
 class AgreedStop:

@@ -19,10 +19,11 @@ from torch import distributed
 
 from finetune_api.report import Progress, TrainingReport
 from finetune_api.spec import ComputeSpec
-from finetune_api.spec.compute import gpus, processes
+from finetune_api.spec.compute import gpus, processes, zero_stage
 from finetune_trainer.desk import Letter, Stored, open_desk
 from finetune_trainer.errors import FineTuneError, OutOfMemoryError, SpecError, WorkerLostError
 from finetune_trainer.progress import Sink
+from finetune_trainer.settings_map import plan_steps
 from finetune_trainer.training_input import Flag
 from finetune_trainer.worker import Assignment, work
 
@@ -63,7 +64,7 @@ def train_on_workers(
         with ThreadPoolExecutor(1, "ray-train") as pool:
             training = pool.submit(trainer.fit)
             _listen(training, desk, sink, stop, on_stored)
-        return _outcome(ray.get(desk.outcome.remote()), training.exception())
+        return _outcome(ray.get(desk.outcome.remote()), training.exception(), assignment)
 
 
 def _listen(training: Future[Any], desk: Any, sink: Sink, stop: Flag, on_stored: Callable[[int, int], None]) -> None:
@@ -83,29 +84,40 @@ def _listen(training: Future[Any], desk: Any, sink: Sink, stop: Flag, on_stored:
                         on_stored(step, nodes)
 
 
-def _outcome(said: TrainingReport | FineTuneError | None, error: BaseException | None) -> TrainingReport:
+def _micro_batch(assignment: Assignment) -> int:
+    """Return how many rows a worker takes at a time, which one that was killed could not tell."""
+    spec, longest = assignment.job.spec, max(len(row.ids) for row in assignment.train)
+    rows = assignment.mixture.epoch_length
+    return plan_steps(spec.training, rows, longest, processes(spec.compute), zero_stage(spec.compute)).micro_batch
+
+
+def _outcome(
+    said: TrainingReport | FineTuneError | None, error: BaseException | None, assignment: Assignment
+) -> TrainingReport:
     """Return the report, or raise what ended training: the workers' own word before Ray's."""
     if isinstance(said, FineTuneError):
         raise said
     if error is not None:
-        raise _named(error) from error
+        raise _named(error, _micro_batch(assignment)) from error
     assert said is not None, "a worker that ends has said how"
     return said
 
 
-def _named(error: BaseException) -> BaseException:
+def _named(error: BaseException, micro_batch: int) -> BaseException:
     """Return a lost worker's error by its name; a defect as it is."""
     failures = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else []
     if any(isinstance(_found_by_ray(failure), ray.exceptions.OutOfMemoryError) for failure in failures):
         return OutOfMemoryError(
             "the memory of a worker's node or pod was nearly used up, so Ray ended the worker; raise "
-            "spec.compute.resources.memory, or lower spec.training.microBatchSize or spec.data.maxLength."
+            "spec.compute.resources.memory, or lower spec.training.microBatchSize or spec.data.maxLength.",
+            micro_batch,
         )
     if any(map(_tells_of_a_dead_worker, failures)) or (failures and all(map(_tells_of_a_lost_peer, failures))):
         return WorkerLostError(
             "a worker is gone: its process or its node died, or was killed for using more memory than its limit. "
             "Running again goes on from the last complete checkpoint; raise spec.compute.resources.memory if it "
-            "happens again."
+            "happens again.",
+            micro_batch,
         )
     return error
 

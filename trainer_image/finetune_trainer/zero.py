@@ -11,14 +11,6 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 
-def ask_for_huge_pages() -> None:
-    """Have torch ask for pages of 2 MB, before it has any tensor of that size.
-
-    DeepSpeed lays gradients out in new memory at every step; touched in pages of 4 KB that is a fifth of a step.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
 def join_without_gpu() -> None:
     """Make Accelerate take this process for one of torch's process group, trained by DeepSpeed; undo what was before.
 
@@ -27,6 +19,10 @@ def join_without_gpu() -> None:
     # Imported here: takes seconds, and registers what plain training must not meet.
     import deepspeed.ops
     from deepspeed.ops.op_builder import ShareMemCommBuilder
+
+    from finetune_trainer import zero_without_gpu
+
+    zero_without_gpu.install()
 
     # Compiled where it runs, and the image has no compiler; gloo does the same.
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False

@@ -19,6 +19,7 @@ from finetune_api.spec.compute import (
     VolumeSpec,
     is_distributed,
     processes,
+    spreads_weights,
     zero_stage,
 )
 from finetune_api.spec.data import (
@@ -258,7 +259,7 @@ def needs_whole_weights(method: MethodSpec, training: TrainingSpec) -> bool:
 def _spread_weights_are_left_alone(
     method: MethodSpec, training: TrainingSpec, compute: ComputeSpec
 ) -> Iterator[Problem]:
-    if compute.deepspeed is None or compute.deepspeed.stage < 3:
+    if not spreads_weights(compute):
         return
     remedy = "Leave it out, or lower spec.compute.deepspeed.stage to 2."
     if training.early_stopping is not None:
@@ -273,6 +274,26 @@ def _spread_weights_are_left_alone(
             pull.type.value,
             "compares whole weights, which deepspeed stage 3 spreads",
             remedy,
+        )
+
+
+def _rounds_products_without_gpus(
+    model: ModelSpec, method: MethodSpec, training: TrainingSpec, compute: ComputeSpec
+) -> bool:
+    """Return whether weights are float32 and their products bfloat16, which DeepSpeed computes on GPUs alone."""
+    has_exact_weights = method.type in OWN_WEIGHTS or model.dtype is DType.FLOAT32
+    return has_exact_weights and compute.gpus_per_worker == 0 and training.precision is Precision.BF16
+
+
+def _zero_is_exact_without_gpus(
+    model: ModelSpec, method: MethodSpec, training: TrainingSpec, compute: ComputeSpec
+) -> Iterator[Problem]:
+    if compute.deepspeed is not None and _rounds_products_without_gpus(model, method, training, compute):
+        yield Problem(
+            ("training", "precision"),
+            training.precision.value,
+            "with float32 weights under deepspeed needs GPUs, and spec.compute.gpusPerWorker is 0",
+            "Set precision: fp32, or leave spec.compute.deepspeed out.",
         )
 
 
@@ -505,6 +526,7 @@ class FineTuneJobSpec(Block):
         _batch_is_shared_evenly,
         _prefixes_keep_activations,
         _spread_weights_are_left_alone,
+        _zero_is_exact_without_gpus,
         _products_are_no_finer_than_weights,
         _only_low_rank_merges,
         _only_low_rank_scales,
@@ -541,10 +563,27 @@ class FineTuneJobSpec(Block):
     """How the run is looked after."""
 
 
+def computes_twice_anyway(spec: FineTuneJobSpec) -> bool:
+    """Return whether activations are computed twice whatever memory there is; else a trial decides, or all are kept."""
+    wanted = spec.training.gradient_checkpointing
+    # One GPU may not hold the whole model that a trial would need, and who spreads weights is short of memory.
+    is_short = wanted is GradientCheckpointing.AUTO and spreads_weights(spec.compute)
+    return wanted is GradientCheckpointing.ALWAYS or is_short
+
+
+def may_compute_twice(spec: FineTuneJobSpec) -> bool:
+    """Return whether attempts that run out of memory may come to compute activations twice that were kept."""
+    # never is somebody's decision.
+    is_forbidden = spec.training.gradient_checkpointing is GradientCheckpointing.NEVER
+    return not is_forbidden and not computes_twice_anyway(spec)
+
+
 def last_zero_stage(spec: FineTuneJobSpec) -> int:
     """Return the ZeRO stage that attempts which run out of memory may come to; the spec's own where none helps."""
     asked = zero_stage(spec.compute)
     # What is spread is what is trained: of an adapter there is nothing to win.
-    if processes(spec.compute) == 1 or spec.method.type is not MethodType.FULL:
+    has_nothing_to_spread = processes(spec.compute) == 1 or spec.method.type is not MethodType.FULL
+    is_refused = _rounds_products_without_gpus(spec.model, spec.method, spec.training, spec.compute)
+    if has_nothing_to_spread or is_refused:
         return asked
     return max(asked, 2 if needs_whole_weights(spec.method, spec.training) else 3)

@@ -12,6 +12,7 @@ from finetune_api.spec.field import (
     ENV_NAME,
     IMAGE,
     Annotations,
+    Devices,
     Flag,
     Int,
     LabelKey,
@@ -428,6 +429,33 @@ def _resource_has_an_amount(gpu_resource: str | None, gpus_per_worker: int | Non
         )
 
 
+GPU_RESOURCES = ("nvidia.com/gpu", "nvidia.com/mig-", "amd.com/gpu", "gpu.intel.com/")
+"""What the names of GPUs begin with, whole ones and parts of one."""
+
+
+def _devices_are_extended_resources(devices_per_worker: Devices | None) -> Iterator[Problem]:
+    for name, number in (devices_per_worker or {}).items():
+        # As Kubernetes' IsExtendedResourceName has it.
+        if "kubernetes.io/" in name or name.startswith("requests."):
+            yield Problem(
+                ("devicesPerWorker", name),
+                number,
+                "is no extended resource: kubernetes.io/ and requests. belong to Kubernetes itself",
+                "Write a name that `kubectl describe node` lists under Allocatable: vpc.amazonaws.com/efa.",
+            )
+
+
+def _devices_are_no_gpus(devices_per_worker: Devices | None, gpu_resource: str | None) -> Iterator[Problem]:
+    for name, number in (devices_per_worker or {}).items():
+        if name == gpu_resource or name.startswith(GPU_RESOURCES):
+            yield Problem(
+                ("devicesPerWorker", name),
+                number,
+                "asks for GPUs that neither the plan nor the number of training processes would know of",
+                f"Ask for them with spec.compute.gpusPerWorker, and set gpuResource: {name}.",
+            )
+
+
 def _job_is_one_process(engine: Engine, workers: int, gpus_per_worker: int | None) -> Iterator[Problem]:
     if engine is Engine.JOB and (workers > 1 or (gpus_per_worker or 0) > 1):
         yield Problem(
@@ -453,7 +481,13 @@ def _deepspeed_needs_company(
 class ComputeSpec(Block):
     """What the job runs on; on a laptop only engine, workers, gpusPerWorker, gpuMemory and deepspeed count."""
 
-    rules = (_resource_has_an_amount, _job_is_one_process, _deepspeed_needs_company)
+    rules = (
+        _resource_has_an_amount,
+        _devices_are_extended_resources,
+        _devices_are_no_gpus,
+        _job_is_one_process,
+        _deepspeed_needs_company,
+    )
 
     profile: Name | None = None
     """A preset that the administrator keeps: image, GPU resource, selectors, tolerations, network settings, limits.
@@ -475,6 +509,9 @@ class ComputeSpec(Block):
     gpu_memory: Quantity | None = None
     """Memory of one GPU: 80Gi. The plan warns of what does not fit, and under preflight: enforce a job that no smaller
     batch can make fit ends in the check stage. Changes nothing of training. Absent: what is needed is told alone."""
+    devices_per_worker: Devices | None = None
+    """Other devices of each worker by the names of their extended resources: ``{vpc.amazonaws.com/efa: 4}`` for the
+    network between workers. Asked for while training alone."""
     resources: ResourcesSpec | None = None
     """CPU, memory and disk of each worker."""
     deepspeed: DeepspeedSpec | None = None
@@ -505,6 +542,11 @@ def gpu_memory_bytes(compute: ComputeSpec) -> int | None:
 def zero_stage(compute: ComputeSpec) -> int:
     """Return DeepSpeed's ZeRO stage; 0 spreads nothing."""
     return compute.deepspeed.stage if compute.deepspeed else 0
+
+
+def spreads_weights(compute: ComputeSpec) -> bool:
+    """Return whether no process has the whole model."""
+    return zero_stage(compute) == 3
 
 
 def is_offloaded(compute: ComputeSpec) -> bool:

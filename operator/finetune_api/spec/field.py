@@ -36,6 +36,9 @@ DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 DNS_NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"
 RESOURCE = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+DEVICE = (
+    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+)
 ENV_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 IMAGE = r"^[a-z0-9][^\s]*$"
 PATH = r"^/[^\s:]*$"
@@ -58,6 +61,7 @@ PATTERN_MEANINGS = {
     DNS_NAME: "lower-case letters, digits, '-' and '.': team-a",
     QUANTITY: 'a Kubernetes quantity in quotes: "4", 500m, 32Gi',
     RESOURCE: "a Kubernetes resource or label name: nvidia.com/gpu",
+    DEVICE: "the device's name with the domain of its plugin: vpc.amazonaws.com/efa",
     ENV_NAME: "letters, digits and '_', not beginning with a digit: HF_HOME",
     IMAGE: "an image reference: registry.example/trainer:1.0",
     PATH: "an absolute path: /cache",
@@ -101,6 +105,10 @@ LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=RESOURCE)]
 LabelValue = Annotated[str, Field(max_length=63)]
 Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=64)]
 Annotations = Annotated[dict[LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=64)]
+# Before its slash a name has 253 characters at most, also with the requests. that a quota puts before it.
+DeviceName = Annotated[str, Field(min_length=1, max_length=244, pattern=DEVICE)]
+Devices = Annotated[dict[DeviceName, Annotated[Int, Field(ge=1, le=64)]], Field(max_length=8)]
+"""How many of each device, by the name of its extended resource."""
 
 
 class SecretRef(ApiModel):

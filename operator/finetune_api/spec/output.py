@@ -65,7 +65,8 @@ class CheckpointSpec(Block):
     """States that training can go on from."""
 
     every_steps: Annotated[Int, Field(ge=1, le=1_000_000)] = 200
-    """Optimiser steps between checkpoints: what a crash costs at most. One is also written when the run is stopped."""
+    """Optimiser steps between checkpoints: what a crash costs at most, unless storing one takes longer. One is also
+    written when the run is stopped."""
     keep: Annotated[Int, Field(ge=1, le=100)] = 2
     """Newest complete checkpoints that are kept while training."""
 
@@ -82,7 +83,8 @@ class RunPolicySpec(Block):
     child_ttl_seconds: Annotated[Int, Field(ge=0, le=31_536_000)] = 86400
     """Finished pods are removed after this; the job itself, its report and its model stay. May be changed."""
     retries: Annotated[Int, Field(ge=0, le=20)] = 3
-    """New attempts after faults of the infrastructure; faults of spec or data are never tried again."""
+    """New attempts after faults of the infrastructure, and after a want of memory or a loss that is no number, with
+    what may mend these; faults of spec or data are never tried again."""
     preflight: Preflight = Preflight.ENFORCE
     """What becomes of leaks that the check stage finds, rows of a test source and whole questions of a suite or
     benchmark that are trained on, and of a model that cannot fit GPUs of compute.gpuMemory: enforce stops the job

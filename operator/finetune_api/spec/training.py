@@ -177,11 +177,11 @@ class TrainingSpec(Block):
     """Gradients longer than this are shortened to it."""
     precision: Precision = Precision.AUTO
     """Number format of matrix products: bf16 is faster on recent hardware, fp32 exact. auto: as spec.model.dtype where
-    that is written, else what is measured to be faster; the report says what it was."""
+    that is written, else bf16 where the processor has instructions for it; the report says what it was."""
     gradient_checkpointing: GradientCheckpointing = GradientCheckpointing.AUTO
     """Compute activations twice instead of keeping them (arXiv:1604.06174): about a third slower, much less memory.
-    auto: where, by what a short row is measured to need, those of one forward pass would not fit into the memory that
-    is free once the model is loaded."""
+    auto: under ``deepspeed`` stage 3; else where, by what a short row is measured to need, those of one forward pass
+    would not fit into the memory that is free once the model is loaded."""
     early_stopping: EarlyStoppingSpec | None = None
     """Stop when validation gets no better, and keep the best weights. Absent: train to the end, keep the last."""
     eval_every_steps: Annotated[Int, Field(ge=1, le=10_000_000)] | None = None

@@ -14,7 +14,8 @@ from finetune_api.spec.compute import processes
 from finetune_api.spec.field import amount
 from finetune_api.spec.training import largest_micro_batch
 from finetune_api.status import LONGEST_WARNING, MemoryStatus, PlanStatus
-from finetune_trainer.gpu_room import hold_against_gpu, shares, why_it_cannot_fit
+from finetune_trainer.gpu_room import hold_against_gpu, why_it_cannot_fit
+from finetune_trainer.zero_memory import shares
 
 from ..builders import make_job
 
@@ -326,3 +327,8 @@ def test_a_stage_that_was_named_is_not_named_again():
     assert "with spec.training.microBatchSize: 1 and" in warning and told == " with these settings"
     single = spec_of("8Gi", spec__compute=zero(3), spec__training={"globalBatchSize": 32, **SINGLE})
     assert held(single, planner(16)).gpus_needed == number
+
+
+def test_computing_twice_is_not_advised_where_it_is_done_anyway():
+    [warning] = warnings_of(spec_of("24Gi", spec__compute=zero(3)), of_a_row=8)
+    assert "set spec.training.microBatchSize: 1, with which it needs" in warning

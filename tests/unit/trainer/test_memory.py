@@ -1,5 +1,6 @@
 """How much memory there is, what a forward pass needs of it, and what is said when it is not enough."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,20 @@ def test_what_a_forward_pass_keeps_is_counted_without_the_weights():
     rows = torch.ones(8, 100)
     # The product keeps its input, tanh its output; 4 bytes each.
     assert kept_bytes(layer, lambda: torch.tanh(layer(rows)).sum()) == 4 * (8 * 100 + 8 * 50)
+
+
+def test_nothing_that_was_counted_stays():
+    layer = nn.Linear(100, 50)
+    outcomes: list[weakref.ref[torch.Tensor]] = []
+
+    def forward() -> torch.Tensor:
+        outcome = torch.tanh(layer(torch.ones(8, 100)))
+        outcomes.append(weakref.ref(outcome))
+        return outcome.sum()
+
+    kept_bytes(layer, forward)
+    [kept] = outcomes
+    assert kept() is None
 
 
 def test_counting_draws_no_random_numbers():

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,19 @@ def test_the_global_batch_holds_whatever_the_number_of_workers(workers: int, sha
     assert steps.rows == workers * share
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("micro_batch", [1, 2, 4, 5, 8, None])
+@pytest.mark.parametrize("rows", [1, 7, 12, 13])
+def test_fewer_rows_than_a_step_has_are_one_step_whatever_is_taken_at_a_time(
+    rows: int, micro_batch: int | None, workers: int
+):
+    training = TrainingSpec(global_batch_size=240, micro_batch_size=micro_batch, epochs=2)
+    steps = plan_steps(training, rows=rows, longest_tokens=300, workers=workers)
+    assert (steps.per_epoch, steps.total) == (1, 2)
+    assert steps.micro_batch <= (micro_batch or 6)
+    assert rows <= steps.rows < rows + steps.accumulation * workers
+
+
 def test_fewer_rows_than_workers_are_trained_on():
     assert plan_steps(TrainingSpec(global_batch_size=8), rows=3, longest_tokens=10, workers=4).micro_batch == 1
 
@@ -37,15 +51,21 @@ def test_where_gradients_travel_behind_every_pass_there_are_fewer_passes(zero_st
     assert (steps.micro_batch, steps.rows) == (micro_batch, 64)
 
 
+def told_to_deepspeed(
+    asked: DeepspeedSpec, *, autocast: bool = False, without_gpu: bool = False, trainable_parameters: int = 10**9
+) -> dict[str, Any]:
+    return deepspeed_config(asked, TrainingSpec(), STEPS, autocast, without_gpu, trainable_parameters)
+
+
 def test_deepspeed_is_told_the_same_batch_as_the_trainer():
-    told = deepspeed_config(DeepspeedSpec(stage=1), TrainingSpec(), STEPS, autocast=True, without_gpu=False)
+    told = told_to_deepspeed(DeepspeedSpec(stage=1), autocast=True)
     assert told["train_batch_size"] == 2 * 4 * 3
     assert told["bf16"] == {"enabled": True}
 
 
 def test_bfloat16_products_under_deepspeed_need_a_gpu():
     with pytest.raises(SpecError, match=r"spec\.training\.precision.*Take fp32"):
-        deepspeed_config(DeepspeedSpec(stage=2), TrainingSpec(), STEPS, autocast=True, without_gpu=True)
+        told_to_deepspeed(DeepspeedSpec(stage=2), autocast=True, without_gpu=True)
 
 
 @pytest.mark.parametrize(("total", "warm_up"), [(1, 0), (2, 1), (100, 3)])
@@ -86,30 +106,38 @@ def test_the_time_is_estimated_a_tenth_of_the_way_when_most_is_still_to_come(fir
     assert estimating_step(first, total) == step
 
 
+WHOLE = {
+    "stage3_gather_16bit_weights_on_model_save": True,
+    "stage3_max_live_parameters": 10**9,
+    "stage3_prefetch_bucket_size": 50_000_000,
+}
+
+
 @pytest.mark.parametrize(
     "stage, offload, spread",
     [
         (0, Offload.NONE, {"stage": 0}),
         (2, Offload.CPU, {"stage": 2, "offload_optimizer": {"device": "cpu"}}),
-        (3, Offload.NONE, {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}),
+        (3, Offload.NONE, {"stage": 3} | WHOLE),
         (
             3,
             Offload.CPU,
-            {
-                "stage": 3,
-                "offload_optimizer": {"device": "cpu"},
-                "offload_param": {"device": "cpu"},
-                "stage3_gather_16bit_weights_on_model_save": True,
-            },
+            {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}} | WHOLE,
         ),
     ],
 )
 def test_what_deepspeed_spreads(stage: int, offload: Offload, spread: dict[str, object]):
     asked = DeepspeedSpec(stage=stage, offload=offload)
-    told = deepspeed_config(asked, TrainingSpec(), STEPS, autocast=False, without_gpu=False)
-    assert told["zero_optimization"] == spread
+    told = told_to_deepspeed(asked)
+    assert told["zero_optimization"] == spread | {"reduce_bucket_size": 50_000_000}
 
 
 def test_cpus_exchange_gradients_in_pieces_that_need_no_new_memory():
-    told = deepspeed_config(DeepspeedSpec(stage=2), TrainingSpec(), STEPS, autocast=False, without_gpu=True)
+    told = told_to_deepspeed(DeepspeedSpec(stage=2), without_gpu=True)
     assert told["zero_optimization"]["reduce_bucket_size"] * 4 < 32 * 2**20, "beyond, malloc asks the kernel each time"
+
+
+@pytest.mark.parametrize("without_gpu", [True, False])
+def test_no_bucket_is_larger_than_all_gradients(without_gpu: bool):
+    told = told_to_deepspeed(DeepspeedSpec(stage=2), without_gpu=without_gpu, trainable_parameters=1000)
+    assert told["zero_optimization"]["reduce_bucket_size"] == 1000

@@ -78,6 +78,28 @@ def test_a_checkpoint_that_lacks_a_part_is_passed_over(tmp_path: Path):
     assert newest_complete(later.workspace.checkpoints) is None
 
 
+def test_a_damaged_checkpoint_does_not_outlive_the_attempt_that_finds_it(tmp_path: Path):
+    writer = node(tmp_path, "writer")
+    for step in (2, 4):
+        writer.push_checkpoint(part(writer, step, rank_0=f"of {step}"), step, keep=2)
+    (damaged,) = (tmp_path / "store").rglob("step-000004/global_step/rank_0")
+    damaged.write_text("flipped")
+    later = node(tmp_path, "later")
+    later.pull_checkpoint()
+    found = newest_complete(later.workspace.checkpoints)
+    assert found is not None and found.name == "checkpoint-2"
+    later.push_checkpoint(part(later, 3, rank_0="of 3"), 3, keep=1)
+    assert later.complete_steps() == [3], "it is not taken for a newer one"
+
+
+def test_a_store_whose_listing_lags_behind_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    state = node(tmp_path, "program")
+    monkeypatch.setattr(FileStore, "list", lambda self, prefix: ("team/job/checkpoints/step-000004/node-0/state",))
+    state.push_checkpoint(part(state, 4, rank_0="of 4"), 4, keep=1)
+    monkeypatch.undo()
+    assert state.complete_steps() == [4]
+
+
 def test_parts_of_two_attempts_at_the_same_step_are_no_checkpoint(tmp_path: Path):
     store_from_two_nodes(tmp_path, 4)
     later = node(tmp_path, "later")
@@ -107,6 +129,17 @@ def test_old_checkpoints_go_when_a_newer_one_is_complete(tmp_path: Path):
         store_from_two_nodes(tmp_path, step)
         state.complete_parts(step, 2, keep=2)
     assert state.complete_steps() == [3, 2]
+
+
+def test_parts_of_a_step_that_was_never_completed_go_when_a_later_one_is(tmp_path: Path):
+    state = node(tmp_path, "program")
+    for step, is_completed in ((1, True), (2, False), (4, False), (3, True)):
+        store_from_two_nodes(tmp_path, step)
+        if is_completed:
+            state.complete_parts(step, 2, keep=2)
+    assert state.complete_steps() == [3, 1]
+    left = {key.split("/")[3] for key in state.store.list("team/job/checkpoints")}
+    assert left == {"step-000001", "step-000003", "step-000004"}, "the fourth may still be on its way"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """How the errors of a group of workers are named."""
 
+import pickle
+
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train import WorkerGroupError
@@ -16,9 +18,12 @@ from finetune_trainer.worker_group import _named
 )
 def test_a_worker_that_ray_ended_or_lost_is_told_as_such(found: Exception, expected: type[errors.FineTuneError]):
     failed = WorkerHealthCheckFailedError("a worker is not healthy", failure=found)
-    assert isinstance(_named(WorkerGroupError("rank 1", {1: failed})), expected)
+    named = _named(WorkerGroupError("rank 1", {1: failed}), micro_batch=4)
+    assert isinstance(named, errors.StepError) and type(named) is expected
+    # It travels from the desk's process to the program's.
+    assert pickle.loads(pickle.dumps(named)).micro_batch == 4
 
 
 def test_a_defect_stays_what_it_is():
     defect = WorkerGroupError("rank 1", {1: ValueError("a defect")})
-    assert _named(defect) is defect
+    assert _named(defect, micro_batch=4) is defect
