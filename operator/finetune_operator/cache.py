@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from finetune_operator.observed import ChildKind, ChildView, JobView, PodView
+from finetune_operator.observed import ChildKind, ChildView, JobView, PodPhase, PodView
 from finetune_operator.view import PackedJob, job_view
 
 JobKey = tuple[str, str]
@@ -87,6 +87,9 @@ class Cache:
         """UIDs of the former."""
         self._departed: dict[JobKey, ChildView] = {}
         """Of each job the child that went last: its pods may still have a word to say."""
+        self._killed: dict[JobKey, PodView] = {}
+        """Of each job the pod that was last killed at its memory limit, as one that is over: KubeRay deletes a worker's
+        before anybody has told of the loss."""
         self._ghosts: set[str] = set()
         self._strangers: dict[str, set[str]] = {}
         self._beginning: set[JobKey] = set()
@@ -157,11 +160,17 @@ class Cache:
         return tuple(child for child in views.values() if child.owner_uid == job.uid)
 
     def pods_of(self, job: PackedJob) -> tuple[PodView, ...]:
-        """Return the pods of the job's children; of children that are gone, those that may still run."""
-        children = self.children_of(job)
+        """Return the pods of the job's children; of children that are gone, those that may still run.
+
+        The one that was killed last at its memory limit is among them, deleted or not, if it tells how its child ends.
+        """
+        children, pods = self.children_of(job), self._living(self.indices.pods, job.key)
+        killed = self._killed.get(job.key)
+        if killed and all(pod.uid != killed.uid for pod in pods) and any(_ends_with(one, killed) for one in children):
+            pods.append(killed)
         return tuple(
             pod
-            for pod in self._living(self.indices.pods, job.key)
+            for pod in pods
             if pod.job_uid == job.uid and (not pod.is_over or any(child.owns(pod) for child in children))
         )
 
@@ -239,11 +248,19 @@ class Cache:
             self._departed[key] = child
         return is_gone or written is None or written.view != child
 
+    def saw_pod(self, key: JobKey, pod: PodView) -> None:
+        """Take note that a watch told of a pod, perhaps for the last time."""
+        # Anybody may label a pod, also for a job that does not exist and is never forgotten.
+        if pod.out_of_memory and self.packed(key) is not None:
+            # The kubelet tells of the container before it tells of the pod, and may never come to the latter.
+            self._killed[key] = dataclasses.replace(pod, phase=PodPhase.FAILED)
+
     def forget_job(self, key: JobKey) -> None:
         """Drop what was written about a job that is gone."""
         self._jobs.pop(key, None)
         self._answered.pop(key, None)
         self._departed.pop(key, None)
+        self._killed.pop(key, None)
         for uid in list(self._children_of.get(key, ())):
             self._drop_written(uid)
 
@@ -285,6 +302,11 @@ class Cache:
 
     def _living(self, index: Mapping[IndexKey, Iterable[_View]], key: IndexKey) -> list[_View]:
         return [view for view in index.get(key, ()) if view.uid not in self._ghosts]
+
+
+def _ends_with(child: ChildView, pod: PodView) -> bool:
+    """Return whether the end of ``pod`` may be that of ``child``: a Job that goes on has another pod by now."""
+    return child.owns(pod) and (child.kind is ChildKind.RAY_JOB or child.is_over)
 
 
 def _owned(index: Mapping[IndexKey, Iterable[_Object]]) -> Iterator[_Object]:

@@ -231,6 +231,8 @@ class Events:
         if owner is None or view is None:
             return
         is_echo = isinstance(view, ChildView) and not self._cache.saw_child(owner, view, is_gone=is_gone)
+        if isinstance(view, PodView):
+            self._cache.saw_pod(owner, view)
         if self._is_news(uid, view, is_gone):
             if not is_echo:
                 self._wake(owner)

@@ -183,6 +183,7 @@ def _closed(
             "exit_code": outcome.exit_code,
             "failures": attempt.failures + counts,
             "resumed_from_step": outcome.result.resumed_from_step if outcome.result else attempt.resumed_from_step,
+            "micro_batch_size": attempt.micro_batch_size or _did_not_fit(outcome),
         }
     )
     status = attempts.replaced(status, closed)
@@ -199,6 +200,12 @@ def _closed(
     if not is_tried_again:
         status = _with_stage(status, closed, outcome)
     return stated(status, statements, now, generation)
+
+
+def _did_not_fit(outcome: Outcome) -> int | None:
+    """Return how many rows did not fit: where spec and plan leave it open, the trainer alone knows."""
+    told = outcome.result if outcome.reason is Reason.OUT_OF_MEMORY else None
+    return told.micro_batch_size if told else None
 
 
 def _is_tried_again(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> bool:

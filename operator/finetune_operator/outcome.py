@@ -69,10 +69,10 @@ def classify(child: ChildView | None, pods: Sequence[PodView], delivered: Delive
         delivered: what the trainer posted.
     """
     if delivered is not None:
-        return _with_its_cause(_from_result(delivered.result, None), pods)
+        return _with_its_cause(_from_result(delivered.result, None), child, pods)
     if child is not None and child.kind is ChildKind.RAY_JOB:
         # How its pods end is KubeRay's doing; the program ran in one of them as one process of several.
-        return _from_child(child) if child.is_over else None
+        return _with_its_cause(_from_child(child), child, pods) if child.is_over else None
     newest = pods[-1] if pods else None
     if any(not pod.is_over for pod in pods) or (child is not None and not child.is_over):
         return None
@@ -101,12 +101,18 @@ def _from_result(result: StageResult, ended: datetime | None) -> Outcome:
     return Outcome(reason, result.message, result.exit_code.value, result, ended)
 
 
-def _with_its_cause(outcome: Outcome, pods: Sequence[PodView]) -> Outcome:
+def _with_its_cause(outcome: Outcome, child: ChildView | None, pods: Sequence[PodView]) -> Outcome:
     """Return ``outcome`` by its cause: who misses a worker cannot know that its memory limit killed it."""
-    killed = next((pod for pod in pods if pod.out_of_memory), None)
-    if outcome.reason is not Reason.WORKER_LOST or killed is None:
+    killed = next((pod for pod in pods if pod.out_of_memory and _ended_in_time(pod, child)), None)
+    if outcome.reason not in (Reason.WORKER_LOST, Reason.CHILD_LOST) or killed is None:
         return outcome
     return replace(outcome, reason=Reason.OUT_OF_MEMORY, message=_killed_at_its_limit(_where(killed)))
+
+
+def _ended_in_time(pod: PodView, child: ChildView | None) -> bool:
+    """Return whether the program may have missed the pod: one that ended before it began has been replaced."""
+    began = child.started if child is not None else None
+    return began is None or pod.finished is None or pod.finished >= began
 
 
 def _where(pod: PodView) -> str:

@@ -291,7 +291,9 @@ def _resources(run: Run, role: Role) -> dict[str, str]:
     amounts = _amounts(pod.default_resources) | _amounts(own or ResourcesSpec())
     if gpus(run.compute):
         amounts[run.compute.gpu_resource or GPU_RESOURCE] = str(gpus(run.compute))
-    return amounts
+    # An evaluation is a single pod, which talks to no other worker.
+    devices = (run.compute.devices_per_worker or {}) if stage is Stage.TRAIN else {}
+    return amounts | {name: str(number) for name, number in devices.items()}
 
 
 def _amounts(resources: ResourcesSpec) -> dict[str, str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import Stage
-from finetune_api.spec import GradientCheckpointing, last_zero_stage
+from finetune_api.spec import last_zero_stage, may_compute_twice
 from finetune_api.spec.compute import processes, zero_stage
 from finetune_api.spec.training import largest_micro_batch
 from finetune_api.status import Attempt, PlanStatus, Reason
@@ -56,10 +56,11 @@ def find_remedy(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> 
 def _smaller_micro_batch(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> Remedy | None:
     size = _micro_batch(attempt, job, plan)
     share = job.spec.training.global_batch_size // processes(job.spec.compute)
-    smaller = smaller_micro_batch(size, share) if size else None
+    # Killed before it could say how many they were, behind no check: only one is fewer for sure.
+    smaller = smaller_micro_batch(size, share) if size else 1
     if smaller is None:
         return None
-    return Remedy((f"microBatchSize {size} -> {smaller}",), {"micro_batch_size": smaller})
+    return Remedy((f"microBatchSize {size or 'auto'} -> {smaller}",), {"micro_batch_size": smaller})
 
 
 def _micro_batch(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> int | None:
@@ -72,11 +73,9 @@ def smaller_micro_batch(size: int, share: int) -> int | None:
 
 
 def _recomputation(attempt: Attempt, job: FineTuneJob) -> Remedy | None:
-    wanted = job.spec.training.gradient_checkpointing
-    # never is somebody's decision; always has been tried.
-    if attempt.gradient_checkpointing or wanted is not GradientCheckpointing.AUTO:
+    if attempt.gradient_checkpointing or not may_compute_twice(job.spec):
         return None
-    return Remedy((f"gradientCheckpointing {wanted.value} -> always",), {"gradient_checkpointing": True})
+    return Remedy(("gradientCheckpointing auto -> always",), {"gradient_checkpointing": True})
 
 
 def _next_zero_stage(attempt: Attempt, job: FineTuneJob, plan: PlanStatus | None) -> Remedy | None:

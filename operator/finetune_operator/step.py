@@ -348,7 +348,18 @@ def _queued(attempt: Attempt, child: ChildView) -> tuple[Statement, ...]:
 def _latest_start(attempt: Attempt, child: ChildView, moment: Moment) -> datetime | None:
     if attempt.start_time is not None or child.admitted is None:
         return None
-    return child.admitted + timedelta(seconds=moment.policy.start_deadline_seconds)
+    return max(child.admitted, _let_go(moment)) + timedelta(seconds=moment.policy.start_deadline_seconds)
+
+
+def _let_go(moment: Moment) -> datetime:
+    """Return when the job was last seen to be let go, by a queue or the cap; now, where nobody has said so yet.
+
+    A Job tells of it later than it may start, and a RayJob keeps the time of its first start until it starts again.
+    """
+    said = find(moment.status, ConditionType.ADMITTED)
+    if said is None:
+        return moment.job.created
+    return moment.now if said.status is ConditionStatus.FALSE else said.last_transition_time
 
 
 def _not_started_in_time(attempt: Attempt, why: str, moment: Moment) -> Step:

@@ -201,6 +201,16 @@ SCENARIOS = (
         {(TRAIN, 1): Life(137, out_of_memory=True)},
     ),
     Scenario(
+        "no memory for the rows that a trainer chose by itself, then half of them",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        5,
+        lives={
+            (TRAIN, 1): Life(result=make_result(TRAIN, ExitCode.OUT_OF_MEMORY, micro_batch_size=4)),
+            (TRAIN, 2): Life(result=make_result(TRAIN, ExitCode.OUT_OF_MEMORY, micro_batch_size=2)),
+        },
+    ),
+    Scenario(
         "no memory for a micro-batch of one",
         Phase.FAILED,
         Reason.OUT_OF_MEMORY,
@@ -583,3 +593,13 @@ def test_half_the_micro_batch_is_told_and_handed_on():
     assert (first.reason, first.micro_batch_size) == (Reason.OUT_OF_MEMORY, None)
     assert second.change == "microBatchSize 8 -> 4; gradientCheckpointing auto -> always"
     assert (second.micro_batch_size, second.gradient_checkpointing, second.failures) == (4, True, 1)
+
+
+def test_half_of_what_a_trainer_chose_by_itself_is_handed_on():
+    cluster = lived(next(one for one in SCENARIOS if "chose by itself" in one.sentence))
+    trainings = [one for one in cluster.job.status.attempts if one.stage is TRAIN]
+    assert [(one.micro_batch_size, one.change) for one in trainings] == [
+        (4, ""),
+        (2, "microBatchSize 4 -> 2; gradientCheckpointing auto -> always"),
+        (1, "microBatchSize 2 -> 1"),
+    ]

@@ -1,5 +1,6 @@
 """The operator against a real API server: what it does within which time, and what it survives."""
 
+import itertools
 import json
 import time
 import urllib.error
@@ -15,8 +16,6 @@ from .api_server import ApiServer
 from .conftest import StartOperator, install_crd
 from .operator_process import LEASE, Home, await_until
 from .workload import MERGE, Workload
-
-pytestmark = pytest.mark.timeout(240)
 
 CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune.dev"
 LEASE_PATH = "/apis/coordination.k8s.io/v1/namespaces/{}/leases/" + LEASE
@@ -119,6 +118,23 @@ def test_failed_attempt_is_followed_by_another(start_operator: StartOperator, wo
     workload.play(Stage.CHECK, attempt=2)
     status = workload.wait_phase(Phase.TRAINING)
     assert attempts(status)[:2] == [(Stage.CHECK, 1, Reason.STORAGE), (Stage.CHECK, 2, Reason.STAGE_SUCCEEDED)]
+
+
+def test_memory_limit_is_known_as_the_cause_though_the_pod_is_deleted_at_once(
+    start_operator: StartOperator, workload: Workload
+) -> None:
+    start_operator()
+    workload.apply(spec__training={"microBatchSize": 8})
+    workload.play(Stage.CHECK)
+    pod = workload.start_pod(child := workload.wait_child(Stage.TRAIN))
+    workload.wait(has_reason(ConditionType.TRAINED, Reason.RUNNING), "running")
+    workload.set_pod(pod, "Failed", {"terminated": {"exitCode": 137, "reason": "OOMKilled"}})
+    workload.delete_pod(pod)
+    workload.end_child(child, well=False)
+    again = workload.wait_child(Stage.TRAIN, attempt=2)
+    assert attempts(workload.status())[1] == (Stage.TRAIN, 1, Reason.OUT_OF_MEMORY)
+    [container] = again["spec"]["template"]["spec"]["containers"]
+    assert ("--micro-batch-size", "4") in itertools.pairwise(container["args"])
 
 
 def test_suspended_job_waits_for_its_pod_and_goes_on_later(start_operator: StartOperator, workload: Workload) -> None:

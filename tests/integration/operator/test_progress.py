@@ -21,8 +21,6 @@ from .api_server import ApiServer
 from .conftest import StartOperator
 from .workload import Document, Workload
 
-pytestmark = pytest.mark.timeout(240)
-
 ACCOUNT = "trainer"
 
 

@@ -309,7 +309,8 @@ class FakeCluster:
         if view.suspended:
             child.queued -= 1
             if child.queued <= 0 and not pods:
-                child.view = replace(view, suspended=False, admitted=self.now)
+                # As Kubernetes: it tells since when it may run later than it may.
+                child.view = replace(view, suspended=False, admitted=view.created)
         elif not pods:
             self._start_pod(child)
         elif view.ray_cluster and view.started is None and pods[-1].view.started is not None:

@@ -19,6 +19,7 @@ from .objects import ADAPTER, IMAGE, NOW, make_settings, make_view, published_jo
 PROFILE = {
     "image": "registry.example/gpu:1",
     "gpuResource": "example.com/gpu",
+    "devicesPerWorker": {"rdma/nic": 1},
     "resources": {"cpu": "8", "memory": "64Gi"},
     "pod": {
         "nodeSelector": {"gpu": "a100"},
@@ -81,6 +82,13 @@ REFUSALS = (
         {"spec.compute": {"profile": "broken", "gpuResource": "example.com/gpu"}},
         Reason.SPEC_INVALID,
         ("with profile broken", "spec.compute.gpuResource"),
+        False,
+    ),
+    Refusal(
+        "the profile's GPUs under another name",
+        {"spec.compute": {"profile": "a100", "devicesPerWorker": {"example.com/gpu": 8}}},
+        Reason.SPEC_INVALID,
+        ("with profile a100", "spec.compute.devicesPerWorker.example.com/gpu"),
         False,
     ),
     Refusal(
@@ -290,6 +298,7 @@ def test_a_profile_is_not_judged_by_what_users_may(begins: str):
 def test_what_a_job_sets_itself_wins_over_its_profile_entry_by_entry():
     own = {
         "profile": "a100",
+        "devicesPerWorker": {"example.com/fpga": 2},
         "resources": {"cpu": "4"},
         "pod": {
             "nodeSelector": {"zone": "a"},
@@ -299,6 +308,7 @@ def test_what_a_job_sets_itself_wins_over_its_profile_entry_by_entry():
     }
     compute = accepted({"spec.compute": own}).job.spec.compute
     assert (compute.resources.cpu, compute.resources.memory) == ("4", "64Gi")  # type: ignore[union-attr]
+    assert compute.devices_per_worker == {"rdma/nic": 1, "example.com/fpga": 2}
     pod = compute.pod
     assert pod is not None
     assert pod.node_selector == {"gpu": "a100", "zone": "a"}

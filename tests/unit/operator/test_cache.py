@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from finetune_api.report import Stage
+from finetune_operator import naming
 from finetune_operator.cache import OVERLAY_SECONDS, Cache, Indices, namespace_key, uid_key
 from finetune_operator.observed import ChildView, PodView
 from finetune_operator.view import PackedJob, child_view, job_view, packed_job, pod_view
 
 from .objects import NAME, NAMESPACE
-from .raw_objects import raw_child, raw_job, raw_pod
+from .raw_objects import CREATED, container, raw_child, raw_job, raw_pod
 
 KEY = (NAMESPACE, NAME)
 
@@ -152,6 +155,51 @@ def test_pods_of_children_that_are_gone_count_while_they_may_run() -> None:
     assert watched.cache.pods_of(job) == ()
     watched.tell_child(make_child())
     assert len(watched.cache.pods_of(job)) == 1
+
+
+HAS_FAILED = {"conditions": [{"type": "Failed", "status": "True", "lastTransitionTime": CREATED}]}
+
+
+def killed_pod(phase: str = "Failed", **parts: Any) -> PodView:
+    ended = {"exitCode": 137, "reason": "OOMKilled", "startedAt": CREATED, "finishedAt": CREATED}
+    return make_pod(status={"phase": phase, **container(terminated=ended)}, **parts)
+
+
+@pytest.mark.parametrize("phase", ["Running", "Failed"])
+def test_pod_that_was_killed_at_its_memory_limit_is_known_when_somebody_has_deleted_it(phase: str) -> None:
+    watched = Watched()
+    job = watched.tell_job()
+    watched.tell_child(make_child(status=HAS_FAILED))
+    watched.tell_pod(pod := killed_pod(phase))
+    watched.cache.saw_pod(KEY, pod)
+    assert watched.cache.pods_of(job) == (pod,)
+    watched.pods.clear()
+    watched.cache.saw_pod(KEY, pod)
+    [known] = watched.cache.pods_of(job)
+    assert (known.uid, known.is_over, known.out_of_memory) == (pod.uid, True, True)
+    watched.cache.forget_job(KEY)
+    assert watched.cache.pods_of(job) == ()
+
+
+def test_pod_that_was_killed_and_replaced_is_nothing_to_a_job_that_goes_on() -> None:
+    watched = Watched()
+    job = watched.tell_job()
+    watched.tell_child(make_child())
+    watched.cache.saw_pod(KEY, killed_pod())
+    assert watched.cache.pods_of(job) == ()
+
+
+def test_pod_that_was_killed_counts_for_the_job_alone_whose_child_it_was() -> None:
+    watched = Watched()
+    watched.cache.saw_pod(KEY, killed_pod())
+    job = watched.tell_job()
+    watched.tell_child(make_child(status=HAS_FAILED))
+    assert watched.cache.pods_of(job) == (), "nobody forgets what is kept for a job that does not exist"
+    watched.cache.saw_pod(KEY, killed_pod(metadata={"labels": naming.child_labels(NAME, "another", Stage.TRAIN, 1)}))
+    assert watched.cache.pods_of(job) == ()
+    watched.cache.saw_pod(KEY, killed_pod())
+    watched.children.clear()
+    assert watched.cache.pods_of(job) == ()
 
 
 def test_work_of_a_namespace_is_what_runs_or_may_start() -> None:

@@ -41,6 +41,7 @@ EVERYTHING = {
         "priorityClassName": "high",
         "gpusPerWorker": 1,
         "gpuResource": "example.com/gpu",
+        "devicesPerWorker": {"rdma/hca_shared_devices_a": 1, "vpc.amazonaws.com/efa": 4},
         "resources": {"cpu": "3500m", "memory": "32Gi", "ephemeralStorage": "100Gi"},
         "sharedMemory": "8Gi",
         "cacheVolume": {"claimName": "model-cache"},
@@ -194,6 +195,15 @@ def test_only_training_and_evaluation_ask_for_a_gpu():
     limits = {stage: container_of(stage_child(run_of("minimal", stage)))["resources"] for stage in STAGES}
     assert limits[Stage.CHECK] == {}
     assert limits[Stage.TRAIN]["limits"] == limits[Stage.EVALUATE]["limits"] == {"nvidia.com/gpu": "1"}
+
+
+def test_only_training_asks_for_other_devices():
+    pods = {stage: container_of(stage_child(run_of("everything", stage)))["resources"] for stage in STAGES}
+    devices = {"rdma/hca_shared_devices_a": "1", "vpc.amazonaws.com/efa": "4"}
+    assert devices.items() <= pods[Stage.TRAIN]["limits"].items()
+    for stage in (Stage.CHECK, Stage.EVALUATE):
+        assert not devices.keys() & pods[stage]["limits"].keys()
+    assert all(pod["requests"] == pod["limits"] for pod in pods.values())
 
 
 def test_a_job_on_the_cpu_asks_for_no_gpu_and_is_checked_where_it_trains():

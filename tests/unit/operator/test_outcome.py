@@ -10,7 +10,7 @@ from finetune_api.report import CONTRACT_VERSION, ExitCode, Stage
 from finetune_api.status import Attempt, Reason
 from finetune_operator import waiting
 from finetune_operator.attempt import FREE, deadline, may_start_at
-from finetune_operator.observed import DeliveredResult, PodPhase
+from finetune_operator.observed import ChildKind, DeliveredResult, PodPhase
 from finetune_operator.outcome import EXIT_REASONS, RETRYABLE, classify
 
 from .objects import NOW, after, make_child, make_pod, make_result, make_settings
@@ -67,6 +67,21 @@ ENDINGS = (
         pod=OVER | {"exit_code": 137, "out_of_memory": True},
         delivered=ExitCode.WORKER_LOST,
         exit_code=ExitCode.WORKER_LOST.value,
+        says="was killed at its memory limit",
+    ),
+    Ending(
+        "a worker that was killed and replaced before the program began",
+        Reason.WORKER_LOST,
+        child={"kind": ChildKind.RAY_JOB, "started": after(60)},
+        pod=OVER | {"exit_code": 137, "out_of_memory": True, "finished": after(30)},
+        delivered=ExitCode.WORKER_LOST,
+        exit_code=ExitCode.WORKER_LOST.value,
+    ),
+    Ending(
+        "the program's own pod is killed before it can say anything",
+        Reason.OUT_OF_MEMORY,
+        child=FAILED | {"kind": ChildKind.RAY_JOB, "started": after(60)},
+        pod=OVER | {"exit_code": 137, "out_of_memory": True, "finished": after(90)},
         says="was killed at its memory limit",
     ),
     Ending("a lost worker", Reason.WORKER_LOST, {}, OVER | {"exit_code": 137}, ExitCode.WORKER_LOST, 68),

@@ -302,6 +302,21 @@ def test_a_queued_job_has_no_start_deadline():
     assert made.wake_at is None
 
 
+@pytest.mark.parametrize("waited", [5, 3000], ids=["shorter than the deadline", "longer"])
+def test_the_start_deadline_begins_when_the_queue_lets_go_whatever_the_child_says(waited: int):
+    held_back = seen(children=(make_child(CHECK, suspended=True, admitted=None),))
+    # A Job tells since when it may run later than it may; until then it seems to have been let from the beginning.
+    let_go = seen(children=(make_child(CHECK, admitted=NOW),))
+    queued = replace(checking_job(), status=recorded(plan(checking_job(), held_back, SETTINGS, after(1))))
+    first = plan(queued, let_go, SETTINGS, after(waited))
+    assert recorded(first).phase is Phase.CHECKING
+    assert condition(first, ConditionType.ADMITTED).status is ConditionStatus.TRUE
+    waits = replace(queued, status=recorded(first))
+    assert plan(waits, let_go, SETTINGS, after(waited + 1799)).wake_at == after(waited + 1800)
+    late = plan(waits, let_go, SETTINGS, after(waited + 1800))
+    assert condition(late, ConditionType.FAILED).reason is Reason.START_DEADLINE_EXCEEDED
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [("", ""), ("insufficient unused\n quota.", ": insufficient unused quota"), ("x" * 900, f": {'x' * 500}")],

@@ -87,9 +87,10 @@ def test_ray_obeys_only_who_knows_its_token():
     assert cluster["rayVersion"] == version("ray")
 
 
-def test_gpus_are_the_workers_alone():
+def test_gpus_and_other_devices_are_the_workers_alone():
     limits = {role: template["spec"]["containers"][0]["resources"]["limits"] for role, template in templates().items()}
-    assert {role for role, limit in limits.items() if "example.com/gpu" in limit} == {"worker"}
+    for resource in ("example.com/gpu", "rdma/hca_shared_devices_a", "vpc.amazonaws.com/efa"):
+        assert {role for role, limit in limits.items() if resource in limit} == {"worker"}
     assert [role for role, template in templates().items() if "nodeSelector" in template["spec"]] == ["worker"]
     assert ray_job()["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
 

@@ -79,6 +79,17 @@ def test_weights_that_are_kept_or_compared_whole_are_not_spread(wanted: dict[str
     assert words(remedies(ended(), given | wanted))[-1] == "deepspeed.stage 1 -> 2"
 
 
+def test_bfloat16_without_gpus_is_not_spread_for_deepspeed_refuses_it():
+    cpus = {"spec.compute": {"workers": 2, "gpusPerWorker": 0}, "spec.method": {"type": "full"}}
+    given = cpus | {"spec.training.microBatchSize": 1, "spec.training.precision": "bf16"}
+    assert words(remedies(ended(), given)) == ["gradientCheckpointing auto -> always"]
+
+
+def test_computing_twice_is_no_change_where_it_was_done_already():
+    given = {"spec.training.microBatchSize": 2, "spec.compute": {"workers": 2, "deepspeed": {"stage": 3}}}
+    assert words(remedies(ended(), given)) == ["microBatchSize 2 -> 1"]
+
+
 def test_what_the_user_forbids_is_not_tried():
     given = {"spec.training.gradientCheckpointing": "never", "spec.training.microBatchSize": 2}
     assert words(remedies(ended(), given)) == ["microBatchSize 2 -> 1"]
@@ -86,7 +97,10 @@ def test_what_the_user_forbids_is_not_tried():
 
 def test_the_plan_knows_the_micro_batch_that_the_spec_leaves_open():
     assert words(remedies(ended(), {}, PlanStatus(micro_batch_size=2)))[0].startswith("microBatchSize 2 -> 1")
-    assert words(remedies(ended(), {})) == ["gradientCheckpointing auto -> always"]
+
+
+def test_where_nobody_has_said_how_many_rows_did_not_fit_one_at_a_time_are_tried():
+    assert words(remedies(ended(), {})) == ["microBatchSize auto -> 1; gradientCheckpointing auto -> always"]
 
 
 def test_the_learning_rate_is_lowered_once():
