@@ -1,15 +1,20 @@
 """What DeepSpeed costs where it is not needed: ZeRO 2 on two CPU workers against plain data parallelism.
 
-    python benchmarks/deepspeed_overhead.py --model DIR --rows reviews.jsonl [--steps 30] [--batch 16]
-        [--micro-batch 8] [--rounds 2]
+    python benchmarks/deepspeed_overhead.py --model DIR --rows reviews.jsonl [--steps 20] [--batch 16]
+        [--micro-batch 8] [--rounds 3]
 
 Both train all weights of the same model on the same rows, through the product's own training stage. The last line is
-JSON: rows per second of each (best round), and how much longer ZeRO 2 takes. At most 1.15 is wanted. ZeRO 2 exchanges
-gradients behind every micro-batch, plain data parallelism behind the last one of a step.
+JSON: rows per second of each in every round, and how many times as long ZeRO 2 takes: the median of the rounds' own
+ratios. The two of a round run one behind the other, in another order each time, so what else the machine does in the
+course of an hour moves both; a best round of each would compare two different moments. It ends with 1 where the ratio
+is above `LIMIT`. ZeRO 2 exchanges gradients behind every micro-batch, plain data parallelism behind the last one of a
+step.
 """
 
 import argparse
 import json
+import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,18 +27,28 @@ from finetune_trainer.train_stage import train_stage
 from finetune_trainer.workspace import Workspace
 
 SETTINGS: dict[str, dict[str, Any]] = {"plain": {}, "zero2": {"deepspeed": {"stage": 2}}}
+LIMIT = 1.15
+"""How many times as long ZeRO 2 may take."""
 
 
 def main() -> None:
-    """Train by turns and print what came out."""
+    """Train by turns, print what came out and hold it against the limit."""
     options = _parse()
-    rates = {name: 0.0 for name in SETTINGS}
+    rounds = []
     for number in range(options.rounds):
-        for name, compute in SETTINGS.items():
-            rate = rows_per_second(options, compute)
-            rates[name] = max(rates[name], rate)
-            print(f"round {number}: {name} {rate:.2f} rows/s", flush=True)
-    print(json.dumps({"rows_per_second": rates, "ratio": round(rates["plain"] / rates["zero2"], 3)}))
+        in_turn = list(SETTINGS) if number % 2 == 0 else list(reversed(SETTINGS))
+        rates = {name: rows_per_second(options, SETTINGS[name]) for name in in_turn}
+        rounds.append(rates)
+        told = ", ".join(f"{name} {rates[name]:.2f} rows/s" for name in SETTINGS)
+        print(f"round {number}: {told}, ratio {_ratio(rates):.3f}", flush=True)
+    ratio = statistics.median(map(_ratio, rounds))
+    print(json.dumps({"rows_per_second": rounds, "ratio": round(ratio, 3)}))
+    if ratio > LIMIT:
+        sys.exit(f"ZeRO 2 takes {ratio:.3f} times as long as plain data parallelism, and {LIMIT} is the most it may")
+
+
+def _ratio(rates: dict[str, float]) -> float:
+    return rates["plain"] / rates["zero2"]
 
 
 def rows_per_second(options: argparse.Namespace, compute: dict[str, Any]) -> float:
@@ -59,10 +74,10 @@ def rows_per_second(options: argparse.Namespace, compute: dict[str, Any]) -> flo
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_inputs(parser, "Review: {{ text }}\nSentiment:")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=16, help="rows of a step")
     parser.add_argument("--micro-batch", type=int, help="rows that a worker takes at once; else as the product chooses")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
 
 

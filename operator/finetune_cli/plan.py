@@ -18,11 +18,14 @@ from finetune_cli.wording import aligned
 _TERMS = {
     "weights": "the whole model",
     "gradients": "of what is trained",
-    "optimiser": "two moments of what is trained",
+    "optimiser": "two moments of it, and under deepspeed its weights in float32",
     "activations": "kept for the backward pass",
     "logits": "scores of the vocabulary, and their gradient",
+    "exchanged": "between workers: gradients at a time, gathered weights",
     "copies": "weights that regularization and early stopping keep",
 }
+
+_NOT_OF_ALL = ("exchanged", "copies")
 
 
 def plan(file: Path, gpu_memory: str | None, output: str) -> ExitCode:
@@ -79,7 +82,7 @@ def lines(job: FineTuneJob, found: PlanStatus) -> list[str]:
         table = [
             (name, meaning, _mebibytes(terms[name]))
             for name, meaning in _TERMS.items()
-            if terms[name] or name != "copies"
+            if terms[name] or name not in _NOT_OF_ALL
         ]
         table.append(("in all", where, _mebibytes(found.memory_bytes_per_gpu)))
     return [

@@ -5,7 +5,7 @@ import shlex
 import sys
 import tempfile
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 from finetune_api.plain_text import one_line
 from finetune_api.report import ExitCode, Stage
 from finetune_cli.cluster_job import ClusterJob, JobName
-from finetune_cli.job_api import JobApi
+from finetune_cli.job_api import JobApi, JsonObject
 from finetune_cli.job_status import fetch
+from finetune_cli.logs import pod_labels
 from finetune_operator import naming
 from finetune_operator.pod import USER
 from finetune_trainer.errors import DataError, SpecError, StorageError
@@ -63,7 +64,7 @@ def show_report(
     job = fetch(api, name)
     place = find_report(job)
     target = folder or Path(tempfile.mkdtemp(prefix=f"{job.name.name}-")) / FOLDER
-    _fetch(job, place, endpoint, target)
+    _fetch(api, job, place, endpoint, target)
     page = (target / PAGE).resolve()
     _say(f"Report: {page}")
     if folder is None and not open_page(page.as_uri()):
@@ -87,7 +88,7 @@ def find_report(job: ClusterJob) -> Place:
     return Place(one_line(path), endpoint, evaluated.report_sha256)
 
 
-def _fetch(job: ClusterJob, place: Place, endpoint: str | None, target: Path) -> None:
+def _fetch(api: JobApi, job: ClusterJob, place: Place, endpoint: str | None, target: Path) -> None:
     # Imported here: boto3 takes half a second.
     from finetune_trainer.file_store import FileStore
     from finetune_trainer.location import bucket_and_key, local_path
@@ -105,7 +106,7 @@ def _fetch(job: ClusterJob, place: Place, endpoint: str | None, target: Path) ->
         case "file":
             store = FileStore(local_path(place.uri))
         case "pvc":
-            raise SpecError(explain_volume(job, place.uri))
+            raise SpecError(explain_volume(job, place.uri, api.pods(job.name.namespace, pod_labels(job))))
         case scheme:
             raise SpecError(f"the report is at {place.uri}, and nothing here reads {scheme}://. Copy it by hand.")
     try:
@@ -127,20 +128,37 @@ def _explain_endpoint(job: ClusterJob, place: Place, endpoint: str | None) -> st
     namespace, _, suffix = rest.partition(".")
     if endpoint is not None or suffix not in ("svc", "svc.cluster.local"):
         return ""
+    if urlsplit(place.endpoint or "").scheme == "https":
+        return (
+            f" Only pods see {host}, and its certificate will not name localhost, to which kubectl port-forward would "
+            "bring it: give --endpoint an address of the store that its certificate names."
+        )
     port = urlsplit(place.endpoint or "").port or 80
     forward = shlex.join(["kubectl", "-n", namespace, "port-forward", f"svc/{name}", str(port)])
     again = ["finetune", "report", job.name.name, "-n", job.name.namespace, "--endpoint", f"http://localhost:{port}"]
     return f" Only pods see {host}. In another terminal: {forward}; then: {shlex.join(again)}"
 
 
-def explain_volume(job: ClusterJob, uri: str) -> str:
-    """Return the commands that copy the report out of a volume, which only pods see."""
+_AS_THE_JOB = ("imagePullSecrets", "nodeSelector", "tolerations")
+"""What a pod needs to run where those of the job could: the image is theirs, and the volume may be on their node."""
+
+
+def explain_volume(job: ClusterJob, uri: str, pods: Sequence[JsonObject]) -> str:
+    """Return the commands that copy the report out of a volume, which only pods see.
+
+    Args:
+        job: whose report it is.
+        uri: its folder on the volume.
+        pods: those of the job that are still there: they have the administrator's settings too.
+    """
     claim, _, path = uri.removeprefix("pvc://").partition("/")
     pod = f"{job.name.name}-report"
     image = (job.status.resolved.image if job.status.resolved else None) or "busybox"
     folder = f"{naming.CLAIMS_FOLDER}/{claim}"
+    like = pods[-1]["spec"] if pods else job.spec.get("compute") or {}
     overrides = {
         "spec": {
+            **{name: told for name in _AS_THE_JOB if (told := like.get(name))},
             "automountServiceAccountToken": False,
             "securityContext": {
                 "runAsNonRoot": True,

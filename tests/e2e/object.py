@@ -76,7 +76,7 @@ class Jobs:
     def delete(self, name: str) -> None:
         self.objects.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, name)
 
-    def wait(self, name: str, what: str, reached: Callable[[Job], bool], seconds: float = 120) -> Job:
+    def wait(self, name: str, what: str, reached: Callable[[Job], bool], seconds: float = 240) -> Job:
         """Return the job once ``reached``; everything that is known is said when it takes too long."""
         deadline = time.monotonic() + seconds
         last: Job | None = None
@@ -88,7 +88,7 @@ class Jobs:
                 return last
         raise AssertionError(f"{name}: no {what} within {seconds:.0f} s; {self.describe(name, last)}")
 
-    def wait_phase(self, name: str, phase: Phase, seconds: float = 120) -> Job:
+    def wait_phase(self, name: str, phase: Phase, seconds: float = 240) -> Job:
         def arrived(job: Job) -> bool:
             if job.phase is not None and job.phase.is_terminal and job.phase is not phase:
                 raise AssertionError(f"{name} ended {job.phase.value}, not {phase.value}; {self.describe(name, job)}")

@@ -63,7 +63,7 @@ def pod_manifest(
     }
 
 
-def run_pod(cluster: Cluster, namespace: str, manifest: Manifest, seconds: float = 120) -> str:
+def run_pod(cluster: Cluster, namespace: str, manifest: Manifest, seconds: float = 240) -> str:
     """Run the pod to its end and return what it printed; a pod that fails is an error with what it said."""
     name = manifest["metadata"]["name"]
     cluster.apply(manifest, namespace)

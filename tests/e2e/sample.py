@@ -25,13 +25,14 @@ ONE_THREAD: Document = {"env": [{"name": "OMP_NUM_THREADS", "value": "1"}]}
 """For pods without a share of CPUs of their own: each would take a thread for every core, and threads that wait for one
 another's end keep the cores from the other pods."""
 
-CPUS: Document = {
-    "workers": 2,
-    "gpusPerWorker": 0,
-    "resources": {"memory": "3Gi"},
-    "sharedMemory": "1Gi",
-    "pod": ONE_THREAD,
-}
+NO_SHARE: Document = {"resources": {"memory": "3Gi"}, "pod": ONE_THREAD}
+"""In place of the CPU that example 06 asks for: two tests run at a time, and a node of two cores has one left at best,
+for which a pod would wait until the other test is done."""
+
+ONE_CPU: Document = {"resources": {"cpu": "1", "memory": "3Gi"}}
+"""What example 06 asks for."""
+
+CPUS: Document = NO_SHARE | {"workers": 2, "gpusPerWorker": 0, "sharedMemory": "1Gi"}
 """Two workers without GPUs, in place of those that an example asks for. Two cores leave 400m to each, with which Ray
 alone takes a minute to start, so they go without a share of their own."""
 
@@ -81,8 +82,9 @@ def fill_bucket(s3: ObjectStore, folder: Path) -> None:
             store.upload_file(str(file), BUCKET, key if file is path else f"{key}/{file.name}")
 
 
-def add_secret(jobs: Jobs, s3: ObjectStore, name: str = SECRET) -> None:
-    content = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key, "AWS_REGION": "us-east-1"}
+def add_secret(jobs: Jobs, s3: ObjectStore, name: str = SECRET, **more: str) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key, "AWS_REGION": "us-east-1"}
+    content = keys | more
     jobs.core.create_namespaced_secret(
         jobs.namespace, client.V1Secret(metadata=client.V1ObjectMeta(name=name), string_data=content)
     )
@@ -97,7 +99,8 @@ def example(
 ) -> Document:
     """Return the job in ``file`` of example ``of``; ``changes`` are merged into the blocks of its spec.
 
-    One for a laptop reads from the bucket what it reads there from folders.
+    Its pods have no share of CPUs of their own unless ``compute`` gives them one. One for a laptop reads from the
+    bucket what it reads there from folders.
     """
     folders = f"s3://{BUCKET}/examples"
     text = (EXAMPLES / of / file).read_text()
@@ -105,7 +108,7 @@ def example(
     document: Document = yaml.safe_load(text)
     document["metadata"]["name"] = name
     document["spec"]["output"] |= {"endpoint": s3.endpoint_in_cluster, "secretRef": {"name": SECRET}}
-    for block, content in copy.deepcopy(changes).items():
+    for block, content in copy.deepcopy({"compute": NO_SHARE} | changes).items():
         document["spec"].setdefault(block, {}).update(content)
     return document
 
@@ -118,6 +121,28 @@ def lora_on_two(s3: ObjectStore) -> Document:
     checkpoint = {"everySteps": 1000}
     return example(
         s3, of="05-multi-gpu-lora", training=training, checkpoint=checkpoint, compute=compute, runPolicy=UNCHECKED
+    )
+
+
+def add_claim(jobs: Jobs, name: str) -> None:
+    resources = client.V1VolumeResourceRequirements(requests={"storage": "1Mi"})
+    claim = client.V1PersistentVolumeClaimSpec(access_modes=["ReadWriteOnce"], resources=resources)
+    jobs.core.create_namespaced_persistent_volume_claim(
+        jobs.namespace, client.V1PersistentVolumeClaim(metadata=client.V1ObjectMeta(name=name), spec=claim)
+    )
+
+
+def full_on_two(s3: ObjectStore) -> Document:
+    """Return a full fine-tuning whose weights are spread over two workers, and which saves on request alone."""
+    training = {"maxSteps": 300, "evalEverySteps": 300}
+    return example(
+        s3,
+        "reviews-full",
+        of="04-full-deepspeed",
+        training=training,
+        checkpoint={"everySteps": 1000},
+        compute=CPUS,
+        runPolicy=UNCHECKED,
     )
 
 

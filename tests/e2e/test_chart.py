@@ -63,7 +63,7 @@ def test_operator_takes_jobs_on_in_any_namespace(cluster: Cluster, operator: Ope
 def test_pods_of_stages_are_restricted(cluster: Cluster, operator: OperatorRelease, namespace: str) -> None:
     cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     assert_acts(cluster, namespace)
-    await_condition(lambda: bool(cluster.list("pods", namespace)), "a pod that the API server lets in", 30)
+    await_condition(lambda: bool(cluster.list("pods", namespace)), "a pod that the API server lets in", 60)
 
 
 def test_figures_are_served_where_prometheus_looks(cluster: Cluster, operator: OperatorRelease) -> None:
@@ -105,8 +105,8 @@ def test_roles_of_people_include_jobs(cluster: Cluster, operator: OperatorReleas
     for role, user in (("edit", "anna"), ("view", "otto")):
         cluster.kubectl("create", "rolebinding", user, f"--clusterrole={role}", f"--user={user}", "-n", namespace)
     # A controller adds the rules to the roles.
-    await_condition(lambda: may(cluster, "otto", "list", JOBS, namespace), "rights of the role view", 30)
-    await_condition(lambda: may(cluster, "anna", "create", JOBS, namespace), "rights of the role edit", 30)
+    await_condition(lambda: may(cluster, "otto", "list", JOBS, namespace), "rights of the role view", 60)
+    await_condition(lambda: may(cluster, "anna", "create", JOBS, namespace), "rights of the role edit", 60)
     assert may(cluster, "anna", "delete", JOBS, namespace)
     assert may(cluster, "anna", "watch", JOBS, namespace)
     assert not may(cluster, "anna", "patch", f"{JOBS}/status", namespace), "the status is the operator's"
@@ -152,7 +152,7 @@ def test_locks_are_expressions_of_the_right_type_and_are_enforced(
         return bool(policy.get("status", {}).get("observedGeneration") == policy["metadata"]["generation"])
 
     # The API server compiles the expressions; a controller compares them with the definition's types.
-    await_condition(checked, "the check of the policy's types", 60)
+    await_condition(checked, "the check of the policy's types", 120)
     assert cluster.get("validatingadmissionpolicy", POLICY)["status"]["typeChecking"] == {}
     assert_acts(cluster, namespace)
     with pytest.raises(CommandError) as refusal:

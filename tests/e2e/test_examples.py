@@ -17,7 +17,7 @@ from ..cluster.cluster import await_condition
 from ..cluster.object_store import ObjectStore
 from .object import Document, Jobs
 from .release import CHART, OperatorRelease
-from .sample import ONE_THREAD, UNCHECKED, example
+from .sample import NO_SHARE, UNCHECKED, example
 
 FILES = {
     "sentiment-lora": "01-sentiment-lora/finetunejob.yaml",
@@ -53,7 +53,7 @@ GO_ON_FROM = {"reviews-sentiment": "reviews-general", "requests-measured": "requ
 
 
 @pytest.mark.alone
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_the_examples_for_a_laptop_run_on_a_cluster_too_and_an_upgrade_leaves_them_alone(
     jobs: Jobs, s3: ObjectStore, operator: OperatorRelease, tmp_path: Path
 ) -> None:
@@ -69,7 +69,7 @@ def test_the_examples_for_a_laptop_run_on_a_cluster_too_and_an_upgrade_leaves_th
     finally:
         operator.install()
     for name in STOPPED:
-        stopped = jobs.wait_phase(name, Phase.FAILED, seconds=100)
+        stopped = jobs.wait_phase(name, Phase.FAILED, seconds=200)
         assert [attempt.exit_code for attempt in stopped.status.attempts] == [ExitCode.BAD_DATA], name
         assert stopped.status.data is not None, name
         assert stopped.status.data.leakage == 3
@@ -100,7 +100,7 @@ def another_release(folder: Path) -> Path:
 
 def shortened(name: str, s3: ObjectStore) -> Document:
     folder, _, file = (FILES | STOPPED)[name].partition("/")
-    cpu = {"gpusPerWorker": 0, "resources": {"memory": "3Gi"}, "pod": ONE_THREAD}
+    cpu = NO_SHARE | {"gpusPerWorker": 0}
     checks = {} if name in CHECKED else UNCHECKED
     document = example(s3, name, folder, file, compute=cpu, runPolicy=checks)
     training = document["spec"]["training"]

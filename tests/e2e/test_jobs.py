@@ -4,6 +4,8 @@ Inputs: a kind cluster with the chart installed, an S3 server in it, a tiny rand
 """
 
 import json
+import shlex
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -13,10 +15,10 @@ import pytest
 import yaml
 from kubernetes import client
 
-from finetune_api.report import ExitCode, Report, Stage
+from finetune_api.report import ArtifactKind, ExitCode, Report, Stage
 from finetune_api.status import ConditionStatus, ConditionType, Phase, Reason
 from finetune_cli.__main__ import run_command
-from finetune_trainer.manifest import verify_manifest
+from finetune_trainer.manifest import read_manifest, verify_manifest
 
 from ..cluster.cluster import Cluster
 from ..cluster.object_store import ObjectStore, start_object_store
@@ -25,8 +27,10 @@ from .object import Job, Jobs
 from .release import OperatorRelease
 from .sample import (
     LONG,
+    ONE_CPU,
     SECRET,
     UNCHECKED,
+    add_claim,
     add_secret,
     download,
     example,
@@ -45,8 +49,8 @@ def finetune(cluster: Cluster, jobs: Jobs) -> Callable[..., ExitCode]:
 
 
 def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: ObjectStore, tmp_path: Path) -> None:
-    jobs.apply(example(s3))
-    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=250)
+    jobs.apply(example(s3, compute=ONE_CPU))
+    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=500)
 
     for kind in ("Accepted", "Checked", "Trained", "Evaluated", "Published", "Complete"):
         assert job.holds(ConditionType(kind)), f"{kind} does not hold: {job.status.conditions}"
@@ -75,13 +79,13 @@ def test_applied_job_is_checked_trained_evaluated_and_published(jobs: Jobs, s3: 
     assert content.image is not None and "sha256:" in content.image, "which bytes ran"
 
     jobs.patch("reviews-lora", {"runPolicy": {"childTtlSeconds": 0}})
-    await_until(lambda: not jobs.children(job.uid) and not jobs.pods(job.uid), "children are gone", 60)
+    await_until(lambda: not jobs.children(job.uid) and not jobs.pods(job.uid), "children are gone", 120)
     assert jobs.get("reviews-lora").status.artifacts == job.status.artifacts
 
     # As after a restored backup: the same manifest, another object.
     jobs.delete("reviews-lora")
-    jobs.apply(example(s3))
-    again = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=120)
+    jobs.apply(example(s3, compute=ONE_CPU))
+    again = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=240)
     assert again.uid != job.uid
     complete = again.condition(ConditionType.COMPLETE)
     assert complete is not None and complete.reason is Reason.ALREADY_PUBLISHED
@@ -137,7 +141,36 @@ def test_the_command_line_looks_after_a_prompt_tuning_on_rows_of_a_config_map(
     assert finetune("report", file, "--output", fetched, "--endpoint", s3.endpoint_local) is ExitCode.OK
     assert (fetched / "report.html").is_file()
     assert finetune("cancel", file, "--yes") is ExitCode.OK
-    await_until(lambda: not jobs.pods(job.uid), "its pods are gone", 60)
+    await_until(lambda: not jobs.pods(job.uid), "its pods are gone", 120)
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(1800)
+def test_what_is_published_to_a_volume_can_be_had_by_the_commands_that_are_told(
+    jobs: Jobs,
+    s3: ObjectStore,
+    finetune: Callable[..., ExitCode],
+    cluster: Cluster,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    add_claim(jobs, "models")
+    add_secret(jobs, s3, "sources", AWS_ENDPOINT_URL=s3.endpoint_in_cluster)
+    document = example(s3, runPolicy=UNCHECKED, training={"maxSteps": 10})
+    document["spec"]["output"] = {"uri": "pvc://models/out"}
+    for source in (document["spec"]["model"], *document["spec"]["data"]["tasks"]):
+        source["secretRef"] = {"name": "sources"}
+    jobs.apply(document)
+    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=1200)
+    assert all(one.uri.startswith("pvc://models/out/") for one in job.status.artifacts)
+
+    assert finetune("report", "reviews-lora") is ExitCode.BAD_SPEC
+    commands = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  kubectl ")]
+    for command in commands:
+        subprocess.run(shlex.split(command), check=True, cwd=tmp_path, env=cluster.environment, timeout=120)
+    verify_manifest(tmp_path / "report")
+    [report] = [one.sha256 for one in job.status.artifacts if one.kind is ArtifactKind.REPORT]
+    assert read_manifest(tmp_path / "report").sha256 == report
 
 
 def test_bad_spec_is_refused_at_admission(jobs: Jobs, s3: ObjectStore) -> None:
@@ -150,7 +183,7 @@ def test_bad_spec_is_refused_at_admission(jobs: Jobs, s3: ObjectStore) -> None:
 
 def test_what_admission_cannot_see_is_said_in_the_accepted_condition(jobs: Jobs, s3: ObjectStore) -> None:
     jobs.apply(example(s3, training={"maxSteps": 10, "evalEverySteps": 20}))
-    job = jobs.wait_phase("reviews-lora", Phase.FAILED, seconds=20)
+    job = jobs.wait_phase("reviews-lora", Phase.FAILED, seconds=60)
     accepted = job.condition(ConditionType.ACCEPTED)
     assert accepted is not None and accepted.status is ConditionStatus.FALSE
     assert "spec.training.evalEverySteps" in accepted.message
@@ -181,9 +214,9 @@ def test_missing_column_ends_in_the_check_stage_without_any_training_pod(jobs: J
 def test_operator_killed_in_every_stage_still_ends_once(jobs: Jobs, s3: ObjectStore, operator: OperatorRelease) -> None:
     jobs.apply(example(s3))
     for phase in (Phase.CHECKING, Phase.TRAINING, Phase.EVALUATING):
-        jobs.wait_phase("reviews-lora", phase, seconds=200)
+        jobs.wait_phase("reviews-lora", phase, seconds=400)
         operator.kill()
-    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=250)
+    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=500)
     assert [(one.stage, one.number) for one in job.status.attempts] == [
         (Stage.CHECK, 1),
         (Stage.TRAIN, 1),
@@ -192,25 +225,25 @@ def test_operator_killed_in_every_stage_still_ends_once(jobs: Jobs, s3: ObjectSt
     assert len(jobs.children(job.uid)) == 3
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_training_goes_on_from_its_checkpoints_when_its_pod_is_deleted_and_when_it_was_suspended(
     jobs: Jobs, s3: ObjectStore
 ) -> None:
     jobs.apply(example(s3, **LONG))
-    job = jobs.wait("reviews-lora", "checkpoint", has_checkpoint(s3), seconds=200)
+    job = jobs.wait("reviews-lora", "checkpoint", has_checkpoint(s3), seconds=400)
     (pod,) = [one for one in jobs.pods(job.uid) if one.metadata.labels["finetune.dev/stage"] == "train"]
     jobs.core.delete_namespaced_pod(pod.metadata.name, jobs.namespace)
 
-    job = jobs.wait("reviews-lora", "second attempt", is_training(21, attempt=2), seconds=200)
+    job = jobs.wait("reviews-lora", "second attempt", is_training(21, attempt=2), seconds=400)
     assert "resuming at step" in jobs.logs(pod_of(jobs, job, attempt=2), lines=2000)
     jobs.patch("reviews-lora", {"runPolicy": {"suspend": True}})
-    job = jobs.wait_phase("reviews-lora", Phase.SUSPENDED, seconds=150)
+    job = jobs.wait_phase("reviews-lora", Phase.SUSPENDED, seconds=300)
     assert job.holds(ConditionType.SUSPENDED)
     assert not [one for one in jobs.pods(job.uid) if one.status.phase == "Running"]
     assert uploaded_steps(s3, job)
 
     jobs.patch("reviews-lora", {"runPolicy": {"suspend": False}})
-    job = jobs.wait("reviews-lora", "third attempt", is_training(21, attempt=3), seconds=150)
+    job = jobs.wait("reviews-lora", "third attempt", is_training(21, attempt=3), seconds=300)
     assert "resuming at step" in jobs.logs(pod_of(jobs, job, attempt=3), lines=2000)
     assert [one.number for one in job.trainings] == [1, 2, 3]
     deleted, suspended, _ = (one.reason for one in job.trainings)
@@ -276,7 +309,7 @@ def test_quota_is_said_within_15_seconds_and_waited_for(jobs: Jobs, s3: ObjectSt
     checked = job.condition(ConditionType.CHECKED)
     assert checked is not None and "exceeded quota" in checked.message
     jobs.core.delete_namespaced_resource_quota("none", jobs.namespace)
-    jobs.wait("reviews-lora", "start of the check stage", has_started, seconds=150)
+    jobs.wait("reviews-lora", "start of the check stage", has_started, seconds=300)
 
 
 @pytest.mark.alone
@@ -294,9 +327,9 @@ def test_missing_image_is_said_within_15_seconds_and_ends_at_the_start_deadline(
     job = jobs.wait("reviews-lora", "word about the image", told, seconds=20)
     assert time.monotonic() - started < 15
     assert "registry.invalid/no/such:1" in job.condition(ConditionType.CHECKED).message  # type: ignore[union-attr]
-    job = jobs.wait_phase("reviews-lora", Phase.FAILED, seconds=60)
+    job = jobs.wait_phase("reviews-lora", Phase.FAILED, seconds=120)
     assert job.condition(ConditionType.FAILED).reason is Reason.START_DEADLINE_EXCEEDED  # type: ignore[union-attr]
-    await_until(lambda: not [p for p in jobs.pods(job.uid) if p.status.phase == "Pending"], "pod is gone", 60)
+    await_until(lambda: not [p for p in jobs.pods(job.uid) if p.status.phase == "Pending"], "pod is gone", 120)
 
 
 LATE_SECRET, LATE_ROWS, LATE_CLAIM = "late-credentials", "late-rows", "late-claim"
@@ -325,21 +358,17 @@ def test_what_is_missing_is_said_and_the_job_goes_on_when_it_appears(
     for document in by_missing.values():
         jobs.apply(document)
     for name in by_missing:
-        jobs.wait(name, f"word about {name}", names_missing(name), seconds=30)
+        jobs.wait(name, f"word about {name}", names_missing(name), seconds=120)
 
     add_secret(jobs, s3, LATE_SECRET)
     rows = {"reviews.jsonl": write_reviews(tmp_path / "reviews.jsonl").read_text()}
     metadata = client.V1ObjectMeta(name=LATE_ROWS)
     jobs.core.create_namespaced_config_map(jobs.namespace, client.V1ConfigMap(metadata=metadata, data=rows))
-    resources = client.V1VolumeResourceRequirements(requests={"storage": "1Mi"})
-    claim = client.V1PersistentVolumeClaimSpec(access_modes=["ReadWriteOnce"], resources=resources)
-    jobs.core.create_namespaced_persistent_volume_claim(
-        jobs.namespace, client.V1PersistentVolumeClaim(metadata=client.V1ObjectMeta(name=LATE_CLAIM), spec=claim)
-    )
+    add_claim(jobs, LATE_CLAIM)
     for name in (LATE_SECRET, LATE_ROWS):
-        jobs.wait(name, "end of the check stage", lambda job: job.holds(ConditionType.CHECKED), seconds=240)
+        jobs.wait(name, "end of the check stage", lambda job: job.holds(ConditionType.CHECKED), seconds=480)
     # The claim holds no rows.
-    jobs.wait(LATE_CLAIM, "start of the check stage", has_started, seconds=150)
+    jobs.wait(LATE_CLAIM, "start of the check stage", has_started, seconds=300)
 
 
 @pytest.fixture
@@ -351,14 +380,14 @@ def own_store(cluster: Cluster, tmp_path: Path) -> Iterator[ObjectStore]:
     cluster.kubectl("delete", "namespace", store.namespace, "--wait=false")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_no_result_is_lost_while_the_store_is_away_for_a_minute(jobs: Jobs, own_store: ObjectStore) -> None:
     jobs.apply(example(own_store, runPolicy=UNCHECKED))
-    jobs.wait_phase("reviews-lora", Phase.EVALUATING, seconds=250)
+    jobs.wait_phase("reviews-lora", Phase.EVALUATING, seconds=500)
     own_store.stop()
     time.sleep(60)  # the fault itself: a minute without the store
     own_store.start()
-    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=280)
+    job = jobs.wait_phase("reviews-lora", Phase.SUCCEEDED, seconds=560)
     assert {one.kind.value for one in job.status.artifacts} == {"adapter", "report"}
 
 
@@ -367,7 +396,7 @@ def test_progress_is_in_the_status_within_ten_seconds_and_a_deleted_job_leaves_n
     jobs: Jobs, s3: ObjectStore
 ) -> None:
     jobs.apply(example(s3, **LONG | {"training": {"maxSteps": 4000, "evalEverySteps": 40}}))
-    job = jobs.wait("reviews-lora", "progress", is_training(41), seconds=200)
+    job = jobs.wait("reviews-lora", "progress", is_training(41), seconds=400)
     progress = job.status.progress
     assert progress is not None and progress.total_steps == 4000
     assert progress.percent is not None and progress.step is not None
@@ -381,7 +410,7 @@ def test_progress_is_in_the_status_within_ten_seconds_and_a_deleted_job_leaves_n
     await_until(
         lambda: not jobs.children(job.uid) and not jobs.pods(job.uid) and not own_config_maps(jobs),
         "children and ConfigMaps are gone",
-        seconds=150,
+        seconds=300,
     )
 
 

@@ -36,7 +36,7 @@ def team(cluster: Cluster, operator: OperatorRelease) -> Iterator[str]:
     name = f"team-of-anna-{uuid.uuid4().hex[:8]}"
     cluster.kubectl("create", "namespace", name)
     cluster.kubectl("create", "rolebinding", "anna", "--clusterrole=edit", "--user=anna", f"--namespace={name}")
-    await_condition(lambda: may_create(cluster, name), "the rights of the role edit", 30)
+    await_condition(lambda: may_create(cluster, name), "the rights of the role edit", 60)
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
 
@@ -103,7 +103,7 @@ def test_what_another_namespace_has_is_missing_here(cluster: Cluster, team: str,
         checked = look(cluster, team, name).condition(ConditionType.CHECKED)
         return checked is not None and checked.reason is Reason.REFERENCE_MISSING and "theirs" in checked.message
 
-    await_condition(is_said, f"word about the missing {kind}", 60)
+    await_condition(is_said, f"word about the missing {kind}", 120)
     cluster.kubectl("delete", "finetunejob", name, f"--namespace={team}")
 
 
@@ -117,7 +117,7 @@ def pod_spec(cluster: Cluster, namespace: str, job: str) -> dict[str, Any]:
     def found() -> list[dict[str, Any]]:
         return cluster.list("jobs", namespace, f"finetune.dev/job={job}")
 
-    await_condition(lambda: bool(found()), f"a child of {job}", 60)
+    await_condition(lambda: bool(found()), f"a child of {job}", 120)
     return dict(found()[0]["spec"]["template"])
 
 
@@ -165,7 +165,7 @@ def test_what_is_locked_is_refused_by_the_operator_too(cluster: Cluster, team: s
         accepted = look(cluster, team, "foreign").condition(ConditionType.ACCEPTED)
         return accepted and (accepted.status, accepted.reason, accepted.message)
 
-    await_condition(lambda: answer() is not None, "the operator's answer", 60)
+    await_condition(lambda: answer() is not None, "the operator's answer", 120)
     status, reason, message = answer() or pytest.fail("it was there")
     assert (status, reason) == (ConditionStatus.FALSE, Reason.POLICY_VIOLATED)
     assert "s3://other/base" in message

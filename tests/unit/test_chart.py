@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import promql_parser as promql
 import pytest
 import yaml
 from pydantic import BaseModel
@@ -546,24 +547,45 @@ def test_dashboard_shows_figures_that_the_operator_has(everything: list[Manifest
     dashboard = json.loads(only(everything, "ConfigMap", "finetune-operator-dashboard")["data"]["finetune.json"])
     assert dashboard == json.loads((CHART / "files" / "dashboard.json").read_text(encoding="utf-8"))
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    queries += [one["query"] for one in dashboard["templating"]["list"] if one["type"] == "query"]
+    choices = [one["query"] for one in dashboard["templating"]["list"] if one["type"] == "query"]
+    # Grafana's own function around a selector.
+    queries += [re.sub(r"^label_values\((.+), \w+\)$", r"\1", query) for query in choices]
     assert len(figures_of(queries)) >= 10
+
+
+VARIABLES = {"namespace": ".*", "__rate_interval": "5m"}
+"""What Grafana may put in place of those in the dashboard's queries."""
+SERIES = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
+"""How the names of a figure's series end, by its type."""
 
 
 def figures_of(queries: list[str]) -> set[str]:
     """Return the figures in ``queries``; every one, and every phase and reason, is one that the operator knows."""
+    selectors = [selector for query in queries for selector in selectors_of(query)]
     metrics = Metrics()
     metrics.watch(lambda: [("team-a", Phase.TRAINING)], lambda: 0, lambda: 0, lambda: True)
-    known = {
-        name
-        for family in metrics.registry.collect()
-        for name in (family.name, *(f"{family.name}_{part}" for part in ("total", "bucket", "count", "sum")))
-    }
-    used = {name for query in queries for name in re.findall(r"\b(?:finetune|process)_[a-z_]+", query)}
+    known = {family.name + end for family in metrics.registry.collect() for end in SERIES[family.type]}
+    used = {str(selector.name) for selector in selectors}
     assert used <= known
-    for label, values in re.findall(r'(phase|reason)[=!]~?"([^"]*)"', " ".join(queries)):
-        assert set(values.split("|")) <= set({"phase": Phase, "reason": Reason}[label])
+    for matcher in itertools.chain.from_iterable(selector.matchers.matchers for selector in selectors):
+        if matcher.name in ("phase", "reason"):
+            assert set(matcher.value.split("|")) <= set({"phase": Phase, "reason": Reason}[matcher.name])
     return used
+
+
+def selectors_of(query: str) -> list[promql.VectorSelector]:
+    """Return every choice of series in ``query``, which must be PromQL once Grafana's variables are filled in."""
+    found: list[promql.VectorSelector] = []
+
+    def look(part: promql.Expr) -> None:
+        match part:
+            case promql.VectorSelector():
+                found.append(part)
+            case promql.MatrixSelector():
+                found.append(part.vector_selector)
+
+    promql.walk(promql.parse(re.sub(r"\$(\w+)", lambda variable: VARIABLES[variable[1]], query)), look)
+    return found
 
 
 def test_alerts_are_about_figures_that_the_operator_has_and_in_the_runbook(everything: list[Manifest]) -> None:

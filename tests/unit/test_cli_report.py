@@ -108,26 +108,51 @@ def test_a_volume_is_read_through_a_pod_of_ones_own():
 
 def test_the_pod_that_reads_a_volume_changes_nothing_in_it():
     job = cluster_job(job_with_report("pvc://models/x"))
-    assert '"readOnly": true' in explain_volume(job, "pvc://models/x")
+    assert '"readOnly": true' in explain_volume(job, "pvc://models/x", [])
+
+
+def test_the_pod_that_reads_a_volume_runs_where_those_of_the_job_could():
+    document = job_with_report("pvc://models/x")
+    own, everybodys = [{"name": "own"}], [{"name": "registry"}, {"name": "own"}]
+    document["spec"]["compute"] = {**document["spec"].get("compute", {}), "imagePullSecrets": own}
+    job = cluster_job(document)
+    assert overrides_of(explain_volume(job, "pvc://models/x", []))["imagePullSecrets"] == own
+    placed = {"imagePullSecrets": everybodys, "nodeSelector": {"disk": "here"}, "tolerations": [{"operator": "Exists"}]}
+    assert placed.items() <= overrides_of(explain_volume(job, "pvc://models/x", [{"spec": placed}])).items()
+
+
+def overrides_of(explained: str) -> dict[str, Any]:
+    """Return the pod's spec of the first command."""
+    words = shlex.split(explained.splitlines()[1])
+    [overrides] = [word.removeprefix("--overrides=") for word in words if word.startswith("--overrides=")]
+    return json.loads(overrides)["spec"]
 
 
 def test_the_pod_that_reads_a_volume_is_let_in_by_a_restricted_namespace():
-    run = explain_volume(cluster_job(job_with_report("pvc://models/x")), "pvc://models/x").splitlines()[1]
-    [overrides] = [word.removeprefix("--overrides=") for word in shlex.split(run) if word.startswith("--overrides=")]
-    spec = json.loads(overrides)["spec"]
+    spec = overrides_of(explain_volume(cluster_job(job_with_report("pvc://models/x")), "pvc://models/x", []))
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     [container] = spec["containers"]
     assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def test_a_store_that_only_pods_see_is_told_with_the_way_there(monkeypatch):
+def told_of_a_store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return what is said of a report in a store that does not answer."""
     monkeypatch.setattr("finetune_cli.report._PATIENCE_SECONDS", 0.0)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    output = {"uri": "s3://bucket/out", "endpoint": "http://s3.storage.svc:7070"}
+    output = {"uri": "s3://bucket/out", "endpoint": endpoint}
     api = FakeJobApi(job_with_report("s3://bucket/out/team/reviews-1a2b3c4d", output=output))
     with pytest.raises(StorageError) as raised:
         show_report(api, JOB, None, None)
-    assert "kubectl -n storage port-forward svc/s3 7070" in str(raised.value)
-    assert "finetune report reviews -n team --endpoint http://localhost:7070" in str(raised.value)
+    return str(raised.value)
+
+
+def test_a_store_that_only_pods_see_is_told_with_the_way_there(monkeypatch):
+    told = told_of_a_store("http://s3.storage.svc:7070", monkeypatch)
+    assert "kubectl -n storage port-forward svc/s3 7070" in told
+    assert "finetune report reviews -n team --endpoint http://localhost:7070" in told
+
+
+def test_a_store_with_a_certificate_is_not_to_be_asked_for_at_localhost(monkeypatch):
+    assert "its certificate will not name localhost" in told_of_a_store("https://s3.storage.svc", monkeypatch)

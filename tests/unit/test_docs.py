@@ -1,15 +1,21 @@
 """What the documents say must be so: jobs validate, links lead somewhere, commands exist."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
+from jsonschema import Draft7Validator
 
 from finetune_api.job import load_job
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*/*.md")])
 EXAMPLES = sorted(file for file in ROOT.glob("examples/*/*.yaml") if "kind: FineTuneJob" in file.read_text("utf-8"))
+
+
+VALUES = ROOT / "charts" / "finetune-operator" / "values.schema.json"
 
 
 def name_of(path: Path) -> str:
@@ -52,6 +58,13 @@ def test_jobs_in_a_document_validate(document: Path) -> None:
         load_job(block, str(document))
 
 
+def test_values_of_the_chart_in_documents_validate() -> None:
+    schema = Draft7Validator(json.loads(VALUES.read_text(encoding="utf-8")))
+    shown = [yaml.safe_load(block) for document in DOCUMENTS for block in blocks(document, "values")]
+    assert len(shown) >= 2
+    assert [error.message for values in shown for error in schema.iter_errors(values)] == []
+
+
 def test_the_readme_shows_a_job() -> None:
     assert [block for block in blocks(ROOT / "README.md", "yaml") if "kind: FineTuneJob" in block]
 
@@ -61,6 +74,14 @@ def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     assert not [target for target in targets if target and not (document.parent / target).exists()]
+
+
+def test_tests_that_the_makefile_names_exist() -> None:
+    # pytest runs nothing at all where it does not know one of them.
+    named = re.findall(r"(tests/\S+\.py)::(\w+)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert named
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
