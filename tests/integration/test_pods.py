@@ -16,7 +16,7 @@ from finetune_api.status import PlanStatus
 from finetune_trainer import check_stage, stages
 from finetune_trainer.__main__ import main
 from finetune_trainer.adjustment import Adjustment
-from finetune_trainer.errors import DataError
+from finetune_trainer.errors import DataError, WorkerLostError
 from finetune_trainer.manifest import verify_manifest
 from finetune_trainer.stages import PodOptions
 
@@ -173,6 +173,39 @@ def test_rows_that_change_in_the_bucket_are_noticed(server: S3Server, document: 
     assert refused.exit_code is ExitCode.BAD_DATA
     assert "since this run began training" in refused.message
     assert "another name" in refused.message
+
+
+ON_WORKERS = {"workers": 2, "gpusPerWorker": 0}
+
+
+def test_several_workers_do_not_go_on_with_other_rows_than_those_they_began_with(
+    server: S3Server, document: dict[str, Any], tmp_path: Path
+):
+    document["spec"]["compute"] = ON_WORKERS
+    job = job_of(document)
+    assert pod(job, Stage.CHECK, tmp_path / "check").exit_code is ExitCode.OK
+    bucket, key = document["spec"]["data"]["tasks"][0]["source"].removeprefix("s3://").split("/", 1)
+    marker = f"results/team/tiny-{UID[:8]}/checkpoints/step-000005/COMPLETE"
+    server.client().put_object(Bucket=bucket, Key=marker, Body=b"of their nodes")
+    server.client().upload_file(str(write_reviews(tmp_path / "other.jsonl", rows=130)), bucket, key)
+    refused = pod(job, Stage.TRAIN, tmp_path / "train")
+    assert refused.exit_code is ExitCode.BAD_DATA, refused.message
+    assert "since this run began training" in refused.message
+
+
+def test_who_has_workers_train_leaves_the_weights_to_them(
+    server: S3Server, document: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def lose_them(*_: Any) -> None:
+        raise WorkerLostError("they are gone.", 1)
+
+    monkeypatch.setattr("finetune_trainer.worker_group.train_on_workers", lose_them)
+    document["spec"]["compute"] = ON_WORKERS
+    job = job_of(document)
+    assert pod(job, Stage.CHECK, tmp_path / "check").exit_code is ExitCode.OK
+    assert pod(job, Stage.TRAIN, tmp_path / "train").exit_code is ExitCode.WORKER_LOST
+    fetched = {path.name for path in (tmp_path / "train").rglob("*")}
+    assert "tokenizer.json" in fetched and "model.safetensors" not in fetched
 
 
 def test_smaller_micro_batch_of_an_attempt_changes_neither_place_nor_steps(

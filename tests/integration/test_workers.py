@@ -33,6 +33,7 @@ from finetune_api.stage_result import StageResult
 from finetune_trainer import stages
 from finetune_trainer.check_stage import check_stage
 from finetune_trainer.checkpoint import newest_complete
+from finetune_trainer.desk import Desk
 from finetune_trainer.errors import SpecError
 from finetune_trainer.evaluate_stage import evaluate_stage
 from finetune_trainer.interrupt import StopFlag
@@ -364,10 +365,11 @@ def on_two_workers(
                 ray.get(desk.leave.remote((name, report)))
         faulthandler.cancel_dump_traceback_later()
 
-    class StoppingDesk:
+    class StoppingDesk(Desk):
         """Asks for a stop in a given step, to the step."""
 
         def __init__(self) -> None:
+            super().__init__()
             self.reports: list[Any] = []
             self.step: int | None = None
 

@@ -3,6 +3,7 @@
 Workers and the program run on different nodes; the program alone keeps the sink, the signals and the store.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,9 @@ class Stored:
 
 Letter = Progress | Stored
 
+MOST_CALLERS = 100_000
+"""Of whom all may wait for each other; no room is kept for them."""
+
 
 class Desk:
     """Takes letters until they are collected; keeps the first outcome."""
@@ -34,6 +38,8 @@ class Desk:
         self._letters: list[Letter] = []
         self._outcome: Outcome | None = None
         self._stop = False
+        self._present = 0
+        self._all_present = asyncio.Event()
 
     def leave(self, letter: Letter) -> None:
         """Put a letter behind the others."""
@@ -58,11 +64,20 @@ class Desk:
         """Whether workers shall save and end."""
         return self._stop
 
+    async def meet(self, everybody: int) -> None:
+        """Answer all workers when the last of them has asked, however long that takes."""
+        self._present += 1
+        everyone = self._all_present
+        if self._present == everybody:
+            everyone.set()
+            self._present, self._all_present = 0, asyncio.Event()
+        await everyone.wait()
+
 
 def open_desk() -> Any:
     """Return the handle of a new desk on this node: with another one the program's only link would be lost."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+    return ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here, max_concurrency=MOST_CALLERS).remote()
 
 
 class DeskSink:

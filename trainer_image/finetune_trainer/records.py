@@ -11,27 +11,31 @@ import numpy.typing as npt
 T = TypeVar("T")
 
 
-class Records(Protocol):
-    """Bytes that are appended, then read by their number or in their order."""
+class KeptRecords(Protocol):
+    """Bytes that are read by their number or in their order."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> bytes: ...
-
-    def append(self, record: bytes) -> None:
-        """Add ``record`` behind the others."""
-        ...
 
     def records(self, first: int, last: int) -> Iterator[bytes]:
         """Yield the records from number ``first`` to before ``last``."""
         ...
 
     def empty(self) -> "Records":
-        """Return others of the same kind, none so far."""
+        """Return others that lie where these do, none so far."""
         ...
 
     def numbers(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Return ``count`` zeros to be written over, which lie where records of this kind lie."""
+        ...
+
+
+class Records(KeptRecords, Protocol):
+    """Bytes that are appended, then read by their number or in their order."""
+
+    def append(self, record: bytes) -> None:
+        """Add ``record`` behind the others."""
         ...
 
 
@@ -51,10 +55,38 @@ class ListRecords(list[bytes]):
         return np.zeros(count, dtype)
 
 
+class SentRecords:
+    """Records one behind the other, as they travel: processes of one node that Ray sends them to share their memory."""
+
+    def __init__(self, content: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> None:
+        """Look at ``content``, in which the records end at ``ends``."""
+        self._content = content
+        self._ends = ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, number: int) -> bytes:
+        start = self._ends[number - 1] if number else 0
+        return self._content[start : self._ends[number]].tobytes()
+
+    def records(self, first: int, last: int) -> Iterator[bytes]:
+        """See `KeptRecords`."""
+        return (self[number] for number in range(first, min(last, len(self))))
+
+    def empty(self) -> ListRecords:
+        """See `KeptRecords`."""
+        return ListRecords()
+
+    def numbers(self, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """See `KeptRecords`."""
+        return np.zeros(count, dtype)
+
+
 class StoredRows(Sequence[T], Generic[T]):
     """Rows that lie in records and are unpacked when they are asked for; a slice of them is no copy."""
 
-    def __init__(self, records: Records, unpack: Callable[[bytes], T], places: Sequence[int] | None = None) -> None:
+    def __init__(self, records: KeptRecords, unpack: Callable[[bytes], T], places: Sequence[int] | None = None) -> None:
         """Look at ``places`` of ``records``, or at all; ``unpack`` is a function of a module where rows travel."""
         self._records = records
         self._unpack = unpack
@@ -95,7 +127,11 @@ class StoredRows(Sequence[T], Generic[T]):
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (list(self.packed()), self._unpack)
+        ends = np.fromiter(map(len, self.packed()), np.int64, len(self)).cumsum()
+        content = self._records.numbers(int(ends[-1]) if len(ends) else 0, np.uint8)
+        for record, end in zip(self.packed(), ends, strict=True):
+            content[end - len(record) : end] = np.frombuffer(record, np.uint8)
+        return _received, (content, ends, self._unpack)
 
     def packed(self) -> Iterator[bytes]:
         """Yield the rows as they lie in their records."""
@@ -105,5 +141,7 @@ class StoredRows(Sequence[T], Generic[T]):
         return (self._records[place] for place in places)
 
 
-def _rebuilt(packed: list[bytes], unpack: Callable[[bytes], T]) -> StoredRows[T]:
-    return StoredRows(ListRecords(packed), unpack)
+def _received(
+    content: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64], unpack: Callable[[bytes], T]
+) -> StoredRows[T]:
+    return StoredRows(SentRecords(content, ends), unpack)

@@ -6,7 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.job import FineTuneJob
 from finetune_api.report import TrainingReport
-from finetune_api.spec import LossOn
+from finetune_api.spec import LossOn, ModelSpec
+from finetune_api.spec.compute import is_distributed
 from finetune_trainer.benchmark import BenchmarkRun
 from finetune_trainer.checkpoint import newest_complete
 from finetune_trainer.dataset import Dataset, load_dataset
@@ -19,7 +20,7 @@ from finetune_trainer.general_suite import GeneralRow, GeneralSuite, general_row
 from finetune_trainer.in_context import as_asked
 from finetune_trainer.inputs import Inputs, describe_change
 from finetune_trainer.layout import Layout
-from finetune_trainer.model import ModelFiles, fetch_model, read_config
+from finetune_trainer.model import ModelFiles, fetch_model, fetch_small_files, read_config
 from finetune_trainer.progress import Reporter
 from finetune_trainer.published_model import PublishedModel
 from finetune_trainer.records import StoredRows
@@ -34,11 +35,25 @@ from finetune_trainer.token_cache import TokenCache, token_key
 
 def fetch_base(run: Run) -> ModelFiles:
     """Return the base model's files; of a hub model, the commit that the check saw: a branch may have moved since."""
-    model = run.job.spec.model
+    return fetch_model(_as_checked(run), run.workspace.models, storage=run.storage)
+
+
+def fetch_base_to_train(run: Run) -> ModelFiles:
+    """Return what this process needs of the base to train, without weights where nodes fetch these for themselves.
+
+    Whether they are those that the check saw, the nodes find then.
+    """
     known = run.workspace.recall("inputs", Inputs)
-    if known is not None and model.source.startswith("hf://"):
-        model = model.model_copy(update={"revision": known.model})
-    return fetch_model(model, run.workspace.models, storage=run.storage)
+    if known is None or run.shared is None or not is_distributed(run.job.spec.compute):
+        return fetch_base(run)
+    return ModelFiles(fetch_small_files(_as_checked(run), run.workspace.models, run.storage), known.model)
+
+
+def _as_checked(run: Run) -> ModelSpec:
+    model, known = run.job.spec.model, run.workspace.recall("inputs", Inputs)
+    if known is None or not model.source.startswith("hf://"):
+        return model
+    return model.model_copy(update={"revision": known.model})
 
 
 def find_start(run: Run) -> PublishedModel | None:
@@ -49,6 +64,15 @@ def find_start(run: Run) -> PublishedModel | None:
 def inputs_of(dataset: Dataset, files: ModelFiles, start: PublishedModel | None) -> Inputs:
     """Return what a run began with, by hash and revision."""
     return Inputs(rows=dataset.hash, model=files.revision, lineage=start.lineage if start else ())
+
+
+def has_begun(run: Run) -> bool:
+    """Whether training has left anything: how it went, or a checkpoint, here or in the output store."""
+    workspace, shared = run.workspace, run.shared
+    if workspace.recall("training", TrainingReport) is not None or newest_complete(workspace.checkpoints) is not None:
+        return True
+    # Several workers bring checkpoints to their own nodes alone.
+    return shared is not None and bool(shared.complete_steps())
 
 
 def is_unchanged(run: Run, inputs: Inputs, reporter: Reporter) -> bool:
@@ -62,7 +86,7 @@ def is_unchanged(run: Run, inputs: Inputs, reporter: Reporter) -> bool:
     change = "" if known is None else describe_change(known, inputs)
     if not change:
         return known is not None
-    if workspace.recall("training", TrainingReport) is None and newest_complete(workspace.checkpoints) is None:
+    if not has_begun(run):
         reporter.say(f"{change} since the check; checking again")
         return False
     remedy = (

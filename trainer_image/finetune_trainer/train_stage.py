@@ -30,6 +30,7 @@ from finetune_trainer.stage_input import (
     encode_rows,
     encode_split,
     fetch_base,
+    fetch_base_to_train,
     find_start,
     inputs_of,
     is_unchanged,
@@ -57,7 +58,7 @@ def train_stage(run: Run) -> TrainingReport:
     reporter.say("looking for a checkpoint to go on from")
     find_checkpoint(run)
     reporter.say("reading the rows")
-    files = fetch_base(run)
+    files = fetch_base_to_train(run)
     dataset = load_rows(run, (Split.TRAIN, Split.VALIDATION))
     start = find_start(run)
     inputs = inputs_of(dataset, files, start)

@@ -4,11 +4,12 @@ A node may be the machine of the program that asked for workers, whose disk they
 """
 
 import dataclasses
+import functools
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ray
 import torch
@@ -37,6 +38,8 @@ from finetune_trainer.training_input import TrainingInput
 from finetune_trainer.trust import add_private_authorities
 from finetune_trainer.watched import Watched
 from finetune_trainer.workspace import Workspace
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,11 @@ def take_part(assignment: Assignment, desk: Any) -> TrainingReport | None:
     group = ProcessGroup.joined()
     shared = _state_of_node(assignment, group)
     workspace = assignment.workspace if shared is None else shared.workspace
-    files = group.from_first_of_node(_fetch_base(assignment, workspace) if group.is_first_of_node else None)
-    assert files is not None, "the first of the node fetches"
-    start = group.from_first_of_node(_fetch_start(assignment, workspace) if group.is_first_of_node else None)
+    once = OncePerNode(group, desk)
+    files = once.brought(lambda: _fetch_base(assignment, workspace))
+    start = once.brought(lambda: _fetch_start(assignment, workspace))
     if shared is not None:
-        _fetch_checkpoint(shared, group)
+        _fetch_checkpoint(shared, group, once)
     sink: Sink = DeskSink(desk) if group.is_first else _Silence()
     given = TrainingInput(
         assignment.job,
@@ -163,11 +166,11 @@ def _fetch_start(assignment: Assignment, workspace: Workspace) -> PublishedModel
     return start
 
 
-def _fetch_checkpoint(shared: SharedState, group: ProcessGroup) -> None:
+def _fetch_checkpoint(shared: SharedState, group: ProcessGroup, once: "OncePerNode") -> None:
     """Bring the newest checkpoint that every node can read to all of them."""
     for step in group.from_first(shared.complete_steps()):
-        failed = group.is_first_of_node and not shared.pull_checkpoint_of(step)
-        if not group.any(failed):
+        is_whole = once.brought(functools.partial(shared.pull_checkpoint_of, step))
+        if not group.any(not is_whole):
             return
         if group.is_first_of_node:
             shutil.rmtree(folder_of(shared.workspace.checkpoints, step), ignore_errors=True)
@@ -187,6 +190,21 @@ def _train(given: TrainingInput, shared: SharedState | None, desk: Any) -> Train
 
     with CheckpointUpload(given.workspace.uploads, push) as upload:
         return train_here(dataclasses.replace(given, upload=upload))
+
+
+class OncePerNode:
+    """Has the first process of each node bring what all of them need, while the others wait."""
+
+    def __init__(self, group: ProcessGroup, desk: Any) -> None:
+        self._group = group
+        self._desk = desk
+
+    def brought(self, bring: Callable[[], T]) -> T:
+        """Return what the first process of this node has brought; to be called by all of them."""
+        of_node = bring() if self._group.is_first_of_node else None
+        # Not for each other in torch, which ends what has not come together in half an hour: models are large.
+        ray.get(self._desk.meet.remote(self._group.size))
+        return cast(T, self._group.from_first_of_node(of_node))
 
 
 class AgreedStop:

@@ -1,6 +1,6 @@
 """The program's side of training on several workers: find places for them with Ray, hear them, end as they did.
 
-Ray tries nothing again: attempts are the operator's. Nothing of Ray's own checkpoints is used.
+Ray tries nothing but a start again: attempts are the operator's. Nothing of Ray's own checkpoints is used.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import ray
 import ray.train
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from torch import distributed
 
 from finetune_api.report import Progress, TrainingReport
@@ -29,6 +30,9 @@ from finetune_trainer.worker import Assignment, work
 
 _PAUSE_SECONDS = 0.25
 """Between two looks at the desk; the sink wants a few reports a second at most."""
+
+MOST_STARTS = 10
+"""Of the workers' processes, each a minute at most: a pod that is lost in the meantime comes back, or does not."""
 
 
 def train_on_workers(
@@ -57,7 +61,9 @@ def train_on_workers(
                 # A name that was used before would make Ray go on from its own records.
                 name=uuid.uuid4().hex,
                 storage_path=str(assignment.workspace.root / "ray"),
-                failure_config=ray.train.FailureConfig(max_failures=0),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=0, max_preemption_failures=0, controller_failure_limit=MOST_STARTS - 1
+                ),
             ),
         )
         # On a thread, where it leaves the signals alone.
@@ -105,6 +111,13 @@ def _outcome(
 
 def _named(error: BaseException, micro_batch: int) -> BaseException:
     """Return a lost worker's error by its name; a defect as it is."""
+    if _tells_of_no_start(error):
+        return WorkerLostError(
+            f"the workers did not start in {MOST_STARTS} tries: one of their pods or nodes is gone or is too slow. "
+            "Running again asks for new ones; look at the events of the pods, and raise spec.compute.resources.memory "
+            "if one was killed for using more than its limit.",
+            micro_batch,
+        )
     failures = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else []
     if any(isinstance(_found_by_ray(failure), ray.exceptions.OutOfMemoryError) for failure in failures):
         return OutOfMemoryError(
@@ -112,7 +125,12 @@ def _named(error: BaseException, micro_batch: int) -> BaseException:
             "spec.compute.resources.memory, or lower spec.training.microBatchSize or spec.data.maxLength.",
             micro_batch,
         )
-    if any(map(_tells_of_a_dead_worker, failures)) or (failures and all(map(_tells_of_a_lost_peer, failures))):
+    is_preempted = isinstance(error, ray.train.PreemptionError)
+    if (
+        is_preempted
+        or any(map(_tells_of_a_dead_worker, failures))
+        or (failures and all(map(_tells_of_a_lost_peer, failures)))
+    ):
         return WorkerLostError(
             "a worker is gone: its process or its node died, or was killed for using more memory than its limit. "
             "Running again goes on from the last complete checkpoint; raise spec.compute.resources.memory if it "
@@ -120,6 +138,11 @@ def _named(error: BaseException, micro_batch: int) -> BaseException:
             micro_batch,
         )
     return error
+
+
+def _tells_of_no_start(error: BaseException) -> bool:
+    cause = error.controller_failure if isinstance(error, ray.train.ControllerError) else None
+    return isinstance(cause, (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError))
 
 
 def _tells_of_a_dead_worker(failure: BaseException) -> bool:

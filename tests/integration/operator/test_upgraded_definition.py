@@ -50,8 +50,8 @@ ALL = {file.stem: stored_job(file) for file in FILES} | OUTDATED
 def answers(server: ApiServer, jobs: Iterable[dict[str, Any]]) -> set[int]:
     """What the API server would answer to each of ``jobs`` now: 201 where it would store it, 422 where it refuses it.
 
-    503 is neither: what serves one definition is stopped a second after another is there, and a request on its way to it
-    that a busy machine held for longer finds it "shutting down" (kubernetes/kubernetes#77816).
+    503 is neither: what serves one definition is stopped a second after another is there, and a request on its way to
+    it that a busy machine held for longer finds it "shutting down" (kubernetes/kubernetes#77816).
     """
     codes = set()
     for job in jobs:

@@ -85,6 +85,22 @@ def test_rows_travel_alone_without_their_neighbours(tmp_path):
     assert pickle.loads(sent) == ["second"]
 
 
+def test_rows_that_travel_are_not_copied_for_each_who_is_sent_them(tmp_path):
+    texts = ["first" * 1000, "", "third", "fourth"]
+    buffers: list[pickle.PickleBuffer] = []
+    sent = pickle.dumps(make_rows(tmp_path, *map(str.encode, texts)), protocol=5, buffer_callback=buffers.append)
+    # As Ray has it: what is in buffers lies in memory that the processes of a node share.
+    assert b"third" not in sent
+    received = pickle.loads(sent, buffers=buffers)
+    assert list(received) == texts
+    assert (received[-1], received[1:3], received.at([2, 0])[0]) == ("fourth", texts[1:3], "third")
+    assert pickle.loads(pickle.dumps(received[2:])) == texts[2:]
+    assert received[:1] + received[3:] == [texts[0], texts[3]]
+    assert pickle.loads(pickle.dumps(received[:0])) == []
+    with pytest.raises(IndexError):
+        received[4]
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(StorageError, match=r"cannot write rows to .*missing: .* does not exist"):
         RecordFile(tmp_path / "missing")

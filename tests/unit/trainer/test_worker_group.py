@@ -4,8 +4,12 @@ import pickle
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
-from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 
 from finetune_trainer import errors
 from finetune_trainer.worker_group import _named
@@ -22,6 +26,13 @@ def test_a_worker_that_ray_ended_or_lost_is_told_as_such(found: Exception, expec
     assert isinstance(named, errors.StepError) and type(named) is expected
     # It travels from the desk's process to the program's.
     assert pickle.loads(pickle.dumps(named)).micro_batch == 4
+
+
+@pytest.mark.parametrize("cause", [WorkerGroupStartupTimeoutError(2), WorkerGroupStartupFailedError("a node died")])
+def test_workers_that_never_stood_are_told_as_lost(cause: Exception):
+    named = _named(ControllerError(cause), micro_batch=4)
+    assert isinstance(named, errors.WorkerLostError)
+    assert "did not start in 10 tries" in str(named)
 
 
 def test_a_defect_stays_what_it_is():
