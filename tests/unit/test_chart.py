@@ -465,7 +465,7 @@ def test_nothing_locked_means_no_admission_policy(default: list[Manifest]) -> No
 
 LOCKS = {
     "imageRegistries": (("refusedImages",), ["registry.example/", "it's-\"a'b\\\\\"\\n☃{{.}}/"]),
-    "storagePrefixes": (("refusedUris", "refusedVariables"), ["s3://models/", "s3://'\"\\</"]),
+    "storagePrefixes": (("refusedUris", "refusedSuites", "refusedVariables"), ["s3://models/", "s3://'\"\\</"]),
     "storageEndpoints": (("refusedEndpoints", "refusedVariables"), ["https://minio.example:9000/"]),
     "serviceAccounts": (("refusedServiceAccounts",), ["trainer"]),
 }
