@@ -1,6 +1,7 @@
-"""Write the chart's values.schema.json, or say that it has drifted: ``python charts/values_schema.py [--check]``.
+"""Write what the chart has of the operator, or say that it has drifted: ``python charts/values_schema.py [--check]``.
 
-The block ``settings`` follows from the operator's own settings, so that Helm refuses what the operator would refuse.
+values.schema.json: the block ``settings`` follows from the operator's own settings, so that Helm refuses what the
+operator would refuse. files/elsewhere.json: the variables that the admission policy refuses as the operator does.
 """
 
 import argparse
@@ -13,9 +14,10 @@ from pydantic import ConfigDict, Field
 
 from finetune_api.model import ApiModel
 from finetune_api.spec.field import Annotations, Labels, Name, SecretRef
+from finetune_operator.policy import ELSEWHERE
 from finetune_operator.settings import Settings
 
-FILE = Path(__file__).resolve().parent / "finetune-operator" / "values.schema.json"
+CHART = Path(__file__).resolve().parent / "finetune-operator"
 
 KNOWN_TO_THE_CHART = {
     "Settings": ("namespace", "lease", "httpPort"),
@@ -154,13 +156,19 @@ def _plain(schema: Schema) -> Schema:
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; say whether the file has drifted")
+    parser.add_argument("--check", action="store_true", help="write nothing; say what has drifted")
+    files = {
+        CHART / "values.schema.json": values_schema(),
+        CHART / "files/elsewhere.json": f"{json.dumps(ELSEWHERE)}\n",
+    }
     if not parser.parse_args().check:
-        FILE.write_text(values_schema(), encoding="utf-8")
-    elif not FILE.is_file() or FILE.read_text(encoding="utf-8") != values_schema():
-        sys.stderr.write(f"{FILE.name} is not what the settings say now; run: make generate\n")
-        return 1
-    return 0
+        for file, text in files.items():
+            file.write_text(text, encoding="utf-8")
+        return 0
+    drifted = [file.name for file, text in files.items() if not file.is_file() or file.read_text("utf-8") != text]
+    for name in drifted:
+        sys.stderr.write(f"{name} is not what the operator says now; run: make generate\n")
+    return int(bool(drifted))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import logging
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
@@ -31,7 +33,7 @@ def connect(target: Target) -> "KubernetesJobApi":
     """Return the connection that ``target`` names; touches no network yet.
 
     Raises:
-        SpecError: there is no usable kubeconfig, or no such context.
+        SpecError: there is no usable kubeconfig, no such context, or its login failed.
     """
     files = str(target.kubeconfig) if target.kubeconfig else os.environ.get("KUBECONFIG") or "~/.kube/config"
     paths = [Path(file).expanduser() for file in files.split(os.pathsep) if file]
@@ -40,9 +42,12 @@ def connect(target: Target) -> "KubernetesJobApi":
     settings.retries = False
     try:
         if any(path.exists() for path in paths):
-            config.load_kube_config(files, target.context, settings, persist_config=False)
+            with _login_failures() as failures:
+                config.load_kube_config(files, target.context, settings, persist_config=False)
             context = _context(files, target.context)
             where, namespace = context["name"], context["context"].get("namespace") or "default"
+            if failures and not (settings.api_key or settings.cert_file):
+                raise _not_logged_in(where, files, failures[0])
         elif (_POD_FOLDER / "token").exists() and target.kubeconfig is None and target.context is None:
             config.load_incluster_config(settings)
             where, namespace = "this pod's service account", (_POD_FOLDER / "namespace").read_text().strip()
@@ -57,6 +62,33 @@ def connect(target: Target) -> "KubernetesJobApi":
     if not settings.verify_ssl:
         urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the kubeconfig says so, as for kubectl
     return KubernetesJobApi(client.ApiClient(settings), where, target.namespace or namespace)
+
+
+@contextlib.contextmanager
+def _login_failures() -> Iterator[list[str]]:
+    """Collect why a login failed: the client's loader writes that into the log and goes on as nobody."""
+    failures: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            # On a terminal the login's program writes there itself; the client stumbles over having nothing to repeat.
+            is_told = isinstance(sys.exc_info()[1], AttributeError)
+            failures.append("" if is_told else " ".join(record.getMessage().split()).rstrip("."))
+
+    listener, root = Listener(), logging.getLogger()
+    root.addHandler(listener)
+    try:
+        yield failures
+    finally:
+        root.removeHandler(listener)
+
+
+def _not_logged_in(context: str, files: str, why: str) -> SpecError:
+    said = f": {why}" if why else "; what its program said stands above"
+    return SpecError(
+        f"the login of context {context!r} in {files} failed{said}. Log in again as your cloud or identity provider "
+        "has it, or install the program if it is missing. For another user: kubectl config get-contexts, --context."
+    )
 
 
 def _context(files: str, wanted: str | None) -> JsonObject:

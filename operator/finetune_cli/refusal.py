@@ -68,10 +68,7 @@ def explain_refusal(request: Request, code: int, body: str) -> FineTuneError:
     message = " ".join(str(status.get("message") or body[:300]).split())
     match code:
         case 401:
-            return SpecError(
-                "the cluster does not accept who you are (HTTP 401). Log in again, or choose another user: "
-                "kubectl config get-contexts, then --context."
-            )
+            return _unknown_user(code)
         case 403:
             return _forbidden(request, message)
         case 404:
@@ -104,10 +101,23 @@ def _status(body: str) -> dict[str, Any]:
     return content if isinstance(content, dict) and content.get("kind") == "Status" else {}
 
 
+_NOBODY = "system:anonymous"
+"""Whom an API server takes a request for that says nothing of who sends it."""
+
+
+def _unknown_user(code: int) -> FineTuneError:
+    return SpecError(
+        f"the cluster does not accept who you are (HTTP {code}). Log in again, or choose another user: "
+        "kubectl config get-contexts, then --context."
+    )
+
+
 def _forbidden(request: Request, message: str) -> FineTuneError:
     found = re.search(r'User "([^"]*)" cannot ', message)
     if found is None:
         return ForbiddenError(f"a rule of the cluster is against {_subject(request)}: {_without_policy(message)}")
+    if found[1] == _NOBODY:
+        return _unknown_user(403)
     resource, _, subresource = request.resource.partition("/")
     full = f"{resource}.{GROUP}" if resource == PLURAL else resource
     check = f"kubectl auth can-i {request.verb} {full} -n {request.namespace}"

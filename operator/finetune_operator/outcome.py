@@ -106,7 +106,7 @@ def _with_its_cause(outcome: Outcome, child: ChildView | None, pods: Sequence[Po
     killed = next((pod for pod in pods if pod.out_of_memory and _ended_in_time(pod, child)), None)
     if outcome.reason not in (Reason.WORKER_LOST, Reason.CHILD_LOST) or killed is None:
         return outcome
-    return replace(outcome, reason=Reason.OUT_OF_MEMORY, message=_killed_at_its_limit(_where(killed)))
+    return replace(outcome, reason=Reason.OUT_OF_MEMORY, message=_killed_at_its_limit(killed))
 
 
 def _ended_in_time(pod: PodView, child: ChildView | None) -> bool:
@@ -119,8 +119,14 @@ def _where(pod: PodView) -> str:
     return f"pod {pod.name}" + (f" on node {pod.node}" if pod.node else "")
 
 
-def _killed_at_its_limit(where: str) -> str:
-    return f"{where} was killed at its memory limit. Raise spec.compute.resources.memory if it happens again."
+def _killed_at_its_limit(pod: PodView) -> str:
+    # No job can size the check.
+    remedy = (
+        "Ask the administrator to raise memory in settings.pod.checkResources (empty: settings.pod.defaultResources)"
+        if pod.stage is Stage.CHECK
+        else "Raise spec.compute.resources.memory"
+    )
+    return f"{_where(pod)} was killed at its memory limit. {remedy} if it happens again."
 
 
 def _skew(version: int, ended: datetime | None) -> Outcome:
@@ -150,7 +156,7 @@ def _from_exit(pod: PodView) -> Outcome:
         return Outcome(reason, message, code, ended=pod.finished)
 
     if pod.out_of_memory:
-        return outcome(Reason.OUT_OF_MEMORY, _killed_at_its_limit(where))
+        return outcome(Reason.OUT_OF_MEMORY, _killed_at_its_limit(pod))
     if code == 0:
         remedy = "The image must hold the trainer of this release: spec.compute.image."
         # No exit code: 0 would say that all is well.

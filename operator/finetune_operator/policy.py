@@ -3,13 +3,27 @@
 Profiles and settings are the administrator's own words and are not judged.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote
 
 from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec.evaluation import SUITES
 from finetune_api.support import Refusal
 from finetune_operator import location
 from finetune_operator.settings import PolicySettings
+
+_LEADING_ELSEWHERE = (
+    # Libraries take these where the spec names no endpoint: the same URI would lead elsewhere.
+    *("AWS_ENDPOINT_URL.*", "HF_ENDPOINT"),
+    # A proxy may answer in a store's place, and over TLS where an authority of its own vouches for it.
+    *("HTTPS?_PROXY", "ALL_PROXY"),
+    *("AWS_CA_BUNDLE", "CURL_CA_BUNDLE", "FINETUNE_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_(DIR|FILE)"),
+)
+ELSEWHERE = f"(?i)^({'|'.join(_LEADING_ELSEWHERE)})$"
+"""Variables that decide which store answers, as a pattern for Python and for CEL. Proxies are read in any case."""
+
+_HUB = "hf://"
 
 
 def violations(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:
@@ -45,6 +59,14 @@ def _storage(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]
                 "is where the administrator does not allow it.",
                 f"Begin it with {_listed(allowed)}.",
             )
+    for index, benchmark in enumerate(spec.evaluation.benchmarks if allowed and _HUB not in allowed else ()):
+        if benchmark.suite in SUITES:
+            yield (
+                ("spec", "evaluation", "benchmarks", index, "suite"),
+                benchmark.suite,
+                f"has its rows from {_HUB}, which the administrator does not allow.",
+                "Leave it out, or name a task file of your own with its rows beside it.",
+            )
 
 
 def _endpoint(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:
@@ -63,13 +85,13 @@ def _endpoint(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal
 def _environment(spec: FineTuneJobSpec, policy: PolicySettings) -> Iterator[Refusal]:
     is_locked = bool(policy.storage_prefixes or policy.storage_endpoints)
     for index, variable in enumerate(spec.compute.pod.env if is_locked and spec.compute.pod else ()):
-        # Libraries take these where the spec names no endpoint: the same URI would lead elsewhere.
-        if variable.name.startswith("AWS_ENDPOINT_URL") or variable.name == "HF_ENDPOINT":
+        if re.match(ELSEWHERE, variable.name):
             yield (
                 ("spec", "compute", "pod", "env", index, "name"),
                 variable.name,
-                "leads to another store, which the administrator does not allow.",
-                "Leave it out; spec.output.endpoint names the store.",
+                "may lead to another store, which the administrator does not allow.",
+                "Leave it out; spec.output.endpoint names the store, and proxies and certificate authorities are the "
+                "administrator's to name.",
             )
 
 

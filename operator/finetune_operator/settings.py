@@ -56,7 +56,7 @@ class PolicySettings(ApiModel):
     """Prefixes that ``compute.image`` must begin with: ``registry.example/team/``."""
     storage_prefixes: tuple[StoragePrefix, ...] = ()
     """Prefixes that ``output.uri`` and every source must begin with: ``s3://models/``. What lies behind them depends on
-    the endpoint: lock ``storage_endpoints`` as well."""
+    the endpoint: lock ``storage_endpoints`` as well. Suites that are known by name need ``hf://``."""
     storage_endpoints: tuple[EndpointPrefix, ...] = ()
     """Prefixes that ``output.endpoint`` and the addresses in ``training.reportTo`` must begin with; a job that names no
     endpoint takes the environment's."""

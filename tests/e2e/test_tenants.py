@@ -179,9 +179,8 @@ def test_the_wall_before_the_metadata_address_stands_before_every_pod_of_a_job(
 ) -> None:
     # Whether it holds is up to the cluster's network; kind's own does not know walls.
     [wall] = [one for one in cluster.list("networkpolicies", team) if one["spec"]["policyTypes"] == ["Egress"]]
-    [everywhere] = [
-        rule["to"][0]["ipBlock"] for rule in wall["spec"]["egress"] if rule["to"][0]["ipBlock"]["cidr"] == "0.0.0.0/0"
-    ]
+    blocks = [peer["ipBlock"] for rule in wall["spec"]["egress"] for peer in rule["to"] if "ipBlock" in peer]
+    [everywhere] = [block for block in blocks if block["cidr"] == "0.0.0.0/0"]
     assert everywhere["except"] == ["169.254.169.254/32"]
     send(cluster, team, {"metadata.name": "behind-the-wall"})
     labels = pod_spec(cluster, team, "behind-the-wall")["metadata"]["labels"]

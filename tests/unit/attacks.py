@@ -70,6 +70,13 @@ ATTACKS = (
     ),
 )
 
+REDIRECTING = (
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "HF_ENDPOINT"),
+    *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "https_proxy", "http_proxy", "all_proxy", "Https_Proxy"),
+    *("AWS_CA_BUNDLE", "CURL_CA_BUNDLE", "FINETUNE_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "SSL_CERT_FILE"),
+)
+"""Variables that have another server answer than the spec names."""
+
 FOREIGN = {
     "spec.model.source": "s3://other/base",
     "spec.data.tasks[0].source": "s3://other/rows.jsonl",
@@ -77,7 +84,7 @@ FOREIGN = {
     "spec.data.tasks[0].testSource": "s3://other/test.jsonl",
     "spec.data.replay": {"source": "s3://other/replay.jsonl", "fraction": 0.1},
     "spec.evaluation.forgetting": {"sources": ["s3://other/general.jsonl"]},
-    "spec.evaluation.benchmarks": [{"suite": "s3://other/task.yaml"}],
+    "spec.evaluation.benchmarks": [{"suite": "s3://other/task.yaml"}, {"suite": "mmlu"}],
     "spec.output.uri": "s3://other/out",
     "spec.output.endpoint": "https://other.example",
     "spec.training.reportTo": {
@@ -89,7 +96,7 @@ FOREIGN = {
     "spec.compute.cacheVolume": {"claimName": "other"},
     "spec.compute.pod": {
         "serviceAccountName": "other",
-        "env": [{"name": "AWS_ENDPOINT_URL", "value": "https://other.example"}],
+        "env": [{"name": name, "value": "https://other.example"} for name in REDIRECTING],
         "nodeSelector": {"pool": "other"},
         "tolerations": [{"operator": "Exists"}],
         "affinity": {},
@@ -106,7 +113,8 @@ FOREIGN_WORDS = (
     *(f"s3://other/{name}" for name in ("base", "rows.jsonl", "validation.jsonl", "test.jsonl", "general.jsonl")),
     *("s3://other/replay.jsonl", "s3://other/task.yaml", "s3://other/out", "https://other.example", "other.example/a"),
     *("https://mlflow.other.example", "https://wandb.other.example"),
-    *(" trainer", "leads to another store"),
+    *(" trainer", '"mmlu"): has its rows from hf://'),
+    *(f'("{name}"): may lead to another store' for name in REDIRECTING),
     *(f"spec.compute.pod.{name}" for name in LOCKABLE if name not in ("priorityClassName", "cacheVolume")),
     *("spec.compute.priorityClassName", "spec.compute.cacheVolume"),
 )

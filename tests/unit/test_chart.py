@@ -465,7 +465,7 @@ def test_nothing_locked_means_no_admission_policy(default: list[Manifest]) -> No
 
 LOCKS = {
     "imageRegistries": (("refusedImages",), ["registry.example/", "it's-\"a'b\\\\\"\\n☃{{.}}/"]),
-    "storagePrefixes": (("refusedUris", "refusedVariables"), ["s3://models/", "s3://'\"\\</"]),
+    "storagePrefixes": (("refusedUris", "refusedSuites", "refusedVariables"), ["s3://models/", "s3://'\"\\</"]),
     "storageEndpoints": (("refusedEndpoints", "refusedVariables"), ["https://minio.example:9000/"]),
     "serviceAccounts": (("refusedServiceAccounts",), ["trainer"]),
 }
@@ -524,6 +524,7 @@ def test_stages_are_kept_from_the_metadata_of_the_cloud(everything: list[Manifes
         "podSelector": {"matchLabels": CHILD_SELECTOR},
         "policyTypes": ["Egress"],
         "egress": [
+            {"to": [{"namespaceSelector": {}}]},
             {"to": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}}]},
             {"to": [{"ipBlock": {"cidr": "::/0", "except": ["fd00:ec2::254/128"]}}]},
         ],

@@ -139,6 +139,74 @@ def test_without_any_kubeconfig_the_way_to_one_is_told(tmp_path):
         connect(Target(kubeconfig=tmp_path / "absent"))
 
 
+# --- logging in
+
+
+def write_login(folder: Path, script: str) -> Path:
+    """Write a kubeconfig whose user logs in with a program."""
+    program = folder / "login"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    file = write_kubeconfig(folder / "kubeconfig", "eks")
+    content = yaml.safe_load(file.read_text())
+    login = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(program), "interactiveMode": "Never"}
+    content["users"][0]["user"] = {"exec": login}
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def credential(**status: str) -> str:
+    said = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
+    return f"echo '{json.dumps(said)}'"
+
+
+EXPIRED = "echo 'SSO session has expired' >&2; exit 255"
+AGAIN = r"Log in again .* or install the program"
+FAILED_LOGINS = {
+    "a session that has expired": (EXPIRED, rf"eks.* failed: .*returned 255\. SSO session has expired\. {AGAIN}"),
+    "a program that says something else": ("echo Hello", rf"eks.* failed: .*decode process output.* {AGAIN}"),
+    "nothing to log in with": (credential(), rf"eks.* failed: .*missing token.* {AGAIN}"),
+}
+
+
+@pytest.mark.parametrize("script, says", FAILED_LOGINS.values(), ids=FAILED_LOGINS.keys())
+def test_a_login_that_fails_is_told_as_such(script, says, tmp_path, capfd):
+    with pytest.raises(SpecError, match=says):
+        connect(Target(kubeconfig=write_login(tmp_path, script)))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_login_whose_program_is_missing_is_told_as_such(tmp_path):
+    file = write_login(tmp_path, "")
+    (tmp_path / "login").unlink()
+    with pytest.raises(SpecError, match=rf"eks.* failed: .*No such file .*{tmp_path / 'login'}.* {AGAIN}"):
+        connect(Target(kubeconfig=file))
+
+
+def test_on_a_terminal_the_login_says_itself_why_it_fails(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with (
+        Path("/dev/null").open() as keyboard,
+        pytest.raises(SpecError, match=rf"eks.* failed; what its program said stands above\. {AGAIN}"),
+    ):
+        monkeypatch.setattr(sys, "stdin", keyboard)
+        connect(Target(kubeconfig=write_login(tmp_path, EXPIRED)))
+    assert capfd.readouterr().err == "SSO session has expired\n"
+
+
+LOGINS = {
+    "a token": credential(token="x"),
+    "a certificate": credential(clientCertificateData="x", clientKeyData="y"),
+}
+
+
+@pytest.mark.parametrize("script", LOGINS.values(), ids=LOGINS.keys())
+def test_a_login_with_something_to_show_is_used_and_run_once(script, tmp_path):
+    file = write_login(tmp_path, f"echo >> {tmp_path / 'runs'}\n{script}")
+    assert connect(Target(kubeconfig=file)).default_namespace == "default"
+    assert (tmp_path / "runs").read_text() == "\n"
+
+
 # --- refusals
 
 REQUEST = Request("create", "finetunejobs", "team", "reviews")
@@ -155,6 +223,12 @@ REFUSALS: dict[str, tuple[int, str, type[Exception], str]] = {
         body("Forbidden", 'finetunejobs is forbidden: User "ann" cannot create resource'),
         ForbiddenError,
         "user 'ann' may not create finetunejobs in namespace team",
+    ),
+    "nobody, where a cluster has a name for that": (
+        403,
+        body("Forbidden", 'finetunejobs is forbidden: User "system:anonymous" cannot create resource'),
+        SpecError,
+        "does not accept who you are (HTTP 403). Log in again",
     ),
     "a quota": (
         403,

@@ -18,6 +18,7 @@ from finetune_operator.settings import LOCKABLE, PolicySettings
 
 from ...cluster.binary import PROMETHEUS, source_folder
 from ...cluster.folder import BIN
+from ...unit.attacks import REDIRECTING
 from ...unit.builders import make_manifest
 from ...unit.chart import CHART, EVERYTHING, HelmError, Manifest, helm, only, render
 from .api_server import ApiServer
@@ -84,7 +85,7 @@ def test_foreign_definition_is_adopted_as_the_message_says(api_server: ApiServer
 
 LOCKS: Manifest = {
     "imageRegistries": ["registry.example/team/", "registry.example/trainer:"],
-    "storagePrefixes": ["s3://models/", "pvc://claim/shared/", "hf://"],
+    "storagePrefixes": ["s3://models/", "pvc://claim/shared/", "hf://acme/"],
     "storageEndpoints": ["https://minio.example/"],
     "serviceAccounts": ["trainer", "store-writer"],
     "lockedPodFields": [name for name in LOCKABLE if name not in ("serviceAccountName", "env")],
@@ -118,7 +119,9 @@ JOBS: dict[str, dict[str, Any]] = {
     "foreign rows for validation": {"spec.data.tasks[0].validationSource": "s3://other/v.jsonl"},
     "foreign rows for the test": {"spec.data.tasks[0].testSource": "s3://other/t.jsonl"},
     "foreign rows to rehearse": {"spec.data.replay": {"source": "s3://other/r.jsonl", "fraction": 0.1}},
-    "foreign rows against forgetting": {"spec.evaluation.forgetting.sources": ["hf://a/b", "s3://other/f.jsonl"]},
+    "foreign rows against forgetting": {"spec.evaluation.forgetting.sources": ["hf://acme/b", "s3://other/f.jsonl"]},
+    "a suite that the hub has": {"spec.evaluation.benchmarks": [{"suite": "mmlu"}]},
+    "an allowed suite": {"spec.evaluation.benchmarks": [{"suite": "s3://models/task.yaml"}]},
     "an allowed store": {"spec.output.endpoint": "https://minio.example"},
     "a foreign store": {"spec.output.endpoint": "https://minio.example.other/"},
     "a foreign tracker": {"spec.training.reportTo.mlflow.trackingUri": "https://mlflow.example/"},
@@ -127,10 +130,12 @@ JOBS: dict[str, dict[str, Any]] = {
     "another tracker that is allowed": {
         "spec.training.reportTo.wandb": {"project": "reviews", "baseUrl": "https://minio.example/wandb"}
     },
-    "a variable that leads to a foreign store": {
-        "spec.compute.pod.env": [{"name": "AWS_ENDPOINT_URL", "value": "https://other.example"}]
+    "variables that lead to a foreign store": {
+        "spec.compute.pod.env": [{"name": name, "value": "https://other.example"} for name in REDIRECTING]
     },
-    "an allowed variable": {"spec.compute.pod.env": [{"name": "NCCL_DEBUG", "value": "INFO"}]},
+    "allowed variables": {
+        "spec.compute.pod.env": [{"name": name, "value": "x"} for name in ("NCCL_DEBUG", "NO_PROXY", "MY_HF_ENDPOINT")]
+    },
     "a taint, a node and a grace period": {
         "spec.compute.pod": {
             "tolerations": [{"operator": "Exists"}],

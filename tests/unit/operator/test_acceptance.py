@@ -155,6 +155,14 @@ REFUSALS = (
         {"storagePrefixes": ["pvc://", "hf://"]},
     ),
     Refusal(
+        "a suite whose rows come from the hub",
+        {"spec.evaluation.benchmarks": [{"suite": "mmlu"}]},
+        NAMED,
+        ("spec.evaluation.benchmarks[0].suite", "mmlu", "hf://", "task file of your own"),
+        False,
+        {"storagePrefixes": ["s3://models/", "pvc://", "hf://acme/"]},
+    ),
+    Refusal(
         "a variable that leads to another hub",
         {"spec.compute.pod": {"env": [{"name": "HF_ENDPOINT", "value": "https://other.example"}]}},
         NAMED,
@@ -293,6 +301,18 @@ def test_a_profile_is_not_judged_by_what_users_may(begins: str):
     assert verdict.image == "registry.example/gpu:1"
     assert verdict.job.spec.compute.pod is not None
     assert verdict.job.spec.compute.pod.node_selector == {"gpu": "a100"}
+
+
+def test_a_profile_names_the_proxy_where_no_job_may():
+    profile = {"pod": {"env": [{"name": "HTTPS_PROXY", "value": "http://proxy.example"}]}}
+    settings = make_settings(policy={"storageEndpoints": ["https://minio.example/"]}, profiles={"proxied": profile})
+    assert accepted({"spec.compute.profile": "proxied"}, settings).job.spec.compute.pod is not None
+    assert isinstance(judge(make_view({"spec.compute": profile}), settings), Refused)
+
+
+def test_a_suite_is_accepted_where_the_hub_is():
+    policy = {"storagePrefixes": ["pvc://rows/", "pvc://models/", "hf://"]}
+    accepted({"spec.evaluation.benchmarks": [{"suite": "mmlu"}]}, make_settings(policy=policy))
 
 
 def test_what_a_job_sets_itself_wins_over_its_profile_entry_by_entry():

@@ -161,6 +161,14 @@ def test_how_an_attempt_ended(row: Ending):
         assert row.says in outcome.message
 
 
+def test_the_check_is_sized_by_the_administrator():
+    pod = make_pod(Stage.CHECK, **OVER | {"exit_code": 137, "out_of_memory": True})
+    outcome = classify(make_child(Stage.CHECK, **FAILED), (pod,), None)
+    assert outcome is not None
+    assert "settings.pod.checkResources" in outcome.message
+    assert "spec.compute" not in outcome.message
+
+
 def test_the_newest_pod_tells():
     pods = (
         make_pod(TRAIN, uid="1", phase=PodPhase.FAILED, exit_code=75),
