@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from finetune_api.job import KIND
 from finetune_operator.observed import ChildKind, ChildView, JobView, PodPhase, PodView
 from finetune_operator.view import PackedJob, job_view
 
@@ -91,7 +92,8 @@ class Cache:
         """Of each job the pod that was last killed at its memory limit, as one that is over: KubeRay deletes a worker's
         before anybody has told of the loss."""
         self._ghosts: set[str] = set()
-        self._strangers: dict[str, set[str]] = {}
+        self._strangers: dict[tuple[str, str], set[str]] = {}
+        """By kind and namespace."""
         self._beginning: set[JobKey] = set()
 
     # --- what exists
@@ -185,9 +187,10 @@ class Cache:
 
     def deleting(self, kind: ChildKind) -> Iterator[tuple[str, ChildView]]:
         """Yield the children that are being deleted, also of jobs that are gone, each behind its namespace."""
-        for key, views in self.indices.children.items():
+        for key in self.indices.children:
             if isinstance(key, tuple):
-                yield from ((key[0], view) for view in views if view.deleting and view.kind is kind)
+                living = self._living(self.indices.children, key)
+                yield from ((key[0], view) for view in living if view.deleting and view.kind is kind)
 
     def job_keys(self) -> tuple[JobKey, ...]:
         """Return all FineTuneJobs."""
@@ -276,9 +279,9 @@ class Cache:
 
     # --- ghosts and strangers
 
-    def note_stranger(self, kind: str, uid: str) -> None:
+    def note_stranger(self, kind: str, namespace: str, uid: str) -> None:
         """Take note of an object that is watched for its labels and is none of ours."""
-        self._strangers.setdefault(kind, set()).add(uid)
+        self._strangers.setdefault((kind, namespace), set()).add(uid)
 
     def mark_ghost(self, uid: str) -> None:
         """Leave the object with that UID out from now on. A UID never comes back."""
@@ -290,15 +293,19 @@ class Cache:
         for uids in self._strangers.values():
             uids.discard(uid)
 
-    def uids(self) -> dict[str, set[str]]:
-        """Return the UIDs that the watches told of, ghosts left out, by kind."""
-        children = list(_owned(self.indices.children))
-        told = {
-            "FineTuneJob": {job.uid for job in _owned(self.indices.jobs)},
-            **{kind.value: {child.uid for child in children if child.kind is kind} for kind in ChildKind},
-            "Pod": {pod.uid for pod in _owned(self.indices.pods)},
-        }
-        return {kind: (uids - self._ghosts) | self._strangers.get(kind, set()) for kind, uids in told.items()}
+    def uids(self, kind: str, namespace: str | None) -> set[str]:
+        """Return the UIDs that the watches told of, ghosts left out; of all namespaces where that is None."""
+        strangers = (
+            uids for (one, place), uids in self._strangers.items() if one == kind and namespace in (None, place)
+        )
+        return (set(self._told_uids(kind, namespace)) - self._ghosts).union(*strangers)
+
+    def _told_uids(self, kind: str, namespace: str | None) -> Iterator[str]:
+        if kind == KIND:
+            return (job.uid for job in _owned(self.indices.jobs, namespace))
+        if kind == "Pod":
+            return (pod.uid for pod in _owned(self.indices.pods, namespace))
+        return (child.uid for child in _owned(self.indices.children, namespace) if child.kind == kind)
 
     def _living(self, index: Mapping[IndexKey, Iterable[_View]], key: IndexKey) -> list[_View]:
         return [view for view in index.get(key, ()) if view.uid not in self._ghosts]
@@ -309,6 +316,8 @@ def _ends_with(child: ChildView, pod: PodView) -> bool:
     return child.owns(pod) and (child.kind is ChildKind.RAY_JOB or child.is_over)
 
 
-def _owned(index: Mapping[IndexKey, Iterable[_Object]]) -> Iterator[_Object]:
-    """Yield each object of an index once: by its owner."""
+def _owned(index: Mapping[IndexKey, Iterable[_Object]], namespace: str | None) -> Iterable[_Object]:
+    """Return each object of a namespace once, or of an index: by its owner."""
+    if namespace is not None:
+        return index.get(namespace_key(namespace), ())
     return (view for key, views in index.items() if isinstance(key, tuple) for view in views)

@@ -55,6 +55,7 @@ RESOURCES: Mapping[str, Resource] = {
     "ConfigMap": Resource("/api/v1", "configmaps"),
     "Secret": Resource("/api/v1", "secrets"),
     "Event": Resource("/api/v1", "events"),
+    "Namespace": Resource("/api/v1", "namespaces", namespaced=False),
     "Lease": Resource("/apis/coordination.k8s.io/v1", "leases"),
     "TokenReview": Resource("/apis/authentication.k8s.io/v1", "tokenreviews", namespaced=False),
 }
@@ -141,6 +142,9 @@ class Cluster(Protocol):
     async def definition(self) -> str | None:
         """Return the UID of the definition of FineTuneJob; None when there is none."""
 
+    async def has_namespace(self, name: str) -> bool:
+        """Return whether there is a namespace of that name."""
+
     async def first(self, kind: str, namespace: str | None) -> None:
         """Ask for one object, whichever; nothing comes of it but the answer that one may.
 
@@ -217,10 +221,12 @@ class KubernetesCluster:
 
     async def definition(self) -> str | None:
         """See `Cluster`."""
-        selector = f"metadata.name={PLURAL}.{GROUP}"
-        path = RESOURCES["CustomResourceDefinition"].path()
-        found = await self._list(path, {"fieldSelector": selector}, accept=METADATA_ALONE)
+        found = await self._named("CustomResourceDefinition", f"{PLURAL}.{GROUP}")
         return found[0]["metadata"]["uid"] if found else None
+
+    async def has_namespace(self, name: str) -> bool:
+        """See `Cluster`."""
+        return bool(await self._named("Namespace", name))
 
     async def first(self, kind: str, namespace: str | None) -> None:
         """See `Cluster`."""
@@ -264,6 +270,11 @@ class KubernetesCluster:
             return await self._list(RESOURCES["Workload"].path(namespace), {"labelSelector": selector})
         except NotFoundError:
             return []
+
+    async def _named(self, kind: str, name: str) -> list[Raw]:
+        """Return the object of that name, of a kind that we may list and not get."""
+        query = {"fieldSelector": f"metadata.name={name}"}
+        return await self._list(RESOURCES[kind].path(), query, accept=METADATA_ALONE)
 
     async def _list(self, path: str, query: Mapping[str, str], accept: str = "application/json") -> list[Raw]:
         return [item async for page in self._pages(path, query, accept) for item in page]

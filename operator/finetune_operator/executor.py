@@ -79,13 +79,10 @@ class Executor:
             if not self._gate.is_open:
                 raise RetryError("the lease is lost; another replica goes on")
             match action:
-                case Create():
+                case Create() | Replace():
                     has_changed = True
-                    if not await self._create(action, job, memo, log):
+                    if not await self._write(action, job, memo, log):
                         break
-                case Replace():
-                    has_changed = True
-                    await self._replace(action, job, memo, log)
                 case Delete(ref, why):
                     has_changed |= await self._delete(ref, why, job, log)
                 case RecordStatus():
@@ -99,18 +96,19 @@ class Executor:
             self._metrics.actions.labels(type(action).__name__).inc()
         return has_changed
 
-    # --- children
+    # --- children and ConfigMaps
 
-    async def _create(self, create: Create, job: PackedJob, memo: Memo, log: "_JobLogger") -> bool:
-        """Create a child; return whether it is there. A refusal that was not known yet is news to be planned with."""
-        kind, name = create.manifest["kind"], create.manifest["metadata"]["name"]
+    async def _write(self, action: Create | Replace, job: PackedJob, memo: Memo, log: "_JobLogger") -> bool:
+        """Write an object; return whether it is there. A refusal that was not known yet is news to be planned with."""
+        kind, name = action.manifest["kind"], action.manifest["metadata"]["name"]
         try:
-            stored = await self._cluster.create(create.manifest)
-            log.info("created kind=%s name=%s why=%s", kind, name, _quoted(create.why))
-        except AlreadyExistsError:
-            stored = await self._ours(create.manifest, job, memo)
-        except NotFoundError as error:
-            raise RetryError(f"namespace {job.namespace} is gone: {error}") from error
+            match action:
+                case Create():
+                    await self._create(action, job, memo, log)
+                case Replace():
+                    await self._replace(action, job, memo, log)
+                case _:
+                    assert_never(action)
         except RefusedError as error:
             if memo.refused.get(name) == str(error):
                 raise
@@ -119,9 +117,19 @@ class Executor:
             return False
         memo.refused.pop(name, None)
         memo.taken.pop(name, None)
+        return True
+
+    async def _create(self, create: Create, job: PackedJob, memo: Memo, log: "_JobLogger") -> None:
+        kind, name = create.manifest["kind"], create.manifest["metadata"]["name"]
+        try:
+            stored = await self._cluster.create(create.manifest)
+            log.info("created kind=%s name=%s why=%s", kind, name, _quoted(create.why))
+        except AlreadyExistsError:
+            stored = await self._ours(create.manifest, job, memo)
+        except NotFoundError as error:
+            raise RetryError(f"namespace {job.namespace} is gone: {error}") from error
         if kind in _CHILDREN and (child := child_view(stored)):
             self._cache.wrote_child(job.key, child)
-        return True
 
     async def _ours(self, manifest: Manifest, job: PackedJob, memo: Memo) -> Manifest:
         """Return the object that holds the name, if it is this job's: a crash came between its creation and now."""
@@ -130,9 +138,8 @@ class Executor:
         if stored is None:
             raise RetryError(f"{kind} {name} has just gone")
         if controller(stored["metadata"]).get("uid") != job.uid:
-            if kind in _CHILDREN:
-                wait = COLLECTED_AFTER if _is_left_behind(stored["metadata"]) else timedelta()
-                memo.taken.setdefault(name, Taken(kind, self._now() + wait))
+            wait = COLLECTED_AFTER if _is_left_behind(stored["metadata"]) else timedelta()
+            memo.taken.setdefault(name, Taken(kind, self._now() + wait))
             raise RetryError(f"{kind} {name} belongs to somebody else")
         return stored
 

@@ -182,7 +182,7 @@ def _indexed(cache: Cache, kind: str, body: Raw, view: Any) -> dict[Any, Any]:
     owner, uid = owner_key(body), _uid(body)
     _strip(body)
     if view is None or owner is None:
-        cache.note_stranger(kind, uid)
+        cache.note_stranger(kind, body["metadata"]["namespace"], uid)
         return {}
     return {owner: view, uid_key(uid): view, namespace_key(owner[0]): view}
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from finetune_api.job import KIND
 from finetune_operator.cluster import Cluster, NotFoundError, RefusedError, UnavailableError
 from finetune_operator.observed import ChildKind
 
@@ -25,22 +26,34 @@ class KubeRay:
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._seconds = seconds
 
-    async def is_there(self) -> bool:
-        """Return whether RayJobs can be listed.
+    async def is_there(self, known: bool = False) -> bool:
+        """Return whether RayJobs can be listed wherever FineTuneJobs can; ``known`` where those can nowhere.
 
         Raises:
             UnavailableError: the API server did not answer.
         """
-        try:
-            for namespace in self._namespaces:
+        there = known
+        for namespace in self._namespaces:
+            try:
                 await self._cluster.first(ChildKind.RAY_JOB, namespace)
-        except NotFoundError:
-            return False
-        except RefusedError as error:
-            # kopf would end at this; without RayJobs everything else goes on.
-            logger.warning("RayJobs cannot be listed error=%s", error)
-            return False
-        return True
+            except NotFoundError:
+                return False
+            except RefusedError as error:
+                if await self._is_lost(namespace):
+                    continue
+                # Its jobs would wait for ever for a list of RayJobs; without one everything else goes on.
+                logger.warning("RayJobs cannot be listed namespace=%s error=%s", namespace, error)
+                return False
+            there = True
+        return there
+
+    async def _is_lost(self, namespace: str | None) -> bool:
+        """Return whether a namespace is closed to us altogether, with its Role or gone, and says nothing of KubeRay."""
+        try:
+            await self._cluster.first(KIND, namespace)
+        except (RefusedError, NotFoundError):
+            return True
+        return False
 
     async def watch(self, was_there: bool) -> None:
         """Return never.
@@ -51,7 +64,7 @@ class KubeRay:
         while True:
             await asyncio.sleep(self._seconds)
             try:
-                is_there = await self.is_there()
+                is_there = await self.is_there(was_there)
             except UnavailableError as error:
                 logger.warning("cannot look for KubeRay error=%s", error)
                 continue

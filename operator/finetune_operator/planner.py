@@ -8,7 +8,6 @@ Every plan records before it acts: the status with a new attempt, or with the en
 or deleted. So an operator that dies anywhere finds out from the cluster what it was about to do.
 """
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from pydantic import ValidationError
@@ -20,12 +19,21 @@ from finetune_operator import attempt as attempts
 from finetune_operator import manifest, naming, waiting
 from finetune_operator.acceptance import Accepted, Refused, judge
 from finetune_operator.action import Action, Create, Plan, RecordStatus, Replace
-from finetune_operator.condition import Statement, derive_phase, ending, headline, news, stated
+from finetune_operator.condition import (
+    STAGE_CONDITIONS,
+    Statement,
+    current_stage,
+    derive_phase,
+    ending,
+    headline,
+    news,
+    stated,
+)
 from finetune_operator.ledger import brought_up_to_date, open_attempt
 from finetune_operator.observed import JobView, Observed
 from finetune_operator.retention import after_the_end, forgotten
 from finetune_operator.settings import Settings
-from finetune_operator.step import Moment, Step, next_step
+from finetune_operator.step import Moment, Step, lacks_trust, next_step
 
 LOOK_AGAIN = timedelta(minutes=1)
 """For what no watch tells: a profile that is missing, a policy."""
@@ -64,8 +72,7 @@ def _accept(job: JobView, observed: Observed, settings: Settings, now: datetime)
     pin = manifest.spec_config_map(verdict.job, verdict.spec_hash)
     name = pin["metadata"]["name"]
     create = Create(pin, "pin what is to be done")
-    if answer := observed.refused.get(name):
-        wait = waiting.refused(f"ConfigMap {name}", answer)
+    if wait := waiting.unwritten("ConfigMap", name, observed):
         refused = Statement(ConditionType.ACCEPTED, ConditionStatus.UNKNOWN, wait.reason, wait.message)
         status = _finished(stated(job.status, [refused], now, job.generation), job)
         return Plan((*_recorded(job, status, "cannot be pinned"), create))
@@ -105,7 +112,7 @@ def _restore(job: JobView, observed: Observed, settings: Settings, now: datetime
     pinned, verdict = job.status.resolved, judge(job, settings, observed.starts)
     if pinned is not None and isinstance(verdict, Accepted) and verdict.spec_hash == pinned.spec_hash:
         create = Create(manifest.spec_config_map(verdict.job, verdict.spec_hash), "pin again what is to be done")
-        return Plan((create,), wake_at=now)
+        return Plan((*_told_unpinned(job, observed, create, now), create), wake_at=now)
     name = pinned.config_map if pinned else ""
     message = (
         f"ConfigMap {name}, which held what is to be done, was deleted, and settings or profile are other ones now. "
@@ -114,6 +121,17 @@ def _restore(job: JobView, observed: Observed, settings: Settings, now: datetime
     failed = Statement(ConditionType.FAILED, ConditionStatus.TRUE, Reason.REFERENCE_MISSING, message)
     status = _finished(stated(job.status, [failed], now, job.generation), job)
     return Plan(_recorded(job, status, "its pinned spec is gone"), wake_at=now)
+
+
+def _told_unpinned(job: JobView, observed: Observed, create: Create, now: datetime) -> tuple[Action, ...]:
+    wait = waiting.unwritten("ConfigMap", create.manifest["metadata"]["name"], observed)
+    if wait is None:
+        return ()
+    # Of the stage, which says something else as soon as it goes on.
+    kind = STAGE_CONDITIONS[current_stage(job.status)]
+    waits = Statement(kind, ConditionStatus.UNKNOWN, wait.reason, wait.message)
+    status = _finished(stated(job.status, [waits], now, job.generation), job)
+    return _recorded(job, status, "cannot be pinned again")
 
 
 def _run_policy(job: JobView, pinned: RunPolicySpec) -> RunPolicySpec:
@@ -141,9 +159,8 @@ def _carried_out(moment: Moment, step: Step) -> Plan:
         status = attempts.replaced(status, step.attempt)
     status = _finished(stated(status, step.statements, moment.now, moment.job.generation), moment.job)
     records = _recorded(moment.job, status, headline(status))
-    return Plan(
-        (*records, *_trust(moment, step), *forgotten(moment.job, moment.observed, status), *step.actions), step.wake_at
-    )
+    actions = _with_trust(step.actions, moment) if open_attempt(status) is not None else step.actions
+    return Plan((*records, *forgotten(moment.job, moment.observed, status), *actions), step.wake_at)
 
 
 def _finished(status: FineTuneJobStatus, job: JobView) -> FineTuneJobStatus:
@@ -163,10 +180,11 @@ def _recorded(job: JobView, status: FineTuneJobStatus, why: str) -> tuple[Action
     return (RecordStatus(status, why), *news(job.status, status))
 
 
-def _trust(moment: Moment, step: Step) -> Iterator[Action]:
-    """Yield a new trust ConfigMap where pods would trust the wrong authorities."""
-    creates = any(isinstance(action, Create) for action in step.actions)
-    wanted = manifest.trust_hash(moment.observed.progress_ca, moment.settings.pod.ca_bundle)
-    if moment.observed.trust_hash != wanted and (creates or open_attempt(moment.status) is not None):
-        content = manifest.trust_config_map(moment.spec, moment.observed.progress_ca, moment.settings)
-        yield Replace(content, "certificate authorities that the pods trust")
+def _with_trust(actions: tuple[Action, ...], moment: Moment) -> tuple[Action, ...]:
+    """Return ``actions`` and a new trust ConfigMap where pods would trust the wrong authorities."""
+    if not lacks_trust(moment):
+        return actions
+    content = manifest.trust_config_map(moment.spec, moment.observed.progress_ca, moment.settings)
+    replace = Replace(content, "certificate authorities that the pods trust")
+    # New pods need it. Where none are to come nothing may wait for it: it may be refused.
+    return (replace, *actions) if any(isinstance(action, Create) for action in actions) else (*actions, replace)

@@ -12,7 +12,7 @@ from finetune_api.report import ExitCode, Stage
 from finetune_api.spec import Preflight, RunPolicySpec, evaluates_only
 from finetune_api.status import Attempt, ConditionStatus, ConditionType, FineTuneJobStatus, Reason, StageStatus
 from finetune_operator import attempt as attempts
-from finetune_operator import manifest, waiting
+from finetune_operator import manifest, naming, waiting
 from finetune_operator.action import Action, Create
 from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, current_stage, event, find, holds, stated
 from finetune_operator.ledger import open_attempt, pods_told_by
@@ -270,35 +270,39 @@ def _create(attempt: Attempt, moment: Moment) -> Step:
 
 
 def _past_start_deadline(attempt: Attempt, moment: Moment) -> Step | None:
-    """Return how the job ends when the creation of its Job has been refused for too long."""
-    is_refused = attempt.child in moment.observed.refused or attempt.child in moment.observed.taken_names
-    if not is_refused or attempt.record_time is None:
+    """Return how the job ends when the creation of its Job, or of what that needs, has been refused for too long."""
+    wait = _hindrance(attempt, moment)
+    if wait is None or attempt.record_time is None:
         return None
     if moment.now < attempt.record_time + timedelta(seconds=moment.policy.start_deadline_seconds):
         return None
-    return _not_started_in_time(attempt, _not_created(attempt, moment).message, moment)
+    return _not_started_in_time(attempt, wait.message, moment)
 
 
 def _not_created(attempt: Attempt, moment: Moment) -> Statement:
     """Return how the stage stands before its Job is seen."""
-    kind = STAGE_CONDITIONS[attempt.stage]
-    if attempt.child in moment.observed.taken_names:
-        taken = f"{_kind(attempt, moment)} {attempt.child}"
-        message = f"{taken} belongs to somebody else. Delete it, or give the FineTuneJob another name."
-        return Statement(kind, ConditionStatus.UNKNOWN, Reason.NAME_TAKEN, message)
-    if said := moment.observed.refused.get(attempt.child):
-        wait = waiting.refused(f"{_kind(attempt, moment)} {attempt.child}", said)
-        return Statement(kind, ConditionStatus.UNKNOWN, wait.reason, wait.message)
-    return _about_to_start(attempt)
+    wait = _hindrance(attempt, moment)
+    if wait is None:
+        return _about_to_start(attempt)
+    return Statement(STAGE_CONDITIONS[attempt.stage], ConditionStatus.UNKNOWN, wait.reason, wait.message)
+
+
+def _hindrance(attempt: Attempt, moment: Moment) -> waiting.Wait | None:
+    """Return why the attempt's Job could not be created: what its pods trust is written before it."""
+    trust = naming.trust_config_map_name(moment.job.name)
+    wait = waiting.unwritten("ConfigMap", trust, moment.observed) if lacks_trust(moment) else None
+    return wait or waiting.unwritten(manifest.child_kind(moment.spec, attempt.stage), attempt.child, moment.observed)
+
+
+def lacks_trust(moment: Moment) -> bool:
+    """Return whether pods would trust the wrong certificate authorities."""
+    wanted = manifest.trust_hash(moment.observed.progress_ca, moment.settings.pod.ca_bundle)
+    return moment.observed.trust_hash != wanted
 
 
 def _about_to_start(attempt: Attempt) -> Statement:
     kind = STAGE_CONDITIONS[attempt.stage]
     return Statement(kind, ConditionStatus.UNKNOWN, Reason.WAITING, f"attempt {attempt.number} is about to start")
-
-
-def _kind(attempt: Attempt, moment: Moment) -> str:
-    return manifest.child_kind(moment.spec, attempt.stage).value
 
 
 # --- the running attempt

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from finetune_operator.cache import Cache
-from finetune_operator.cluster import Cluster, ClusterError, Identity
+from finetune_operator.cluster import Cluster, ClusterError, Identity, RefusedError
 from finetune_operator.metric import Metrics
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ class Sweep:
         self._metrics = metrics
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._selectors = selectors
-        self._missed: set[str] = set()
+        self._missed: dict[tuple[str, str | None], set[str]] = {}
+        """By kind and namespace."""
 
     async def look(self, now: datetime, wake: Callable[[tuple[str, str]], None]) -> None:
         """Mark ghosts and ``wake`` every job that has not ended.
@@ -46,28 +47,51 @@ class Sweep:
         Raises:
             BrokenWatchError: an object was missed twice in a row.
         """
-        missed: set[str] = set()
-        for kind, selector in self._selectors.items():
-            known = self._cache.uids()[kind]
+        for namespace in self._namespaces:
             try:
-                living = await self._list(kind, selector)
+                await self._compare(namespace, now)
+            except RefusedError as error:
+                logger.warning("cannot list namespace=%s error=%s", namespace, error)
+                if namespace is None or not await self._bury(namespace):
+                    continue
             except ClusterError as error:
-                logger.warning("cannot list kind=%s error=%s", kind, error)
+                logger.warning("cannot list namespace=%s error=%s", namespace, error)
                 return
+            self._wake_jobs(namespace, wake)
+
+    async def _compare(self, namespace: str | None, now: datetime) -> None:
+        latest = now - SETTLED_AFTER
+        for kind, selector in self._selectors.items():
+            known = self._cache.uids(kind, namespace)
+            living = await self._cluster.identities(kind, namespace, selector)
             self._mark_ghosts(kind, known - {one.uid for one in living})
-            told = self._cache.uids()[kind]
-            latest = now - SETTLED_AFTER
-            missed |= {one.uid for one in living if one.uid not in told and _time(one) < latest}
-        if again := missed & self._missed:
-            raise BrokenWatchError(f"no watch tells of {len(again)} objects, {min(again)} among them")
-        self._missed = missed
+            told = self._cache.uids(kind, namespace)
+            missed = {one.uid for one in living if one.uid not in told and _time(one) < latest}
+            if again := missed & self._missed.get((kind, namespace), set()):
+                raise BrokenWatchError(f"no watch tells of {len(again)} objects, {kind} {min(again)} among them")
+            self._missed[kind, namespace] = missed
+
+    async def _bury(self, namespace: str) -> bool:
+        """Make ghosts of all of a namespace if it is gone, and return whether it is.
+
+        Its watches end before its objects do.
+        """
+        known = {kind: self._cache.uids(kind, namespace) for kind in self._selectors}
+        try:
+            if await self._cluster.has_namespace(namespace):
+                return False
+        except ClusterError as error:
+            logger.warning("cannot look for namespace=%s error=%s", namespace, error)
+            return False
+        for kind, uids in known.items():
+            self._mark_ghosts(kind, uids)
+        return True
+
+    def _wake_jobs(self, namespace: str | None, wake: Callable[[tuple[str, str]], None]) -> None:
         for key in self._cache.job_keys():
             job = self._cache.packed(key)
-            if job is None or not job.is_terminal:
+            if namespace in (None, key[0]) and (job is None or not job.is_terminal):
                 wake(key)
-
-    async def _list(self, kind: str, selector: str) -> list[Identity]:
-        return [one for place in self._namespaces for one in await self._cluster.identities(kind, place, selector)]
 
     def _mark_ghosts(self, kind: str, ghosts: set[str]) -> None:
         for uid in ghosts:

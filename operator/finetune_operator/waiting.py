@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_api.status import Reason
-from finetune_operator.observed import ChildView, PodView
+from finetune_operator.observed import ChildView, Observed, PodView
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +105,15 @@ def why_waiting(child: ChildView, pods: Sequence[PodView]) -> Wait:
 def held_back(child: ChildView) -> str:
     """Return that a queue holds ``child`` back, and what the queue says about it."""
     return f"{child.kind.value} {child.name} is held back by its queue{_said(child.waiting_message)}"
+
+
+def unwritten(kind: str, name: str, observed: Observed) -> Wait | None:
+    """Return why the object of that name is not written, where that has been tried."""
+    if name in observed.taken_names:
+        message = f"{kind} {name} belongs to somebody else. Delete it, or give the FineTuneJob another name."
+        return Wait(Reason.NAME_TAKEN, message)
+    said = observed.refused.get(name)
+    return refused(f"{kind} {name}", said) if said else None
 
 
 def refused(what: str, message: str) -> Wait:

@@ -406,6 +406,14 @@ SCENARIOS = (
         happenings=lambda: [(lambda cluster: "reviews-train-a1" in cluster.taken, release("reviews-train-a1"))],
     ),
     Scenario(
+        "the name of its certificate authorities is taken for a while",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        3,
+        foreign=frozenset({"reviews-trust"}),
+        happenings=lambda: [(says(ConditionType.CHECKED, Reason.NAME_TAKEN), release("reviews-trust"))],
+    ),
+    Scenario(
         "it was published before",
         Phase.SUCCEEDED,
         Reason.ALREADY_PUBLISHED,

@@ -10,6 +10,7 @@ from finetune_operator.cluster import (
     ConflictError,
     Identity,
     NotFoundError,
+    RefusedError,
 )
 from finetune_operator.naming import OPERATOR
 
@@ -29,6 +30,10 @@ class FakeApiServer:
         """Events by the UID of what they are about."""
         self.queued: dict[str, list[Raw]] = {}
         """Workloads by the UID of what is queued."""
+        self.closed: set[str] = set()
+        """Namespaces where nothing may be listed: their Role is gone."""
+        self.gone: set[str] = set()
+        """Those of them that are gone as well."""
         self._version = 100
 
     def put(self, kind: str, raw: Raw) -> dict[str, Any]:
@@ -56,6 +61,7 @@ class FakeApiServer:
 
     async def identities(self, kind: str, namespace: str | None, selector: str = "") -> list[Identity]:
         self._call("list", kind)
+        self._check_open(kind, namespace)
         return [
             Identity(place[1], place[2], raw["metadata"]["uid"], raw["metadata"]["creationTimestamp"])
             for place, raw in self.objects.items()
@@ -66,8 +72,13 @@ class FakeApiServer:
         self._call("list", "CustomResourceDefinition")
         return "the only one"
 
+    async def has_namespace(self, name: str) -> bool:
+        self._call("list", "Namespace")
+        return name not in self.gone
+
     async def first(self, kind: str, namespace: str | None) -> None:
         self._call("first", kind)
+        self._check_open(kind, namespace)
 
     async def create(self, manifest: Raw) -> Raw:
         kind, metadata = manifest["kind"], manifest["metadata"]
@@ -107,6 +118,10 @@ class FakeApiServer:
     async def workloads(self, namespace: str, uid: str) -> list[Raw]:
         self._call("list", "Workload")
         return self.queued.get(uid, [])
+
+    def _check_open(self, kind: str, namespace: str | None) -> None:
+        if namespace in self.closed | self.gone:
+            raise RefusedError(f"{kind} is forbidden in {namespace}")
 
     def _found(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
         if (stored := self.objects.get((kind, namespace, name))) is None:

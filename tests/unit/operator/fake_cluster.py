@@ -174,8 +174,7 @@ class FakeCluster:
             case Create(manifest):
                 self._create(manifest)
             case Replace(manifest):
-                self._forbid_after_the_end()
-                self.config_maps[manifest["metadata"]["name"]] = manifest
+                self.config_maps[self._claim(manifest)] = manifest
             case Delete(ref):
                 self._delete(ref.kind, ref.name, ref.uid)
             case RecordStatus(status):
@@ -187,12 +186,7 @@ class FakeCluster:
         self.acknowledged |= ended & {(one.stage, one.attempt) for one in results}
 
     def _create(self, manifest: Mapping[str, Any]) -> None:
-        name = manifest["metadata"]["name"]
-        if name in self.foreign:
-            self.taken.add(name)
-            raise RefusedError(f"{name} belongs to somebody else")
-        self.taken.discard(name)
-        self._forbid_after_the_end()
+        name = self._claim(manifest)
         if manifest["kind"] == "ConfigMap":
             self.config_maps.setdefault(name, manifest)
             return
@@ -224,6 +218,16 @@ class FakeCluster:
         )
         self._created[self.children[name].view.uid] = self.children[name].view
         self.log.append(f"create {name}")
+
+    def _claim(self, manifest: Mapping[str, Any]) -> str:
+        """Return the name of an object that is to be written."""
+        name: str = manifest["metadata"]["name"]
+        if name in self.foreign:
+            self.taken.add(name)
+            raise RefusedError(f"{name} belongs to somebody else")
+        self.taken.discard(name)
+        self._forbid_after_the_end()
+        return name
 
     def adopt(self, child: ChildView) -> None:
         """Let a child be there that somebody else has created."""

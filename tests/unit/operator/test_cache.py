@@ -90,7 +90,8 @@ def test_ghost_is_left_out_and_its_namesake_is_not() -> None:
     new = watched.tell_job(uid="new", resourceVersion="7")
     watched.cache.mark_ghost("ghost")
     assert watched.cache.packed(KEY) is new
-    assert watched.cache.uids()["FineTuneJob"] == {"new"}
+    for namespace, uids in ((None, {"new"}), (NAMESPACE, {"new"}), ("elsewhere", set())):
+        assert watched.cache.uids("FineTuneJob", namespace) == uids
 
 
 def test_created_child_is_there_until_the_watch_tells_that_it_is_gone() -> None:
@@ -220,7 +221,8 @@ def test_work_of_a_namespace_is_what_runs_or_may_start() -> None:
 
 def test_stranger_is_known_and_nobodys_child() -> None:
     watched = Watched()
-    watched.cache.note_stranger("Job", "stranger")
-    assert watched.cache.uids()["Job"] == {"stranger"}
+    watched.cache.note_stranger("Job", NAMESPACE, "stranger")
+    assert watched.cache.uids("Job", None) == watched.cache.uids("Job", NAMESPACE) == {"stranger"}
+    assert watched.cache.uids("Job", "elsewhere") == watched.cache.uids("Pod", None) == set()
     watched.cache.forget_stranger("stranger")
-    assert watched.cache.uids()["Job"] == set()
+    assert watched.cache.uids("Job", None) == set()

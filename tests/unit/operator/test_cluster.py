@@ -68,6 +68,19 @@ def test_missing_right_is_told_in_the_words_of_the_api_server() -> None:
         ask_for_workloads(web.json_response(FORBIDDEN, status=403))
 
 
+@pytest.mark.parametrize("items", [[], [{"metadata": {"name": "team"}}]])
+def test_namespace_is_looked_for_by_its_name(items: list[Any]) -> None:
+    asked: list[web.BaseRequest] = []
+
+    async def serve(request: web.BaseRequest) -> web.Response:
+        asked.append(request)
+        return listed(*items)
+
+    assert ask(lambda cluster: cluster.has_namespace("team"), serve) is bool(items)
+    assert asked[0].path == "/api/v1/namespaces"
+    assert asked[0].query["fieldSelector"] == "metadata.name=team"
+
+
 def test_of_thousands_of_objects_one_page_at_a_time_is_in_memory() -> None:
     pages, per_page = 20, 500
     peaks = []

@@ -24,8 +24,24 @@ def test_it_is_there_when_ray_jobs_can_be_listed(answer: ClusterError | None, ex
     assert asyncio.run(kuberay(answer).is_there()) is expected
 
 
-def test_it_must_be_there_in_every_namespace_that_is_watched():
-    assert not asyncio.run(kuberay(None, RefusedError("not here"), namespaces=("a", "b")).is_there())
+def test_it_must_be_there_in_every_namespace_whose_jobs_can_be_listed():
+    jobs_alone = (None, RefusedError("no RayJobs here"), None)
+    assert not asyncio.run(kuberay(*jobs_alone, namespaces=("a", "b")).is_there())
+
+
+@pytest.mark.parametrize("namespaces", [("a", "lost"), ("lost", "a")])
+def test_a_namespace_that_is_lost_takes_it_from_no_other(namespaces: tuple[str, ...]):
+    server = FakeApiServer()
+    server.closed = {"lost"}
+    assert asyncio.run(KubeRay(server, namespaces).is_there())
+
+
+def test_a_moment_without_any_rights_starts_nothing_anew():
+    refused = RefusedError("no rights")
+    with pytest.raises(KubeRayChangedError, match="removed"):
+        asyncio.run(kuberay(refused, refused, None, NotFoundError("")).watch(was_there=True))
+    with pytest.raises(KubeRayChangedError, match="installed"):
+        asyncio.run(kuberay(refused, refused, None).watch(was_there=False))
 
 
 def test_an_api_server_that_does_not_answer_says_nothing_about_it():

@@ -227,6 +227,20 @@ def test_a_job_that_cannot_be_pinned_says_why():
     assert kinds(made.actions) == ["RecordStatus", "Create"]
     assert condition(made, ConditionType.ACCEPTED).reason is Reason.QUOTA_EXCEEDED
     assert recorded(made).phase is Phase.PENDING
+    made = plan(make_view(), Observed(taken_names=frozenset({name})), SETTINGS, NOW)
+    assert kinds(made.actions) == ["RecordStatus", "Create"]
+    assert condition(made, ConditionType.ACCEPTED).reason is Reason.NAME_TAKEN
+
+
+def test_a_job_that_cannot_be_pinned_again_says_why():
+    name = pinned_status().resolved.config_map  # type: ignore[union-attr]
+    made = plan(checking_job(), seen(resolved=None, refused={name: "exceeded quota: configmaps"}), SETTINGS, NOW)
+    assert kinds(made.actions) == ["RecordStatus", "Create"]
+    told = condition(made, ConditionType.CHECKED)
+    assert told.reason is Reason.QUOTA_EXCEEDED
+    assert f"ConfigMap {name}" in told.message
+    made = plan(replace(checking_job(), status=recorded(made)), seen(), SETTINGS, NOW)
+    assert condition(made, ConditionType.CHECKED).reason is Reason.WAITING
 
 
 def test_what_was_pinned_is_pinned_again_when_it_is_gone():
@@ -351,6 +365,33 @@ def test_a_job_object_that_cannot_be_created_meets_the_start_deadline(seen_of_it
     assert "reviews-check-a1" in failed.message
 
 
+@pytest.mark.parametrize(
+    ("seen_of_it", "reason"),
+    [
+        ({"refused": {"reviews-trust": "exceeded quota: configmaps"}}, Reason.QUOTA_EXCEEDED),
+        ({"taken_names": frozenset({"reviews-trust"})}, Reason.NAME_TAKEN),
+    ],
+)
+def test_what_its_pods_trust_and_cannot_be_written_is_told_and_meets_the_start_deadline(
+    seen_of_it: dict[str, Any], reason: Reason
+):
+    observed = seen(trust_hash=None, **seen_of_it)
+    waits = plan(checking_job(), observed, SETTINGS, after(1799))
+    assert kinds(waits.actions) == ["RecordStatus", "Replace", "Create"]
+    assert condition(waits, ConditionType.CHECKED).reason is reason
+    made = plan(checking_job(), observed, SETTINGS, after(1800))
+    assert kinds(made.actions) == ["RecordStatus"]
+    failed = condition(made, ConditionType.FAILED)
+    assert failed.reason is Reason.START_DEADLINE_EXCEEDED
+    assert "ConfigMap reviews-trust" in failed.message
+
+
+def test_a_refusal_of_what_its_pods_trust_is_forgotten_when_they_trust_the_right_ones():
+    observed = seen(refused={"reviews-trust": "exceeded quota: configmaps"})
+    made = plan(checking_job(), observed, SETTINGS, after(1800))
+    assert condition(made, ConditionType.CHECKED).reason is Reason.WAITING
+
+
 def test_a_job_object_that_nobody_refuses_is_created_however_late():
     assert "Create" in kinds(plan(checking_job(), seen(), SETTINGS, after(10_000)).actions)
 
@@ -433,6 +474,16 @@ def test_trust_is_renewed_while_pods_run_and_only_then():
     job, observed = checking_job(), seen(children=(make_child(CHECK),), trust_hash="another")
     assert any(isinstance(action, Replace) for action in plan(job, observed, SETTINGS, NOW).actions)
     assert not any(isinstance(action, Replace) for action in plan(ended_job(), observed, SETTINGS, NOW).actions)
+
+
+def test_trust_that_cannot_be_renewed_keeps_nothing_from_being_stopped():
+    suspended = {"spec.runPolicy.suspend": True}
+    observed = seen(suspended, children=(make_child(CHECK),), trust_hash="another")
+    assert kinds(plan(checking_job(suspended), observed, SETTINGS, NOW).actions) == [
+        "RecordStatus",
+        "Delete",
+        "Replace",
+    ]
 
 
 # --- words

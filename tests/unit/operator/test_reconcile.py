@@ -1,6 +1,7 @@
 """One look at a job, against an API server in memory: what is read, what is written, what is left alone."""
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -49,9 +50,9 @@ class World:
     plans: list[Plan] = field(default_factory=list)
     seen: list[tuple[JobView, Observed]] = field(default_factory=list)
     now: datetime = NOW
+    server: FakeApiServer = field(default_factory=FakeApiServer)
 
     def __post_init__(self) -> None:
-        self.server = FakeApiServer()
         self.gate = Gate()
         self.cache = Cache(clock=lambda: self.now.timestamp())
         self.woken: list[tuple[str, str]] = []
@@ -505,6 +506,67 @@ def test_refused_creation_is_planned_with_and_then_tried_again_later() -> None:
     world.look()
     world.look()
     assert world.seen[3][1].refused == {}
+
+
+def test_config_map_that_may_not_be_written_stops_the_plan_and_is_planned_with() -> None:
+    name = naming.trust_config_map_name(NAME)
+    plan = Plan((Replace(manifest("ConfigMap", name, data={"ca.crt": "new"}), "test"), Create(manifest(), "test")))
+    world = make_world(plan, plan, plan)
+    world.server.put("ConfigMap", manifest("ConfigMap", name, data={"ca.crt": "old"}))
+    said = "admission webhook denied the request"
+    world.server.fails = lambda verb, kind: RefusedError(said) if (verb, kind) == ("update", "ConfigMap") else None
+    assert world.look() == Result(settled=False)
+    with pytest.raises(RetryError, match=said):
+        world.look()
+    assert world.seen[1][1].refused == {name: said}
+    assert ("create", "Job") not in world.server.calls
+    world.server.fails = lambda verb, kind: None
+    world.look()
+    world.look()
+    assert world.seen[3][1].refused == {}
+    assert world.seen[3][1].trust_hash == content_hash({"ca.crt": "new"})
+
+
+def test_config_map_of_somebody_else_stops_the_plan_and_is_told_until_it_is_gone() -> None:
+    name = naming.trust_config_map_name(NAME)
+    plan = Plan((Replace(manifest("ConfigMap", name, data={}), "test"), Create(manifest(), "test")))
+    world = make_world(plan, plan)
+    other = manifest("ConfigMap", name, data={"theirs": ""})
+    del other["metadata"]["ownerReferences"]
+    world.server.put("ConfigMap", other)
+    for _ in range(2):
+        with pytest.raises(RetryError, match="reviews-trust belongs to somebody else"):
+            world.look()
+    assert world.seen[1][1].taken_names == {name}
+    assert world.server.objects["ConfigMap", NAMESPACE, name]["data"] == {"theirs": ""}
+    del world.server.objects["ConfigMap", NAMESPACE, name]
+    world.look()
+    assert world.seen[2][1].taken_names == frozenset()
+
+
+@pytest.mark.parametrize("name", ["reviews-trust", "reviews-check-a1"])
+def test_job_ends_at_its_start_deadline_when_what_it_needs_is_refused(name: str) -> None:
+    class FullNamespace(FakeApiServer):
+        async def create(self, manifest: Raw) -> Raw:
+            if manifest["metadata"]["name"] == name:
+                raise RefusedError(f'"{name}" is forbidden: exceeded quota: team')
+            return await super().create(manifest)
+
+    class PlannedWorld(World):
+        def plan(self, job: JobView, observed: Observed, settings: Settings, now: datetime) -> Plan:
+            return planner.plan(job, observed, settings, now)
+
+    world = PlannedWorld(server=FullNamespace())
+    world.server.put("FineTuneJob", raw_job())
+    for minutes in range(40):
+        world.now = after(60 * minutes)
+        world.watch(world.server.objects["FineTuneJob", NAMESPACE, NAME])
+        with contextlib.suppress(RetryError):
+            world.look()
+    status = world.server.objects["FineTuneJob", NAMESPACE, NAME]["status"]
+    assert [attempt["reason"] for attempt in status["attempts"]] == ["StartDeadlineExceeded"]
+    assert name in status["summary"]["message"]
+    assert not [place for place in world.server.objects if place[0] == "Job"]
 
 
 def test_config_map_is_created_and_later_replaced() -> None:

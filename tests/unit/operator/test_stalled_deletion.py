@@ -56,6 +56,14 @@ def test_then_its_finalizer_is_taken_off_and_others_stay() -> None:
     assert world.look(SECONDS) == ["example.org/archive"]
 
 
+def test_a_ghost_is_not_asked_for() -> None:
+    world = World(FINALIZER)
+    world.look(0)
+    world.cache.mark_ghost("child")
+    assert world.look(SECONDS) == [FINALIZER]
+    assert world.server.calls == []
+
+
 def test_a_replica_without_the_lease_only_counts_the_time() -> None:
     world = World(FINALIZER)
     world.gate.is_open = False
