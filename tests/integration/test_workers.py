@@ -4,6 +4,7 @@ Inputs: the tiny model. Ray and its worker processes take half a minute to start
 what is compared here, one training after the other. Everything is float32 on the CPU.
 """
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -33,19 +34,22 @@ from finetune_api.stage_result import StageResult
 from finetune_trainer import stages
 from finetune_trainer.check_stage import check_stage
 from finetune_trainer.checkpoint import newest_complete
-from finetune_trainer.desk import Desk
+from finetune_trainer.desk import Desk, Stored
 from finetune_trainer.errors import SpecError
 from finetune_trainer.evaluate_stage import evaluate_stage
 from finetune_trainer.interrupt import StopFlag
 from finetune_trainer.pod_stop import PROGRAM_LOCK
 from finetune_trainer.run import Run, output_prefix
+from finetune_trainer.shared_state import SharedState
 from finetune_trainer.stages import PodOptions
+from finetune_trainer.storage import Storage
 from finetune_trainer.train_stage import train_stage
 from finetune_trainer.worker import Assignment
 from finetune_trainer.workspace import Workspace
 
 from .conftest import CONTEXT_LENGTH, make_tokenizer, save_tiny_encoder_decoder
 from .jobs import Silence, tiny_job
+from .ports import free_port
 from .test_tracker import read_event_files
 
 # The same sums in another order, float32, eight steps of AdamW. Measured: 5e-7 in the loss, 2e-6 in nearly every
@@ -552,6 +556,101 @@ def test_an_interrupted_run_goes_on_to_the_same_end(on_two_workers: dict[str, Tr
     assert resumed.losses == pytest.approx(straight.losses, abs=SAME_LOSS)
     for key, tensor in straight.weights.items():
         assert_same(key, resumed.weights[key], tensor)
+
+
+# --- as on two nodes with two GPUs each: torch's launchers say by variables which processes share a disk
+
+
+NODES = 2
+PER_NODE = 2
+STOPPED_AT = 5
+
+
+def stop_in_step(step: int | None) -> Any:
+    """Return a desk that asks for a stop there."""
+
+    class Stopping(Desk):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked = 0
+
+        def is_stop_asked(self) -> bool:
+            self.asked += 1
+            return self.asked == step
+
+    return ray.remote(Stopping).options(num_cpus=0).remote()
+
+
+@pytest.fixture(scope="module")
+def four_seats(cluster: None) -> Iterator[list[Any]]:
+    """Processes that train what they are given, one assignment after another."""
+
+    # Defined here, so that it travels by value: workers do not know this file.
+    @ray.remote(num_cpus=0)
+    class Seat:
+        def __init__(self, rank: int, port: int) -> None:
+            import datetime
+
+            from torch import distributed
+
+            node, local_rank = divmod(rank, PER_NODE)
+            places = {"RANK": rank, "LOCAL_RANK": local_rank, "NODE_RANK": node}
+            sizes = {"WORLD_SIZE": NODES * PER_NODE, "LOCAL_WORLD_SIZE": PER_NODE}
+            address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in (places | sizes | address).items()})
+            distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=STALLED))
+
+        def take_part(self, assignment: Assignment, desk: Any) -> TrainingReport | None:
+            """Train; None also where all were asked to stop."""
+            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+            from finetune_trainer.errors import Preempted
+            from finetune_trainer.worker import take_part
+
+            try:
+                return take_part(assignment, desk)
+            except Preempted:
+                return None
+            finally:
+                unset_hf_deepspeed_config()
+
+    port = free_port()
+    seats = [Seat.remote(rank, port) for rank in range(NODES * PER_NODE)]
+    yield seats
+    for seat in seats:
+        ray.kill(seat)
+
+
+# Behind each other in the same processes, and DeepSpeed stays in a process that it was in.
+@pytest.mark.parametrize("name", ["full in two epochs", "lora", "full, ZeRO 2", "full, ZeRO 3"])
+def test_four_processes_on_two_nodes_go_on_as_one_does_from_the_parts_that_each_node_has_stored(
+    four_seats: list[Any], on_one_worker: dict[str, Trained], tiny_model_dir: Path, tmp_path: Path, name: str
+):
+    job = on_two(tiny_model_dir, tmp_path, **TRAININGS[name], training__microBatchSize=2)
+    given = encoded(job, Workspace(tmp_path / "program"))
+    store = SharedState(Storage(job.spec.output, given.mounts).open_output(), "four", given.workspace)
+
+    def attempt(folder: str, desk: Any) -> list[TrainingReport | None]:
+        workspace = Workspace(tmp_path / folder)
+        workspace.root.mkdir()
+        assignment = dataclasses.replace(given, workspace=workspace, prefix=store.prefix)
+        return ray.get([seat.take_part.remote(assignment, desk) for seat in four_seats], timeout=STALLED)
+
+    desk = stop_in_step(STOPPED_AT)
+    assert attempt("first", desk) == [None] * NODES * PER_NODE
+    letters = [letter for letter in ray.get(desk.collect.remote(False)) if isinstance(letter, Stored)]
+    assert {letter.node for letter in letters if letter.step == STOPPED_AT} == {0, 1}
+    store.complete_parts(STOPPED_AT, NODES, keep=1)
+
+    [report, *others] = attempt("second", stop_in_step(None))
+    assert others == [None] * 3
+    assert report is not None and report.resumed_from_step == STOPPED_AT
+    one = on_one_worker[name.partition(",")[0]]
+    assert [point.loss for point in report.curve if point.loss] == pytest.approx(one.losses, abs=SAME_LOSS)
+    store.pull_tuned()
+    four = Trained(report, given.workspace)
+    for key, tensor in four.weights.items():
+        assert_same(key, tensor, one.weights[key])
 
 
 # --- as in pods: every attempt begins with an empty disk, and the output store is all that they share. Ray tells nodes
