@@ -88,8 +88,10 @@ class PodView:
     exit_code: int | None = None
     out_of_memory: bool = False
     """Killed by the kernel for its memory limit."""
+    over_limit: str = ""
+    """What the kubelet says of a pod that it evicted for storing more than its own limits allow; empty for others."""
     disrupted: bool = False
-    """Evicted, preempted or its node lost: DisruptionTarget, or a pod reason such as Evicted or NodeLost."""
+    """Evicted for its node's sake, preempted or its node lost: DisruptionTarget, or a pod reason such as NodeLost."""
     termination_message: str = ""
     child_uid: str = ""
     """UID of the Job that controls it by its owner reference, which labels cannot claim."""

@@ -44,6 +44,8 @@ class Life:
     """Posts its result until it is acknowledged; else only the termination message tells."""
     out_of_memory: bool = False
     disrupted: bool = False
+    over_limit: str = ""
+    """What the kubelet says as it evicts the pod for what it stored; the trainer may have said that it was stopped."""
     vanishes: bool = False
     """Job and pod are gone while it runs."""
     waits: tuple[str, str] = ("", "")
@@ -402,6 +404,7 @@ class FakeCluster:
             termination_message=said,
             out_of_memory=pod.life.out_of_memory,
             disrupted=pod.life.disrupted,
+            over_limit=pod.life.over_limit,
         )
 
     def _word(self, pod: _Pod) -> StageResult:

@@ -177,6 +177,22 @@ def test_a_job_that_has_ended_is_not_lost_before_its_pod_must_have_been_told_of(
     assert recorded(lost).attempts[0].reason is Reason.CHILD_LOST
 
 
+def test_a_pod_that_tells_after_its_trainer_why_it_was_stopped_makes_a_fault_of_it():
+    job, child = checking_job(), make_child(CHECK)
+    pod = make_pod(CHECK, started=NOW)
+    said = DeliveredResult(CHECK, 1, make_result(CHECK, ExitCode.PREEMPTED))
+    stopped = recorded(plan(job, seen(children=(child,), pods=(pod,), results=(said,)), SETTINGS, after(9)))
+    assert (stopped.attempts[0].reason, stopped.attempts[0].failures) == (Reason.PREEMPTED, 0)
+    evicted = replace(pod, phase=PodPhase.FAILED, over_limit="Pod ephemeral local storage usage exceeds 20Gi.")
+    made = plan(replace(job, status=stopped), seen(children=(child,), pods=(evicted,)), SETTINGS, after(10))
+    [attempt] = recorded(made).attempts
+    assert (attempt.reason, attempt.failures, attempt.end_time) == (Reason.STORAGE, 1, after(9))
+    assert "usage exceeds 20Gi" in condition(made, ConditionType.CHECKED).message
+    assert told(made) == [Reason.RETRYING]
+    again = seen(children=(child,), pods=(evicted,))
+    assert plan(replace(job, status=recorded(made)), again, SETTINGS, after(11)).actions == ()
+
+
 # --- what is worth a write
 
 
