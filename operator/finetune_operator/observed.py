@@ -78,7 +78,8 @@ class PodView:
     attempt: int
     phase: PodPhase
     created: datetime
-    deleting: bool = False
+    gone_by: datetime | None = None
+    """When it is to be gone, its time to end included; absent while nobody deletes it."""
     node: str | None = None
     image_id: str | None = None
     """What the node's runtime calls the image that the container runs: by its digest."""

@@ -295,7 +295,7 @@ def pod_view(raw: Raw) -> PodView | None:
         attempt=place[1],
         phase=PodPhase(status.get("phase") or PodPhase.PENDING),
         created=_time(metadata["creationTimestamp"]),
-        deleting="deletionTimestamp" in metadata,
+        gone_by=_time_or_none(metadata.get("deletionTimestamp")),
         node=spec.get("nodeName"),
         image_id=container.get("imageID") or None,
         started=_time_or_none(ended.get("startedAt") or (state.get("running") or {}).get("startedAt")),

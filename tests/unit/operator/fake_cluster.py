@@ -25,6 +25,7 @@ from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, Jo
 from .objects import CA, NOW, make_result, make_view
 
 FOREVER = 1_000_000
+GRACE = timedelta(seconds=30)
 
 
 class RefusedError(Exception):
@@ -251,7 +252,7 @@ class FakeCluster:
     def _kill_pods(self, child: str) -> None:
         for pod in [pod for pod in self.pods.values() if pod.view.child == child]:
             if pod.view.phase is PodPhase.RUNNING:
-                pod.view, pod.dying = replace(pod.view, deleting=True), 2
+                pod.view, pod.dying = replace(pod.view, gone_by=self.now + GRACE), 2
             else:
                 del self.pods[pod.view.uid]
 
@@ -377,7 +378,7 @@ class FakeCluster:
         if child is not None and back is not None and not child.was_taken_back and pod.left <= back:
             child.was_taken_back, child.queued = True, 3
             child.view = replace(child.view, suspended=True, admitted=None)
-            pod.view, pod.dying = replace(pod.view, deleting=True), 1
+            pod.view, pod.dying = replace(pod.view, gone_by=self.now + GRACE), 1
         elif pod.left > 0:
             return
         elif pod.life.vanishes:

@@ -190,6 +190,11 @@ def test_running_pod() -> None:
     assert (pod.exit_code, pod.waiting_reason) == (None, "")
 
 
+def test_pod_that_is_deleted_says_when_it_is_to_be_gone() -> None:
+    pod = pod_view(raw_pod(metadata={"deletionTimestamp": LATER, "deletionGracePeriodSeconds": 30}))
+    assert pod is not None and pod.gone_by == datetime(2026, 1, 2, 4, tzinfo=UTC)
+
+
 def test_ended_pod_says_how() -> None:
     ended = {"exitCode": 65, "startedAt": CREATED, "finishedAt": LATER, "message": "{}", "reason": "Error"}
     pod = pod_view(raw_pod(status={"phase": "Failed", **container(terminated=ended)}))
