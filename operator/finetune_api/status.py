@@ -97,6 +97,7 @@ class Reason(StrEnum):
     WAITING = "Waiting"
     IN_QUEUE = "InQueue"
     RUNNING = "Running"
+    NODE_UNREACHABLE = "NodeUnreachable"
     RETRYING = "Retrying"
     SKIPPED = "Skipped"
     STAGE_SUCCEEDED = "StageSucceeded"

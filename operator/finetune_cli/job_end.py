@@ -57,6 +57,9 @@ def failure_of(job: ClusterJob) -> FineTuneError | None:
 
 def _exit_code(status: FineTuneJobStatus, reason: Reason | None) -> ExitCode:
     """Return the code of the stage that failed: of its last attempt, else what the reason means."""
+    if reason is Reason.RETRIES_EXHAUSTED and status.attempts:
+        # What stopped a trainer from outside is no word of its own: one that was evicted says that it was preempted.
+        reason = status.attempts[-1].reason
     if reason is not None and reason in _CODES:
         return _CODES[reason]
     codes = [*(attempt.exit_code for attempt in status.attempts), *(stage.exit_code for stage in status.stages)]

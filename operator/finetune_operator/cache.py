@@ -89,8 +89,8 @@ class Cache:
         self._departed: dict[JobKey, ChildView] = {}
         """Of each job the child that went last: its pods may still have a word to say."""
         self._killed: dict[JobKey, PodView] = {}
-        """Of each job the pod that was last killed at its memory limit, as one that is over: KubeRay deletes a worker's
-        before anybody has told of the loss."""
+        """Of each job the pod that was last ended at a limit of its own, for memory or storage, as one that is over:
+        KubeRay deletes a worker's before anybody has told of the loss."""
         self._ghosts: set[str] = set()
         self._strangers: dict[tuple[str, str], set[str]] = {}
         """By kind and namespace."""
@@ -164,7 +164,7 @@ class Cache:
     def pods_of(self, job: PackedJob) -> tuple[PodView, ...]:
         """Return the pods of the job's children; of children that are gone, those that may still run.
 
-        The one that was killed last at its memory limit is among them, deleted or not, if it tells how its child ends.
+        The one that was ended last at a limit of its own is among them, deleted or not, if it tells how its child ends.
         """
         children, pods = self.children_of(job), self._living(self.indices.pods, job.key)
         killed = self._killed.get(job.key)
@@ -254,7 +254,7 @@ class Cache:
     def saw_pod(self, key: JobKey, pod: PodView) -> None:
         """Take note that a watch told of a pod, perhaps for the last time."""
         # Anybody may label a pod, also for a job that does not exist and is never forgotten.
-        if pod.out_of_memory and self.packed(key) is not None:
+        if (pod.out_of_memory or pod.over_limit) and self.packed(key) is not None:
             # The kubelet tells of the container before it tells of the pod, and may never come to the latter.
             self._killed[key] = dataclasses.replace(pod, phase=PodPhase.FAILED)
 

@@ -27,7 +27,7 @@ from finetune_operator import attempt as attempts
 from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, find, shortened, stated
 from finetune_operator.manifest import child_kind
 from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, JobView, Observed, PodView
-from finetune_operator.outcome import RETRYABLE, Outcome, classify, confirm
+from finetune_operator.outcome import RETRYABLE, WITHOUT_CAUSE, Outcome, classify, confirm, with_its_cause
 from finetune_operator.remedy import find_remedy, needs_remedy
 
 PODS_TOLD_WITHIN = timedelta(seconds=10)
@@ -37,7 +37,7 @@ _PERHAPS_NEVER_RAN = (Reason.CHILD_LOST, Reason.SUSPENDED_BY_USER)
 
 
 def brought_up_to_date(job: JobView, observed: Observed, spec: FineTuneJob, now: datetime) -> FineTuneJobStatus:
-    """Return the job's status with everything in it that ``observed`` tells about the open attempt.
+    """Return the job's status with everything in it that ``observed`` tells about the open attempt, or the last one.
 
     Args:
         job: the job with its status as last written.
@@ -47,7 +47,7 @@ def brought_up_to_date(job: JobView, observed: Observed, spec: FineTuneJob, now:
     """
     attempt = open_attempt(job.status)
     if attempt is None:
-        return job.status
+        return _with_its_cause(job, observed, spec, now)
     child, pods = observed.child(attempt.child), observed.pods_of(attempt.child)
     attempt = _queued_again(_started(attempt, child, pods), child, now)
     status = _with_attempt(job.status, attempt)
@@ -200,6 +200,20 @@ def _closed(
     if not is_tried_again:
         status = _with_stage(status, closed, outcome)
     return stated(status, statements, now, generation)
+
+
+def _with_its_cause(job: JobView, observed: Observed, spec: FineTuneJob, now: datetime) -> FineTuneJobStatus:
+    """Close the last attempt once more where a pod tells the cause only now: a trainer is answered before it ends."""
+    attempt = next(reversed(job.status.attempts), None)
+    if attempt is None or attempt.reason not in WITHOUT_CAUSE:
+        return job.status
+    known = Outcome(attempt.reason, exit_code=attempt.exit_code)
+    outcome = with_its_cause(known, observed.child(attempt.child), observed.pods_of(attempt.child))
+    if outcome == known:
+        return job.status
+    before = attempt.failures - (attempt.reason not in attempts.FREE)
+    uncounted = attempt.model_copy(update={"failures": before})
+    return _closed(job.status, uncounted, outcome, spec, now, job.generation)
 
 
 def _did_not_fit(outcome: Outcome) -> int | None:

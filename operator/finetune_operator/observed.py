@@ -78,7 +78,8 @@ class PodView:
     attempt: int
     phase: PodPhase
     created: datetime
-    deleting: bool = False
+    gone_by: datetime | None = None
+    """When it is to be gone, its time to end included; absent while nobody deletes it."""
     node: str | None = None
     image_id: str | None = None
     """What the node's runtime calls the image that the container runs: by its digest."""
@@ -88,8 +89,10 @@ class PodView:
     exit_code: int | None = None
     out_of_memory: bool = False
     """Killed by the kernel for its memory limit."""
+    over_limit: str = ""
+    """What the kubelet says of a pod that it evicted for storing more than its own limits allow; empty for others."""
     disrupted: bool = False
-    """Evicted, preempted or its node lost: DisruptionTarget, or a pod reason such as Evicted or NodeLost."""
+    """Evicted for its node's sake, preempted or its node lost: DisruptionTarget, or a pod reason such as NodeLost."""
     termination_message: str = ""
     child_uid: str = ""
     """UID of the Job that controls it by its owner reference, which labels cannot claim."""

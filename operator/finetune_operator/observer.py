@@ -185,7 +185,7 @@ def _pause(ages: Sequence[timedelta]) -> float | None:
 
 def _is_silent(pod: PodView) -> bool:
     """Return whether the pod does not run and its status does not say why."""
-    return pod.phase is PodPhase.PENDING and not pod.deleting and not pod.waiting_reason
+    return pod.phase is PodPhase.PENDING and pod.gone_by is None and not pod.waiting_reason
 
 
 def _is_idle(child: ChildView, pods: Sequence[PodView]) -> bool:

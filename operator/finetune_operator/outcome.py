@@ -37,6 +37,10 @@ RETRYABLE = {
 }
 """Ends after which the same job may succeed when it is run again."""
 
+_OF_A_LOSS = (Reason.WORKER_LOST, Reason.CHILD_LOST)
+WITHOUT_CAUSE = (*_OF_A_LOSS, Reason.PREEMPTED)
+"""Ends of which the pods may know why."""
+
 SIGKILL_EXIT = 137
 SIGTERM_EXIT = 143
 _EXIT_CODE = re.compile(r"exit code (\d{1,3})\b")
@@ -69,15 +73,15 @@ def classify(child: ChildView | None, pods: Sequence[PodView], delivered: Delive
         delivered: what the trainer posted.
     """
     if delivered is not None:
-        return _with_its_cause(_from_result(delivered.result, None), child, pods)
+        return with_its_cause(_from_result(delivered.result, None), child, pods)
     if child is not None and child.kind is ChildKind.RAY_JOB:
         # How its pods end is KubeRay's doing; the program ran in one of them as one process of several.
-        return _with_its_cause(_from_child(child), child, pods) if child.is_over else None
+        return with_its_cause(_from_child(child), child, pods) if child.is_over else None
     newest = pods[-1] if pods else None
     if any(not pod.is_over for pod in pods) or (child is not None and not child.is_over):
         return None
     if newest is not None and (child is None or child.failed or newest.exit_code is not None):
-        return _from_pod(newest)
+        return with_its_cause(_from_pod(newest), child, (newest,))
     return _from_child(child)
 
 
@@ -101,12 +105,17 @@ def _from_result(result: StageResult, ended: datetime | None) -> Outcome:
     return Outcome(reason, result.message, result.exit_code.value, result, ended)
 
 
-def _with_its_cause(outcome: Outcome, child: ChildView | None, pods: Sequence[PodView]) -> Outcome:
-    """Return ``outcome`` by its cause: who misses a worker cannot know that its memory limit killed it."""
-    killed = next((pod for pod in pods if pod.out_of_memory and _ended_in_time(pod, child)), None)
-    if outcome.reason not in (Reason.WORKER_LOST, Reason.CHILD_LOST) or killed is None:
-        return outcome
-    return replace(outcome, reason=Reason.OUT_OF_MEMORY, message=_killed_at_its_limit(killed))
+def with_its_cause(outcome: Outcome, child: ChildView | None, pods: Sequence[PodView]) -> Outcome:
+    """Return ``outcome`` by its cause, a limit of one of the pods: who is stopped or misses a worker cannot know it."""
+    ended = [pod for pod in pods if _ended_in_time(pod, child)]
+    killed = next((pod for pod in ended if pod.out_of_memory), None)
+    if killed is not None and outcome.reason in _OF_A_LOSS:
+        return replace(outcome, reason=Reason.OUT_OF_MEMORY, message=_killed_at_its_limit(killed))
+    evicted = next((pod for pod in ended if pod.over_limit), None)
+    if evicted is not None and outcome.reason in WITHOUT_CAUSE:
+        # As the trainer calls a disk that is full.
+        return replace(outcome, reason=Reason.STORAGE, message=_evicted_at_its_limit(evicted))
+    return outcome
 
 
 def _ended_in_time(pod: PodView, child: ChildView | None) -> bool:
@@ -127,6 +136,17 @@ def _killed_at_its_limit(pod: PodView) -> str:
         else "Raise spec.compute.resources.memory"
     )
     return f"{_where(pod)} was killed at its memory limit. {remedy} if it happens again."
+
+
+def _evicted_at_its_limit(pod: PodView) -> str:
+    said = one_line(pod.over_limit)[:_LONGEST_QUOTE].strip(" .")
+    if "EmptyDir" in said:
+        limit = "the volume's sizeLimit in spec.compute.pod.volumes"
+    elif pod.stage is Stage.CHECK:
+        limit = "settings.pod.checkResources.ephemeralStorage, which is the administrator's"
+    else:
+        limit = "spec.compute.resources.ephemeralStorage"
+    return f"{_where(pod)} was evicted for what it stored: {said}. Raise {limit}."
 
 
 def _skew(version: int, ended: datetime | None) -> Outcome:

@@ -16,7 +16,7 @@ from finetune_operator import manifest, naming, waiting
 from finetune_operator.action import Action, Create
 from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, current_stage, event, find, holds, stated
 from finetune_operator.ledger import open_attempt, pods_told_by
-from finetune_operator.observed import ChildKind, ChildView, JobView, Observed
+from finetune_operator.observed import ChildKind, ChildView, JobView, Observed, PodView
 from finetune_operator.outcome import RETRYABLE
 from finetune_operator.pod import Run
 from finetune_operator.retention import LINGER, deletion, stragglers
@@ -27,6 +27,11 @@ CAP_POLL = timedelta(seconds=10)
 
 RAY_JOB_ENDS_WITHIN = timedelta(minutes=10)
 """Behind its program: KubeRay may be away, and trains nothing new meanwhile either."""
+
+NODE_ANSWERS_WITHIN = timedelta(minutes=1)
+"""Behind the time by which a pod was to be gone."""
+OUT_OF_SERVICE = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"
+"""The taint by which an administrator tells Kubernetes that a machine is off: it ends the pods that it keeps there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +166,15 @@ def _stop(attempt: Attempt, moment: Moment) -> Step:
     child = moment.observed.child(attempt.child)
     stopping = attempt.model_copy(update={"reason": Reason.SUSPENDED_BY_USER})
     delete = _deletions(child, "suspended by its user", moment)
-    return Step((_stopping(attempt.child),), stopping, delete, moment.now + LINGER)
+    said = (_stopping(attempt.child), *_unanswered(attempt.stage, moment))
+    return Step(said, stopping, delete, moment.now + LINGER)
 
 
 def _suspend(moment: Moment) -> Step:
     """Say that the job is suspended, once nothing of it runs."""
     if (running := _running(moment)) is not None:
-        return Step((_stopping(running),), actions=_stragglers(moment), wake_at=moment.now + LINGER)
+        said = (_stopping(running), *_unanswered(_stage_to_run(moment), moment))
+        return Step(said, actions=_stragglers(moment), wake_at=moment.now + LINGER)
     message = "set spec.runPolicy.suspend to false to go on from the newest checkpoint"
     return Step((Statement(ConditionType.SUSPENDED, ConditionStatus.TRUE, Reason.SUSPENDED_BY_USER, message),))
 
@@ -192,6 +199,7 @@ def _start_next(moment: Moment) -> Step:
     if before is not None and moment.now < (start := attempts.may_start_at(before, moment.settings)):
         return Step(said, wake_at=start)
     if _running(moment) is not None:
+        said = (*said, *_unanswered(stage, moment))
         return Step(said, actions=_stragglers(moment), wake_at=moment.now + LINGER)
     if _lacks_kuberay(stage, moment):
         return Step((*said, _without_kuberay(stage)))
@@ -262,7 +270,7 @@ def _create(attempt: Attempt, moment: Moment) -> Step:
         return Step((_without_kuberay(attempt.stage),))
     if any(not pod.is_over for pod in moment.observed.pods_of(attempt.child)):
         # Its Job is being deleted: a second one of that name would run beside the first one's pod.
-        return Step(wake_at=moment.now + LINGER)
+        return Step(_unanswered(attempt.stage, moment), wake_at=moment.now + LINGER)
     why = f"attempt {attempt.number} of {attempt.stage.value}"
     child = manifest.stage_child(Run(moment.spec, attempt, pinned.image, pinned.spec_hash, moment.settings))
     started = event(Reason.STAGE_STARTED, f"created {child['kind']} {attempt.child}: {why}")
@@ -316,8 +324,13 @@ def _supervise(attempt: Attempt, child: ChildView, moment: Moment) -> Step:
         wait = waiting.why_waiting(child, moment.observed.pods_of(attempt.child))
         return _not_started_in_time(attempt, wait.message, moment)
     latest_end = attempts.deadline(attempt, moment.policy.active_deadline_seconds or 0)
-    wake_ups = [latest_start, latest_end if moment.policy.active_deadline_seconds else None, pods_told_by(child)]
-    stands = _stands(attempt, child, moment)
+    wake_ups = [
+        latest_start,
+        latest_end if moment.policy.active_deadline_seconds else None,
+        pods_told_by(child),
+        _next_overdue(moment),
+    ]
+    (stands,) = _unanswered(attempt.stage, moment) or (_stands(attempt, child, moment),)
     statements = (*_resumed(moment), *_admitted(stands, moment), stands)
     return Step(statements, wake_at=_earliest(wake_ups))
 
@@ -382,6 +395,38 @@ def _stands(attempt: Attempt, child: ChildView, moment: Moment) -> Statement:
         # In the words of before its Job was created: that it has a Job now, and then a pod, is not worth a write.
         return _about_to_start(attempt)
     return Statement(kind, ConditionStatus.UNKNOWN, wait.reason, wait.message)
+
+
+# --- a node that does not answer
+
+
+def _unanswered(stage: Stage, moment: Moment) -> tuple[Statement, ...]:
+    """Return that ``stage`` waits for a node that has not ended a pod in time, where there is one.
+
+    The pod may still run and write there, so that nothing is begun beside it until somebody gives the node up.
+    """
+    overdue = [pod for pod in moment.observed.pods if (time := _overdue_from(pod)) and time <= moment.now]
+    if not overdue:
+        return ()
+    # One of several, always the same: another one would be news.
+    pod = min(overdue, key=lambda pod: pod.name)
+    message = (
+        f"node {pod.node} does not answer: pod {pod.name} was to be gone by {pod.gone_by:%Y-%m-%dT%H:%M:%SZ}. Once its "
+        f"machine is off, delete the Node, or taint it {OUT_OF_SERVICE}; the next attempt then goes on from the newest "
+        "checkpoint."
+    )
+    return (Statement(STAGE_CONDITIONS[stage], ConditionStatus.UNKNOWN, Reason.NODE_UNREACHABLE, message),)
+
+
+def _next_overdue(moment: Moment) -> datetime | None:
+    times = map(_overdue_from, moment.observed.pods)
+    return _earliest(time for time in times if time is not None and time > moment.now)
+
+
+def _overdue_from(pod: PodView) -> datetime | None:
+    if pod.is_over or pod.node is None or pod.gone_by is None:
+        return None
+    return pod.gone_by + NODE_ANSWERS_WITHIN
 
 
 def _earliest(times: Iterable[datetime | None]) -> datetime | None:

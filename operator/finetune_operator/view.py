@@ -283,6 +283,7 @@ def pod_view(raw: Raw) -> PodView | None:
     child = _ray_job_name(labels, *place) if in_cluster else owner["name"]
     if child is None:
         return None
+    over_limit = _over_limit(status)
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -294,14 +295,15 @@ def pod_view(raw: Raw) -> PodView | None:
         attempt=place[1],
         phase=PodPhase(status.get("phase") or PodPhase.PENDING),
         created=_time(metadata["creationTimestamp"]),
-        deleting="deletionTimestamp" in metadata,
+        gone_by=_time_or_none(metadata.get("deletionTimestamp")),
         node=spec.get("nodeName"),
         image_id=container.get("imageID") or None,
         started=_time_or_none(ended.get("startedAt") or (state.get("running") or {}).get("startedAt")),
         finished=_time_or_none(ended.get("finishedAt")),
         exit_code=ended.get("exitCode"),
         out_of_memory=ended.get("reason") == "OOMKilled",
-        disrupted="DisruptionTarget" in _true_conditions(status) or status.get("reason") in _DISRUPTIONS,
+        over_limit=over_limit,
+        disrupted=_is_disrupted(status) and not over_limit,
         termination_message=ended.get("message") or "",
         waiting_reason=waiting_reason,
         waiting_message=waiting_message,
@@ -323,6 +325,21 @@ def _container(status: Raw) -> Raw:
             found: Raw = container
             return found
     return {}
+
+
+def _is_disrupted(status: Raw) -> bool:
+    return "DisruptionTarget" in _true_conditions(status) or status.get("reason") in _DISRUPTIONS
+
+
+def _over_limit(status: Raw) -> str:
+    """Return what the kubelet says of a pod that it evicted for what that stored; empty for every other one.
+
+    It evicts a pod for its node's sake with DisruptionTarget. A node under pressure refuses pods as Evicted as well,
+    without that, in other words: ``The node had condition``.
+    """
+    message: str = status.get("message") or ""
+    is_for_itself = status.get("reason") == "Evicted" and "DisruptionTarget" not in _true_conditions(status)
+    return message if is_for_itself and "exceed" in message else ""
 
 
 def _waiting(status: Raw, state: Raw) -> tuple[str, str]:

@@ -265,6 +265,13 @@ ENDS: dict[str, tuple[dict[str, Any], ExitCode]] = {
         },
         ExitCode.INTERNAL,
     ),
+    "retries, the last of them evicted for what it stored": (
+        {
+            "conditions": [condition("Failed", reason="RetriesExhausted")],
+            "attempts": [{"stage": "train", "number": 1, "child": "x", "exitCode": 75, "reason": "StorageUnreachable"}],
+        },
+        ExitCode.STORAGE,
+    ),
     "a deadline": ({"conditions": [condition("Failed", reason="DeadlineExceeded")]}, ExitCode.INTERNAL),
     "no word at all": ({}, ExitCode.INTERNAL),
 }

@@ -24,6 +24,7 @@ from ...unit.operator.objects import gate, make_result, make_settings, published
 
 SETTINGS = make_settings()
 WORKERS = {"spec.compute": {"workers": 2, "gpusPerWorker": 0}}
+TOO_MUCH_STORED = "Pod ephemeral local storage usage exceeds the total limit of containers 20Gi. "
 NOTHING_TO_TRAIN = {"spec.model.startFrom": {"source": "pvc://models/earlier/model"}, "spec.training.epochs": 0}
 CHECK, TRAIN, EVALUATE = Stage.CHECK, Stage.TRAIN, Stage.EVALUATE
 
@@ -233,6 +234,29 @@ SCENARIOS = (
         5,
         {"spec.runPolicy.retries": 0},
         {(TRAIN, 1): Life(ExitCode.PREEMPTED), (TRAIN, 2): Life(137, disrupted=True, is_mute=True)},
+    ),
+    Scenario(
+        "evicted again and again for what it stores",
+        Phase.FAILED,
+        Reason.RETRIES_EXHAUSTED,
+        4,
+        {"spec.runPolicy.retries": 2},
+        {
+            (TRAIN, 1): Life(ExitCode.PREEMPTED, over_limit=TOO_MUCH_STORED),
+            (TRAIN, 2): Life(137, over_limit=TOO_MUCH_STORED),
+            (TRAIN, 3): Life(ExitCode.PREEMPTED, over_limit=TOO_MUCH_STORED, posts=False),
+        },
+    ),
+    Scenario(
+        "two workers are evicted again and again for what they store",
+        Phase.FAILED,
+        Reason.RETRIES_EXHAUSTED,
+        3,
+        WORKERS | {"spec.runPolicy.retries": 1},
+        {
+            (TRAIN, 1): Life(ExitCode.WORKER_LOST, over_limit=TOO_MUCH_STORED),
+            (TRAIN, 2): Life(ExitCode.PREEMPTED, over_limit=TOO_MUCH_STORED),
+        },
     ),
     Scenario(
         "more attempts than are remembered",

@@ -25,6 +25,7 @@ from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, Jo
 from .objects import CA, NOW, make_result, make_view
 
 FOREVER = 1_000_000
+GRACE = timedelta(seconds=30)
 
 
 class RefusedError(Exception):
@@ -44,6 +45,8 @@ class Life:
     """Posts its result until it is acknowledged; else only the termination message tells."""
     out_of_memory: bool = False
     disrupted: bool = False
+    over_limit: str = ""
+    """What the kubelet says as it evicts the pod for what it stored; the trainer may have said that it was stopped."""
     vanishes: bool = False
     """Job and pod are gone while it runs."""
     waits: tuple[str, str] = ("", "")
@@ -253,7 +256,7 @@ class FakeCluster:
     def _kill_pods(self, child: str) -> None:
         for pod in [pod for pod in self.pods.values() if pod.view.child == child]:
             if pod.view.phase is PodPhase.RUNNING:
-                pod.view, pod.dying = replace(pod.view, deleting=True), 2
+                pod.view, pod.dying = replace(pod.view, gone_by=self.now + GRACE), 2
             else:
                 del self.pods[pod.view.uid]
 
@@ -379,7 +382,7 @@ class FakeCluster:
         if child is not None and back is not None and not child.was_taken_back and pod.left <= back:
             child.was_taken_back, child.queued = True, 3
             child.view = replace(child.view, suspended=True, admitted=None)
-            pod.view, pod.dying = replace(pod.view, deleting=True), 1
+            pod.view, pod.dying = replace(pod.view, gone_by=self.now + GRACE), 1
         elif pod.left > 0:
             return
         elif pod.life.vanishes:
@@ -406,6 +409,7 @@ class FakeCluster:
             termination_message=said,
             out_of_memory=pod.life.out_of_memory,
             disrupted=pod.life.disrupted,
+            over_limit=pod.life.over_limit,
         )
 
     def _word(self, pod: _Pod) -> StageResult:

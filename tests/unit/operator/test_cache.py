@@ -161,23 +161,41 @@ def test_pods_of_children_that_are_gone_count_while_they_may_run() -> None:
 HAS_FAILED = {"conditions": [{"type": "Failed", "status": "True", "lastTransitionTime": CREATED}]}
 
 
+OOM_KILLED = {"reason": "OOMKilled", "exitCode": 137, "startedAt": CREATED, "finishedAt": CREATED}
+EVICTED = {
+    "reason": "Evicted",
+    "message": "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi.",
+}
+
+
 def killed_pod(phase: str = "Failed", **parts: Any) -> PodView:
-    ended = {"exitCode": 137, "reason": "OOMKilled", "startedAt": CREATED, "finishedAt": CREATED}
-    return make_pod(status={"phase": phase, **container(terminated=ended)}, **parts)
+    return make_pod(status={"phase": phase, **container(terminated=OOM_KILLED)}, **parts)
 
 
-@pytest.mark.parametrize("phase", ["Running", "Failed"])
-def test_pod_that_was_killed_at_its_memory_limit_is_known_when_somebody_has_deleted_it(phase: str) -> None:
+@pytest.mark.parametrize(
+    "pod",
+    [
+        pytest.param(killed_pod("Running"), id="killed, and its pod not told of"),
+        pytest.param(killed_pod(), id="killed"),
+        pytest.param(make_pod(status={"phase": "Failed", **EVICTED}), id="evicted for what it stored"),
+    ],
+)
+def test_pod_that_was_ended_at_a_limit_of_its_own_is_known_when_somebody_has_deleted_it(pod: PodView) -> None:
     watched = Watched()
     job = watched.tell_job()
     watched.tell_child(make_child(status=HAS_FAILED))
-    watched.tell_pod(pod := killed_pod(phase))
+    watched.tell_pod(pod)
     watched.cache.saw_pod(KEY, pod)
     assert watched.cache.pods_of(job) == (pod,)
     watched.pods.clear()
     watched.cache.saw_pod(KEY, pod)
     [known] = watched.cache.pods_of(job)
-    assert (known.uid, known.is_over, known.out_of_memory) == (pod.uid, True, True)
+    assert (known.uid, known.is_over, known.out_of_memory, known.over_limit) == (
+        pod.uid,
+        True,
+        pod.out_of_memory,
+        pod.over_limit,
+    )
     watched.cache.forget_job(KEY)
     assert watched.cache.pods_of(job) == ()
 

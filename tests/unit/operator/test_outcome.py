@@ -18,6 +18,7 @@ from .objects import NOW, after, make_child, make_pod, make_result, make_setting
 TRAIN = Stage.TRAIN
 OVER = {"phase": PodPhase.FAILED}
 FAILED = {"failed": True, "failure_reason": "PodFailurePolicy"}
+TOO_MUCH_STORED = "Pod ephemeral local storage usage exceeds the total limit of containers 20Gi. "
 
 
 def said(exit_code: ExitCode, **changes: Any) -> str:
@@ -86,6 +87,47 @@ ENDINGS = (
     ),
     Ending("a lost worker", Reason.WORKER_LOST, {}, OVER | {"exit_code": 137}, ExitCode.WORKER_LOST, 68),
     Ending("an evicted pod", Reason.PREEMPTED, pod=OVER | {"exit_code": 137, "disrupted": True}, exit_code=137),
+    *(
+        Ending(
+            f"a pod evicted for what it stored, whose trainer {sentence}",
+            Reason.STORAGE,
+            pod=OVER | {"over_limit": TOO_MUCH_STORED} | ended,
+            exit_code=ended.get("exit_code"),
+            says=f"{TOO_MUCH_STORED.strip(' .')}. Raise spec.compute.resources.ephemeralStorage.",
+        )
+        for sentence, ended in {
+            "could still say that it was stopped": {
+                "exit_code": 75,
+                "termination_message": said(ExitCode.PREEMPTED, message="stopped"),
+            },
+            "was killed": {"exit_code": 137},
+            "nobody saw end": {},
+        }.items()
+    ),
+    Ending(
+        "evicted for what it stored, and already known when the trainer says that it was stopped",
+        Reason.STORAGE,
+        {},
+        OVER | {"over_limit": 'Usage of EmptyDir volume "scratch" exceeds the limit "1Gi". '},
+        ExitCode.PREEMPTED,
+        75,
+        says="sizeLimit in spec.compute.pod.volumes",
+    ),
+    Ending(
+        "a worker evicted for what it stored",
+        Reason.STORAGE,
+        {"kind": ChildKind.RAY_JOB},
+        OVER | {"over_limit": TOO_MUCH_STORED},
+        ExitCode.WORKER_LOST,
+        68,
+        says="spec.compute.resources.ephemeralStorage",
+    ),
+    Ending(
+        "bad data, and evicted meanwhile",
+        Reason.BAD_DATA,
+        pod=OVER | {"over_limit": TOO_MUCH_STORED, "termination_message": said(ExitCode.BAD_DATA)},
+        exit_code=65,
+    ),
     Ending(
         "killed when its node went down",
         Reason.CHILD_LOST,
@@ -177,6 +219,13 @@ def test_the_newest_pod_tells():
     outcome = classify(make_child(TRAIN, **FAILED), pods, None)
     assert outcome is not None
     assert outcome.reason is Reason.BAD_DATA
+
+
+def test_the_limit_of_what_a_check_stores_is_the_administrators():
+    pod = make_pod(Stage.CHECK, phase=PodPhase.FAILED, exit_code=137, over_limit=TOO_MUCH_STORED)
+    outcome = classify(make_child(Stage.CHECK, **FAILED), (pod,), None)
+    assert outcome is not None
+    assert "settings.pod.checkResources.ephemeralStorage" in outcome.message
 
 
 def test_what_may_be_tried_again_is_what_the_contract_says():

@@ -25,7 +25,7 @@ from finetune_operator.action import Action, Create, Delete, Emit, EventType, Pl
 from finetune_operator.attempt import following
 from finetune_operator.condition import LONGEST_HEADLINE, Statement, derive_phase, find, stated
 from finetune_operator.manifest import JOB_FILE, trust_hash
-from finetune_operator.observed import DeliveredResult, JobView, Observed, PodPhase
+from finetune_operator.observed import DeliveredResult, JobView, Observed, PodPhase, PodView
 from finetune_operator.planner import plan
 
 from .objects import (
@@ -175,6 +175,22 @@ def test_a_job_that_has_ended_is_not_lost_before_its_pod_must_have_been_told_of(
     assert recorded(told_of).attempts[0].reason is Reason.STAGE_SUCCEEDED
     lost = plan(job, seen(children=(child,)), SETTINGS, after(10))
     assert recorded(lost).attempts[0].reason is Reason.CHILD_LOST
+
+
+def test_a_pod_that_tells_after_its_trainer_why_it_was_stopped_makes_a_fault_of_it():
+    job, child = checking_job(), make_child(CHECK)
+    pod = make_pod(CHECK, started=NOW)
+    said = DeliveredResult(CHECK, 1, make_result(CHECK, ExitCode.PREEMPTED))
+    stopped = recorded(plan(job, seen(children=(child,), pods=(pod,), results=(said,)), SETTINGS, after(9)))
+    assert (stopped.attempts[0].reason, stopped.attempts[0].failures) == (Reason.PREEMPTED, 0)
+    evicted = replace(pod, phase=PodPhase.FAILED, over_limit="Pod ephemeral local storage usage exceeds 20Gi.")
+    made = plan(replace(job, status=stopped), seen(children=(child,), pods=(evicted,)), SETTINGS, after(10))
+    [attempt] = recorded(made).attempts
+    assert (attempt.reason, attempt.failures, attempt.end_time) == (Reason.STORAGE, 1, after(9))
+    assert "usage exceeds 20Gi" in condition(made, ConditionType.CHECKED).message
+    assert told(made) == [Reason.RETRYING]
+    again = seen(children=(child,), pods=(evicted,))
+    assert plan(replace(job, status=recorded(made)), again, SETTINGS, after(11)).actions == ()
 
 
 # --- what is worth a write
@@ -398,8 +414,62 @@ def test_a_job_object_that_nobody_refuses_is_created_however_late():
 
 def test_a_pod_that_terminates_keeps_its_successor_waiting():
     job = checking_job(number=1)
-    made = plan(job, seen(pods=(make_pod(CHECK, deleting=True),)), SETTINGS, after(1))
+    made = plan(job, seen(pods=(make_pod(CHECK, gone_by=NOW),)), SETTINGS, after(1))
     assert "Create" not in kinds(made.actions)
+
+
+# --- a node that does not answer
+
+
+def stuck_pod(**changes: Any) -> PodView:
+    """Return a pod that was to be gone a minute after `NOW`."""
+    return make_pod(CHECK, started=NOW, node="gpu-7", gone_by=after(60), disrupted=True, **changes)
+
+
+def test_a_node_that_does_not_answer_is_told_when_its_pod_should_long_be_gone_and_nothing_is_begun():
+    job, child = checking_job(), make_child(CHECK)
+    early = plan(job, seen(children=(child,), pods=(stuck_pod(),)), SETTINGS, after(119))
+    assert condition(early, ConditionType.CHECKED).reason is Reason.RUNNING
+    assert early.wake_at == after(120)
+    job = replace(job, status=recorded(early))
+    late = plan(job, seen(children=(child,), pods=(stuck_pod(),)), SETTINGS, after(120))
+    assert kinds(late.actions) == ["RecordStatus"]
+    [news] = [action for action in late.actions if isinstance(action, Emit)]
+    assert (news.type, news.reason) == (EventType.WARNING, Reason.NODE_UNREACHABLE)
+    assert "node gpu-7 does not answer" in news.message
+    assert "delete the Node, or taint it node.kubernetes.io/out-of-service=nodeshutdown:NoExecute" in news.message
+    job = replace(job, status=recorded(late))
+    another = stuck_pod(name="reviews-check-a1-x2", uid="another")
+    for pods in ((stuck_pod(), another), (another, stuck_pod())):
+        assert plan(job, seen(children=(child,), pods=pods), SETTINGS, after(999)) == Plan()
+
+
+def test_a_pod_of_a_node_that_is_given_up_ends_as_preempted():
+    job = checking_job(start_time=NOW, node="gpu-7")
+    collected = stuck_pod(phase=PodPhase.FAILED)
+    observed = seen(children=(make_child(CHECK, failed=True),), pods=(collected,))
+    assert recorded(plan(job, observed, SETTINGS, after(999))).attempts[0].reason is Reason.PREEMPTED
+
+
+@pytest.mark.parametrize(
+    ("given", "ended"),
+    [
+        pytest.param({}, {"reason": Reason.WORKER_LOST, "end_time": NOW, "failures": 1}, id="the next attempt waits"),
+        pytest.param({}, {}, id="somebody has deleted the Job"),
+        pytest.param(
+            {"spec.runPolicy.suspend": True},
+            {"reason": Reason.WORKER_LOST, "end_time": NOW, "failures": 1},
+            id="its user has suspended the job",
+        ),
+        pytest.param({"spec.runPolicy.suspend": True}, {}, id="its user suspends the job"),
+    ],
+)
+def test_what_a_node_that_does_not_answer_holds_up_says_so(given: dict[str, Any], ended: dict[str, Any]):
+    made = plan(checking_job(given, start_time=NOW, **ended), seen(given, pods=(stuck_pod(),)), SETTINGS, after(120))
+    assert kinds(made.actions) == ["RecordStatus"]
+    checked = condition(made, ConditionType.CHECKED)
+    assert (checked.status, checked.reason) == (ConditionStatus.UNKNOWN, Reason.NODE_UNREACHABLE)
+    assert made.wake_at == after(180)
 
 
 # --- the end

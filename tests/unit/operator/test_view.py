@@ -190,6 +190,11 @@ def test_running_pod() -> None:
     assert (pod.exit_code, pod.waiting_reason) == (None, "")
 
 
+def test_pod_that_is_deleted_says_when_it_is_to_be_gone() -> None:
+    pod = pod_view(raw_pod(metadata={"deletionTimestamp": LATER, "deletionGracePeriodSeconds": 30}))
+    assert pod is not None and pod.gone_by == datetime(2026, 1, 2, 4, tzinfo=UTC)
+
+
 def test_ended_pod_says_how() -> None:
     ended = {"exitCode": 65, "startedAt": CREATED, "finishedAt": LATER, "message": "{}", "reason": "Error"}
     pod = pod_view(raw_pod(status={"phase": "Failed", **container(terminated=ended)}))
@@ -203,17 +208,45 @@ def test_pod_killed_for_its_memory() -> None:
     assert pod is not None and pod.out_of_memory
 
 
+DISRUPTED = {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}
+EVICTED = {"phase": "Failed", "reason": "Evicted"}
+
+
 @pytest.mark.parametrize(
     "status",
     [
-        {"phase": "Failed", "reason": "Evicted"},
-        {"phase": "Failed", "conditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        pytest.param({"phase": "Failed", **DISRUPTED}, id="preempted, or drained from its node"),
+        pytest.param(
+            EVICTED | DISRUPTED | {"message": "The node was low on resource: ephemeral-storage. "},
+            id="evicted for its node's sake",
+        ),
+        pytest.param(
+            EVICTED | DISRUPTED | {"message": "Container trainer was using 9Gi, which exceeds its request of 0. "},
+            id="evicted for its node's sake, as the one that stored most",
+        ),
+        pytest.param(
+            EVICTED | {"message": "Pod was rejected: The node had condition: [DiskPressure]. "},
+            id="refused by a node that lacks room",
+        ),
     ],
-    ids=str,
 )
 def test_disrupted_pod(status: dict[str, Any]) -> None:
     pod = pod_view(raw_pod(status=status))
-    assert pod is not None and pod.disrupted
+    assert pod is not None and pod.disrupted and not pod.over_limit
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Pod ephemeral local storage usage exceeds the total limit of containers 20Gi. ",
+        'Container trainer exceeded its local ephemeral storage limit "20Gi". ',
+        'Usage of EmptyDir volume "scratch" exceeds the limit "1Gi". ',
+    ],
+)
+def test_pod_evicted_for_what_it_stored_was_not_disrupted(message: str) -> None:
+    pod = pod_view(raw_pod(status=EVICTED | {"message": message}))
+    assert pod is not None
+    assert (pod.over_limit, pod.disrupted) == (message, False)
 
 
 @pytest.mark.parametrize(
