@@ -131,6 +131,8 @@ class Reason(StrEnum):
     START_DEADLINE_EXCEEDED = "StartDeadlineExceeded"
     SUSPENDED_BY_USER = "SuspendedByUser"
     RESUMED = "Resumed"
+    # read for one that only a later release knows
+    UNKNOWN = "Unknown"
 
 
 class Condition(ApiModel):

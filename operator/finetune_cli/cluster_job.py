@@ -2,17 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from finetune_api.job import MAX_NAME, FineTuneJob
 from finetune_api.status import FineTuneJobStatus
+from finetune_api.stored_status import read_status
 from finetune_cli.job_api import JsonObject
 from finetune_cli.manifest import read_job
 from finetune_trainer.errors import SpecError
-
-_MOST_REPAIRS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,35 +48,9 @@ def cluster_job(document: JsonObject) -> ClusterJob:
         metadata["creationTimestamp"],
         "deletionTimestamp" in metadata,
         document.get("spec") or {},
-        parse_status(document.get("status") or {}),
+        read_status(document.get("status") or {}),
         {**document, "metadata": metadata},
     )
-
-
-def parse_status(status: JsonObject) -> FineTuneJobStatus:
-    """Return what this version understands of ``status``: a newer operator may say more, which is left out."""
-    for _ in range(_MOST_REPAIRS):
-        try:
-            return FineTuneJobStatus.model_validate(status, by_alias=True, by_name=False)
-        except ValidationError as error:
-            found = error.errors(include_url=False)[0]
-            # What lacks a field is left out as a whole.
-            path = found["loc"][:-1] if found["type"] == "missing" else found["loc"]
-            status = _without(status, path)
-    return FineTuneJobStatus()
-
-
-def _without(value: Any, path: tuple[str | int, ...]) -> Any:
-    if not path:
-        return {}
-    head, *rest = path
-    if isinstance(value, list) and isinstance(head, int):
-        changed = [_without(value[head], tuple(rest))] if rest else []
-        return [*value[:head], *changed, *value[head + 1 :]]
-    if isinstance(value, dict) and head in value:
-        kept = {key: item for key, item in value.items() if key != head}
-        return {**kept, head: _without(value[head], tuple(rest))} if rest else kept
-    return {}
 
 
 # --- which one

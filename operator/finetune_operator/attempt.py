@@ -10,8 +10,12 @@ from finetune_operator.remedy import ADJUSTMENTS, find_remedy, needs_remedy
 from finetune_operator.settings import Settings
 
 MOST_KEPT = 10
-FREE = (Reason.PREEMPTED, Reason.SUSPENDED_BY_USER)
-"""Ends that do not count against runPolicy.retries."""
+FREE = (Reason.PREEMPTED, Reason.SUSPENDED_BY_USER, Reason.UNKNOWN)
+"""Ends that do not count against runPolicy.retries.
+
+What a later release made of an end that only it knows lies beside it: ``failures``, and ``stages`` where nothing was to
+be tried again. For what it had not come to, another attempt costs time and a fault may cost the job.
+"""
 
 
 def is_open(attempt: Attempt) -> bool:

@@ -19,7 +19,7 @@ from finetune_operator.metric import Metrics
 from finetune_operator.observed import ChildKind
 from finetune_operator.queue import RetryError
 from finetune_operator.status_patch import status_patch
-from finetune_operator.view import PackedJob, child_view, controller, job_view, packed_job
+from finetune_operator.view import PackedJob, child_view, controller, job_view, packed_job, stored_status
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class Executor:
         if newest is None or newest.uid != job.uid or newest.essence != job.essence:
             raise RetryError("the job has changed meanwhile")
         old = job_view(newest).status
-        patch = status_patch(old, record.status)
+        patch = status_patch(stored_status(newest), old, record.status)
         if not patch:
             return job
         metadata = {"uid": newest.uid, "resourceVersion": str(newest.resource_version)}

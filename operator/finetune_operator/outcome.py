@@ -34,6 +34,7 @@ RETRYABLE = {
     *(reason for code, reason in EXIT_REASONS.items() if code.is_retryable),
     Reason.CHILD_LOST,
     Reason.SUSPENDED_BY_USER,
+    Reason.UNKNOWN,
 }
 """Ends after which the same job may succeed when it is run again."""
 

@@ -50,16 +50,23 @@ def plan(job: JobView, observed: Observed, settings: Settings, now: datetime) ->
     """
     if job.deleting:
         return Plan()
-    over = ending(job.status)
-    if over is not None:
+    ended = _ended(job.status, now)
+    if ended is not None:
         time_to_live = timedelta(seconds=_run_policy(job, RunPolicySpec()).child_ttl_seconds)
-        return after_the_end(job, observed, over.last_transition_time + time_to_live, now)
+        return after_the_end(job, observed, ended + time_to_live, now)
     if job.status.resolved is None or job.status.resolved.config_map is None:
         return _accept(job, observed, settings, now)
     if observed.resolved is None:
         return _restore(job, observed, settings, now)
     status = brought_up_to_date(job, observed, observed.resolved, now)
     return _brought_forward(job, observed, settings, now, observed.resolved, status)
+
+
+def _ended(status: FineTuneJobStatus, now: datetime) -> datetime | None:
+    """Return when the job ended for good; just now, where a later release says how by what this one cannot read."""
+    if over := ending(status):
+        return over.last_transition_time
+    return now if status.phase is not None and status.phase.is_terminal else None
 
 
 # --- acceptance

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from finetune_api.crd import GROUP
 from finetune_api.job import KIND
 from finetune_api.report import Stage
-from finetune_api.status import ConditionStatus, ConditionType, FineTuneJobStatus, Phase, Reason
+from finetune_api.status import ConditionStatus, ConditionType, Phase, Reason
+from finetune_api.stored_status import read_status
 from finetune_operator import naming
 from finetune_operator.observed import ChildKind, ChildView, JobView, PodPhase, PodView, start_job
 
@@ -144,19 +143,14 @@ def job_view(packed: PackedJob) -> JobView:
         labels=metadata["labels"],
         annotations=metadata["annotations"],
         spec=content["spec"],
-        status=status_of(content["status"]),
+        status=read_status(content["status"]),
     )
 
 
-def status_of(raw: Raw) -> FineTuneJobStatus:
-    """Return the status; without those fields that this version cannot read, which another one wrote."""
-    rest = dict(raw)
-    while True:
-        try:
-            return FineTuneJobStatus.model_validate(rest, by_alias=True, by_name=False)
-        except ValidationError as error:
-            for problem in error.errors():
-                rest.pop(str(problem["loc"][0]), None)
+def stored_status(packed: PackedJob) -> Raw:
+    """Return the status as the API server has it."""
+    status: Raw = json.loads(packed.content)["status"]
+    return status
 
 
 def _is_to_run(raw: Raw) -> bool:

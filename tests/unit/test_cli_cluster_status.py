@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from finetune_api.report import ExitCode
-from finetune_api.status import FineTuneJobStatus
-from finetune_cli.cluster_job import cluster_job, parse_status
+from finetune_api.stored_status import read_status
+from finetune_cli.cluster_job import cluster_job
 from finetune_cli.job_end import failure_of
 from finetune_cli.job_watch import follow
 from finetune_cli.patience import PAUSES, Patience
@@ -209,8 +209,8 @@ def test_the_table_tells_what_became_of_the_model():
 
 
 def test_news_are_conditions_that_changed():
-    before = parse_status({"conditions": [condition("Accepted"), condition("Checked", "Unknown", "Waiting")]})
-    now = parse_status(
+    before = read_status({"conditions": [condition("Accepted"), condition("Checked", "Unknown", "Waiting")]})
+    now = read_status(
         {
             "conditions": [
                 condition("Accepted"),
@@ -223,24 +223,10 @@ def test_news_are_conditions_that_changed():
     assert news(None, before) == ["Accepted (SpecValid)"]
 
 
-UNKNOWN = {
-    "a new field": ({"phase": "Training", "mood": "good"}, {"phase": "Training"}),
-    "a new phase": ({"phase": "Dreaming", "observedGeneration": 3}, {"observedGeneration": 3}),
-    "a new kind of condition": (
-        {"conditions": [condition("Blessed"), condition("Accepted")]},
-        {"conditions": [condition("Accepted")]},
-    ),
-    "a new field in a list": (
-        {"artifacts": [{"kind": "report", "uri": "x", "sha256": "0" * 64, "bytes": 1, "colour": "red"}]},
-        {"artifacts": [{"kind": "report", "uri": "x", "sha256": "0" * 64, "bytes": 1}]},
-    ),
-    "nothing that is known": ({"conditions": "none"}, {}),
-}
-
-
-@pytest.mark.parametrize("given, understood", UNKNOWN.values(), ids=UNKNOWN.keys())
-def test_what_a_later_operator_says_is_left_out(given, understood):
-    assert parse_status(given) == FineTuneJobStatus.model_validate(understood)
+def test_an_end_by_a_reason_of_a_later_release_is_shown_with_its_message():
+    ended = make_object({"phase": "Succeeded", "conditions": [condition("Complete", reason="Blessed", message="good")]})
+    [line] = [line for line in status_lines(cluster_job(ended), NOW) if "Complete" in line]
+    assert line.split() == ["Complete", "True", "Unknown", "good"]
 
 
 # --- exit codes

@@ -20,6 +20,7 @@ from finetune_api.status import (
     StageStatus,
     Summary,
 )
+from finetune_api.stored_status import read_status
 from finetune_operator import naming
 from finetune_operator.action import Action, Create, Delete, Emit, EventType, Plan, RecordStatus, Replace
 from finetune_operator.attempt import following
@@ -40,6 +41,7 @@ from .objects import (
     make_settings,
     make_view,
 )
+from .raw_objects import CREATED
 
 SETTINGS = make_settings()
 SAID = '{"stage":"check","exitCode":0}'
@@ -535,6 +537,62 @@ def test_a_spec_that_was_published_before_is_not_trained_again(gate: GateResult 
     assert condition(made, ConditionType.GATES_PASSED).reason is (Reason.GATES_PASSED if gate else Reason.NO_GATES)
     later = plan(replace(job, status=recorded(made)), observed, SETTINGS, after(6))
     assert "Create" not in kinds(later.actions)
+
+
+# --- after a rollback
+
+
+def rolled_back(job: JobView, **fields: Any) -> JobView:
+    """Return the job as it is read of a status that has ``fields`` as a later release wrote them."""
+    stored = job.status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return replace(job, status=read_status(stored | fields))
+
+
+def training_job(**of_the_check: Any) -> JobView:
+    """Return a job that trains, of whose ended check only a later release can read all."""
+    ended = {"start_time": NOW, "end_time": NOW, "reason": Reason.STAGE_SUCCEEDED, "exit_code": 0}
+    job = checking_job(**ended)
+    training = following(job.status, TRAIN, make_resolved(), NOW).model_copy(update={"start_time": NOW, "node": "n"})
+    status = job.status.model_copy(
+        update={
+            "attempts": (*job.status.attempts, training),
+            "stages": (StageStatus(stage=CHECK, attempt=1, exit_code=0),),
+        }
+    )
+    job = replace(job, status=stated(status, [CHECKED], NOW, 1))
+    check, train = (one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in job.status.attempts)
+    return rolled_back(job, attempts=[check | of_the_check, train])
+
+
+@pytest.mark.parametrize("unknown", [{"reason": "Praised"}, {"watts": 700}, {"stage": "distill"}])
+def test_running_work_is_left_alone_beside_an_attempt_that_only_a_later_release_can_read(unknown):
+    observed = seen(children=(make_child(TRAIN),), pods=(make_pod(TRAIN, started=NOW, node="n"),))
+    job = training_job(**unknown)
+    made = plan(job, observed, SETTINGS, after(600))
+    assert kinds(made.actions) == ["RecordStatus"]
+    assert recorded(made).phase is Phase.TRAINING
+    assert plan(replace(job, status=recorded(made)), observed, SETTINGS, after(601)).actions == ()
+
+
+@pytest.mark.parametrize("unknown", [{"reason": "Praised"}, {"type": "Cancelled"}, {"status": "Perhaps"}])
+def test_a_job_that_has_ended_stays_so_whatever_a_later_release_said_of_it(unknown):
+    over = {"type": "Complete", "status": "True", "reason": "Published", "lastTransitionTime": NOW} | unknown
+    accepted = accepted_job().status.conditions[0].model_dump(mode="json", by_alias=True, exclude_none=True)
+    job = rolled_back(accepted_job(), phase="Succeeded", conditions=[accepted, over])
+    assert plan(job, seen(), SETTINGS, after(60)).actions == ()
+    [delete] = plan(job, seen(children=(make_child(TRAIN),)), SETTINGS, after(60)).actions
+    assert isinstance(delete, Delete) and delete.why == "its attempt has ended"
+
+
+def test_an_attempt_that_was_to_end_for_a_reason_of_a_later_release_is_tried_again_for_free():
+    job = checking_job({"spec.runPolicy.retries": 0})
+    first = job.status.attempts[0].model_dump(mode="json", by_alias=True, exclude_none=True)
+    job = rolled_back(job, attempts=[first | {"reason": "Overheated", "startTime": CREATED}])
+    observed = seen({"spec.runPolicy.retries": 0})
+    job = replace(job, status=recorded(plan(job, observed, SETTINGS, NOW)))
+    assert (job.status.attempts[0].reason, job.status.attempts[0].failures) == (Reason.UNKNOWN, 0)
+    made = plan(job, observed, SETTINGS, after(60))
+    assert [one.number for one in recorded(made).attempts] == [1, 2]
 
 
 # --- certificates

@@ -13,11 +13,21 @@ import pytest
 
 from finetune_api.report import ExitCode, Stage
 from finetune_api.stage_result import StageResult
-from finetune_api.status import Attempt, FineTuneJobStatus, Phase, Reason, ResolvedStatus, StageStatus
+from finetune_api.status import (
+    Attempt,
+    ConditionStatus,
+    ConditionType,
+    FineTuneJobStatus,
+    Phase,
+    Reason,
+    ResolvedStatus,
+    StageStatus,
+)
 from finetune_operator import event_recorder, naming, planner
 from finetune_operator.action import Create, Delete, Emit, EventType, Plan, RecordStatus, Ref, Replace
 from finetune_operator.cache import Cache, Indices, namespace_key, uid_key
 from finetune_operator.cluster import ClusterError, RefusedError, UnavailableError
+from finetune_operator.condition import Statement, stated
 from finetune_operator.event_recorder import EventRecorder
 from finetune_operator.inbox import Inbox
 from finetune_operator.manifest import content_hash, job_file
@@ -26,7 +36,7 @@ from finetune_operator.observed import DeliveredResult, JobView, Observed
 from finetune_operator.queue import Result, RetryError
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
-from finetune_operator.view import Raw, child_view, packed_job, pod_view
+from finetune_operator.view import Raw, child_view, job_view, packed_job, pod_view
 
 from .fake_api_server import FakeApiServer
 from .objects import CA, NAME, NAMESPACE, NOW, UID, after, make_resolved, make_settings
@@ -391,6 +401,19 @@ def test_news_is_told_last_and_also_when_the_rest_has_failed() -> None:
         world.look()
     assert told(world) == [("started", 1)]
     assert [kind for _, kind in world.written()] == ["FineTuneJob", "Job", "Event"]
+
+
+def test_record_leaves_what_only_a_later_release_can_read() -> None:
+    accepted = {"type": "Accepted", "status": "True", "reason": "SpecValid", "lastTransitionTime": CREATED}
+    blessed = accepted | {"type": "Blessed"}
+    world = make_world(status={"conditions": [blessed, accepted], "mood": "good"})
+    read = job_view(packed_job(world.server.objects["FineTuneJob", NAMESPACE, NAME])).status
+    told = Statement(ConditionType.CHECKED, ConditionStatus.TRUE, Reason.STAGE_SUCCEEDED)
+    world.plans = [Plan((RecordStatus(stated(read, [told], NOW, 1), "test"),))]
+    assert world.look() == Result(settled=False)
+    written = world.server.objects["FineTuneJob", NAMESPACE, NAME]["status"]
+    assert written["mood"] == "good"
+    assert [one["type"] for one in written["conditions"]] == ["Accepted", "Checked", "Blessed"]
 
 
 def test_record_for_a_job_that_has_changed_is_refused_and_the_next_plan_is_made_from_what_it_is() -> None:

@@ -8,7 +8,7 @@ import pytest
 from finetune_api.report import Stage
 from finetune_api.status import Phase
 from finetune_operator.observed import PodPhase
-from finetune_operator.view import child_view, job_view, packed_job, pod_view, queue_told, status_of, trouble_told
+from finetune_operator.view import child_view, job_view, packed_job, pod_view, queue_told, trouble_told
 
 from .objects import NAME, NAMESPACE, UID
 from .raw_objects import CREATED, container, queue_condition, raw_child, raw_job, raw_pod, raw_workload
@@ -65,13 +65,6 @@ def test_essence_changes_with_anything_but_progress(status: dict[str, Any], chan
 @pytest.mark.parametrize("change", [{"labels": {"a": "b"}}, {"generation": 2}, {"deletionTimestamp": CREATED}])
 def test_essence_changes_with_the_metadata(change: dict[str, Any]) -> None:
     assert packed_job(raw_job()).essence != packed_job(raw_job(**change)).essence
-
-
-def test_unreadable_fields_of_a_status_are_left_out_and_the_rest_is_kept() -> None:
-    status = status_of(
-        {"phase": "Training", "attempts": [{"number": "x"}], "fromTheFuture": 1, "observedGeneration": 3}
-    )
-    assert (status.phase, status.attempts, status.observed_generation) == (Phase.TRAINING, (), 3)
 
 
 def test_phase_of_another_version_is_no_phase() -> None:
