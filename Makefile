@@ -71,8 +71,8 @@ four-bits: $(FOUR_BITS)/.installed
 	PYTHONPATH=$(FOUR_BITS) OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(CORES) tests/four_bits
 
 e2e: setup  # On a cluster that is there: `make cluster`, or `python -m tests.cluster lend`.
-	$(BIN)/pytest -q --timeout=900 -n 2 --dist loadfile --no-loadscope-reorder --durations=15 -m 'not alone' tests/e2e
-	$(BIN)/pytest -q --timeout=900 --durations=15 -m alone tests/e2e
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15 -m 'not alone' tests/e2e
+	$(BIN)/pytest -q --durations=15 -m alone tests/e2e
 
 soak: programs  ## Fuzz for about half an hour, 12,000 cases a target; then chaos over 30 jobs, and lost workers.
 	@for target in $$($(BIN)/python -m tests.fuzz 2>/dev/null); do \

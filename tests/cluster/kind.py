@@ -9,7 +9,7 @@ from .folder import BIN, ROOT, digest
 
 logger = logging.getLogger(__name__)
 
-CREATE_SECONDS = 300
+CREATE_SECONDS = 900
 NAME = f"finetune-{digest([str(ROOT)])[:6]}"
 """One cluster per checkout: two checkouts on one machine do not meet."""
 

@@ -23,7 +23,7 @@ HEALTH = "/healthz"
 REGION = "us-east-1"
 ACCESS_KEY = "finetune-tests"
 SECRET_KEY = "finetune-tests-secret"
-READY_SECONDS = 60
+READY_SECONDS = 180
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,18 +29,21 @@ from .pod import restricted_namespace
 from .release import OperatorRelease
 from .sample import BUCKET, add_secret, fill_bucket
 
-TEST_SECONDS = 300
+TEST_SECONDS = 1800
+"""Against hanging alone: more than the waits of nearly every test together."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put what needs the trainer's image behind all else: it is built meanwhile.
 
-    The time limit of a test here begins after its fixtures: the first of them may have a cluster to make.
+    The time limit of a test here, its own one as well, begins after its fixtures: the first of them may have a cluster
+    to make.
     """
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            # A test's own marker stands before this one.
-            item.add_marker(pytest.mark.timeout(TEST_SECONDS, func_only=True))
+            own = item.get_closest_marker("timeout")
+            seconds = own.args[0] if own else TEST_SECONDS
+            item.add_marker(pytest.mark.timeout(seconds, func_only=True), append=False)
     items.sort(key=needs_trainer)
 
 

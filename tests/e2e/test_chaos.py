@@ -216,7 +216,7 @@ class Run:
 
 
 @pytest.mark.alone
-@pytest.mark.timeout(SECONDS + 300)
+@pytest.mark.timeout(SECONDS + 600)
 def test_jobs_end_once_and_as_they_should_whatever_happens(
     cluster: Cluster,
     jobs: Jobs,

@@ -21,6 +21,7 @@ from .release import CHART, DEFINITION, NAME, NAMESPACE, OperatorRelease
 ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{NAME}"
 POLICY = f"{NAME}-{NAMESPACE}"
 SECONDS_TO_ACT = 60
+GONE_SECONDS = 180
 
 
 def job(name: str = "reviews", **overrides: Any) -> dict[str, Any]:
@@ -169,8 +170,8 @@ def test_locks_are_expressions_of_the_right_type_and_are_enforced(
 def none_installed(cluster: Cluster, changed: OperatorRelease) -> OperatorRelease:
     """A cluster without release and definition, as a stranger has it."""
     changed.uninstall()
-    cluster.kubectl("delete", "crd", DEFINITION, "--timeout=60s")
-    cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=60s")
+    for what in (("crd", DEFINITION), ("namespace", NAMESPACE)):
+        cluster.kubectl("delete", *what, f"--timeout={GONE_SECONDS}s", timeout=GONE_SECONDS + 10)
     return changed
 
 

@@ -5,6 +5,7 @@ Examples 04 and 05 need KubeRay (`test_rayjobs`), 06 is what most tests here app
 """
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from ..cluster.object_store import ObjectStore
 from .object import Document, Jobs
 from .release import CHART, OperatorRelease
 from .sample import NO_SHARE, UNCHECKED, example
+
+SECONDS = 2000
+"""For all jobs together: they share what the machine has, and whichever is awaited first waits for nearly all."""
 
 FILES = {
     "sentiment-lora": "01-sentiment-lora/finetunejob.yaml",
@@ -53,7 +57,7 @@ GO_ON_FROM = {"reviews-sentiment": "reviews-general", "requests-measured": "requ
 
 
 @pytest.mark.alone
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(2700)
 def test_the_examples_for_a_laptop_run_on_a_cluster_too_and_an_upgrade_leaves_them_alone(
     jobs: Jobs, s3: ObjectStore, operator: OperatorRelease, tmp_path: Path
 ) -> None:
@@ -65,7 +69,8 @@ def test_the_examples_for_a_laptop_run_on_a_cluster_too_and_an_upgrade_leaves_th
     operator.install("--set=settings.backoffSeconds=11", chart=another_release(tmp_path))
     try:
         assert set(operator.pods()).isdisjoint(operators)
-        ended = {name: jobs.wait_phase(name, Phase.SUCCEEDED, seconds=1000) for name in FILES}
+        deadline = time.monotonic() + SECONDS
+        ended = {name: jobs.wait_phase(name, Phase.SUCCEEDED, deadline - time.monotonic()) for name in FILES}
     finally:
         operator.install()
     for name in STOPPED:

@@ -89,7 +89,6 @@ def headline(job: Job) -> str:
     return job.status.summary.message if job.status.summary else ""
 
 
-@pytest.mark.timeout(1200)
 def test_a_job_waits_for_quota_and_makes_room_for_a_more_urgent_one(
     jobs: Jobs, s3: ObjectStore, queues: None, cluster: Cluster
 ) -> None:

@@ -111,7 +111,6 @@ def waits_for_kuberay(job: Job) -> bool:
     return trained is not None and trained.reason is Reason.KUBERAY_MISSING
 
 
-@pytest.mark.timeout(1000)
 def test_full_fine_tuning_on_two_workers_begins_when_kuberay_appears_and_is_evaluated_and_published(
     jobs: Jobs, s3: ObjectStore, cluster: Cluster, request: pytest.FixtureRequest
 ) -> None:
@@ -131,7 +130,6 @@ def test_full_fine_tuning_on_two_workers_begins_when_kuberay_appears_and_is_eval
     await_condition(lambda: not ray_clusters(cluster, jobs.namespace), "the end of the Ray cluster", 120)
 
 
-@pytest.mark.timeout(1800)
 def test_workers_that_are_stopped_go_on_from_the_step_at_which_they_were(
     jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, operator: OperatorRelease
 ) -> None:
@@ -153,7 +151,6 @@ def test_workers_that_are_stopped_go_on_from_the_step_at_which_they_were(
 
 
 @soak_only
-@pytest.mark.timeout(1800)
 def test_workers_that_are_lost_go_on_from_the_last_step_that_was_saved(
     jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster
 ) -> None:
@@ -170,7 +167,6 @@ def test_workers_that_are_lost_go_on_from_the_last_step_that_was_saved(
 
 
 @soak_only
-@pytest.mark.timeout(1800)
 def test_suspended_workers_go_on_from_the_step_at_which_they_were_stopped(
     jobs: Jobs, s3: ObjectStore, kuberay: KubeRay
 ) -> None:
@@ -187,7 +183,6 @@ def test_suspended_workers_go_on_from_the_step_at_which_they_were_stopped(
     assert job.trainings[-1].resumed_from_step == saved
 
 
-@pytest.mark.timeout(800)
 @pytest.mark.parametrize("is_there", [True, False], ids=["KubeRay works", "KubeRay is down"])
 def test_a_job_deleted_while_its_workers_train_leaves_nothing(
     jobs: Jobs, s3: ObjectStore, kuberay: KubeRay, cluster: Cluster, is_there: bool

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from ..ports import free_port
 
-START_SECONDS = 60
+START_SECONDS = 180
 ADMIN_TOKEN = "admin"
 PROGRAMS = ("etcd", "kube-apiserver")
 

@@ -18,7 +18,7 @@ from finetune_operator import cluster
 from ..ports import free_port
 from .api_server import ApiServer
 
-START_SECONDS = 60
+START_SECONDS = 180
 STOP_SECONDS = 30
 SECRET = "finetune-operator-tls"
 LEASE = "finetune-operator"

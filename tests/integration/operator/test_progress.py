@@ -19,6 +19,7 @@ from finetune_trainer.progress_client import CA_CERT, TOKEN, URL, ProgressClient
 
 from .api_server import ApiServer
 from .conftest import StartOperator
+from .operator_process import await_until
 from .workload import Document, Workload
 
 ACCOUNT = "trainer"
@@ -108,24 +109,30 @@ def test_the_callback_of_transformers_reports_without_any_code(
         monkeypatch.setenv(name, value)
     callback = KubeflowCallback()
     monkeypatch.setattr(callback, "_MIN_UPDATE_INTERVAL", 0.0)
+    # It gives a post up after five seconds, tells nobody, and posts again at the next step.
+    often = {"seconds": 60.0, "pause": 1.0}
     state = SimpleNamespace(is_world_process_zero=True, max_steps=10, global_step=0, epoch=0.0)
 
     def tell(moment: Callable[..., None], **values: Any) -> None:
         moment(None, state, None, **values)
 
+    def is_told(percent: int, moment: Callable[..., None]) -> bool:
+        tell(moment)
+        said = workload.status().progress
+        return said is not None and said.percent == percent
+
     tell(callback.on_train_begin)
     state.global_step, state.epoch = 4, 1.25
     tell(callback.on_log, logs={"loss": float("nan"), "learning_rate": 2e-5})
-    tell(callback.on_step_end)
-    status = workload.wait(lambda status: status.progress and status.progress.percent == 40, "40 %", seconds=10)
+    await_until(lambda: is_told(40, callback.on_step_end), "40 %", **often)
+    status = workload.status()
     assert status.progress is not None
     assert (status.progress.stage, status.progress.step, status.progress.total_steps) == (Stage.TRAIN, 4, 10)
     assert status.progress.epoch == "1.25"
     assert metrics_of(status) == {"loss": "nan", "learning_rate": "2e-05"}
     assert status.summary is not None
     assert status.summary.progress == "40 %"
-    tell(callback.on_train_end)
-    workload.wait(lambda status: status.progress and status.progress.percent == 100, "100 %", seconds=10)
+    await_until(lambda: is_told(100, callback.on_train_end), "100 %", **often)
 
 
 def test_a_result_is_in_the_status_before_its_pod_has_ended(
@@ -150,7 +157,8 @@ def test_what_our_trainer_knows_reaches_the_status_within_ten_seconds(
     apply(workload)
     workload.play(Stage.CHECK)
     client = kubelet.start(Stage.TRAIN).client()
-    for step in range(1, 6):
+
+    def report(step: int) -> None:
         client.report(
             Progress(
                 stage=Stage.TRAIN,
@@ -165,6 +173,12 @@ def test_what_our_trainer_knows_reaches_the_status_within_ten_seconds(
                 eta_seconds=90.0,
             )
         )
+
+    # The first one waits for a connection, and for the API server's word on the token.
+    report(1)
+    workload.wait(lambda status: status.progress and status.progress.step == 1, "step 1")
+    for step in range(2, 6):
+        report(step)
     status = workload.wait(lambda status: status.progress and status.progress.step == 5, "step 5", seconds=10)
     assert status.progress is not None
     assert status.progress.message == "training"

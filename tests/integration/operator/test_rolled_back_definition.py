@@ -1,7 +1,6 @@
 """What a later release stored, in a real API server that has been given today's definition again."""
 
 import copy
-import urllib.error
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -17,8 +16,9 @@ from finetune_operator.status_patch import status_patch
 
 from .api_server import ApiServer
 from .conftest import CRD_FILE
+from .definition import define, takes
 from .operator_process import await_until
-from .test_upgraded_definition import CRD_PATH, STORED, read, stored_job
+from .test_upgraded_definition import STORED, read, stored_job
 from .workload import MERGE
 
 NAMESPACE = "rolled-back"
@@ -39,7 +39,7 @@ STATUS = {
 
 
 def later_definition() -> dict[str, Any]:
-    """Return the definition of a release that knows more: reasons, a condition, a stage, a phase, a field."""
+    """Return the spec of the definition of a release that knows more: reasons, a condition, a stage, a phase, a field."""
     spec = copy.deepcopy(read(CRD_FILE)["spec"])
     status = spec["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
     condition, stage, attempt = (status[name]["items"]["properties"] for name in ("conditions", "stages", "attempts"))
@@ -52,7 +52,7 @@ def later_definition() -> dict[str, Any]:
     ):
         field["enum"].append(value)
     attempt["watts"] = {"type": "integer"}
-    return {"spec": spec}
+    return spec
 
 
 @pytest.fixture
@@ -61,23 +61,18 @@ def job_path(api_server: ApiServer) -> Iterator[str]:
     job = stored_job(STORED / "v1alpha1" / "new.yaml")
     path = f"{JOBS}/{job['metadata']['name']}"
 
-    def may_dream() -> bool:
-        try:
-            api_server.request("PATCH", f"{path}/status?dryRun=All", {"status": {"phase": "Dreaming"}}, MERGE)
-        except urllib.error.HTTPError as refusal:
-            assert refusal.code in (422, 503), refusal.__notes__
-            return False
-        return True
+    def may_dream() -> bool | None:
+        return takes(api_server, "PATCH", f"{path}/status", {"status": {"phase": "Dreaming"}}, MERGE)
 
     api_server.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
     try:
-        api_server.request("PATCH", CRD_PATH, later_definition(), MERGE)
+        define(api_server, later_definition())
         api_server.request("POST", JOBS, job)
         await_until(may_dream, "the later definition rules")
         api_server.request("PATCH", f"{path}/status?fieldValidation=Strict", {"status": STATUS}, MERGE)
     finally:
-        api_server.request("PATCH", CRD_PATH, {"spec": read(CRD_FILE)["spec"]}, MERGE)
-    await_until(lambda: not may_dream(), "today's definition rules")
+        define(api_server, read(CRD_FILE)["spec"])
+    await_until(lambda: may_dream() is False, "today's definition rules")
     yield path
     api_server.request("DELETE", path)
 

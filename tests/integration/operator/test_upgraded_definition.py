@@ -2,7 +2,7 @@
 
 import copy
 import urllib.error
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 
 from .api_server import ApiServer
 from .conftest import CRD_FILE
+from .definition import define, takes
 from .operator_process import await_until
 from .workload import MERGE
 
@@ -18,7 +19,6 @@ STORED = Path(__file__).resolve().parents[2] / "unit" / "stored"
 FIRST_DEFINITION = STORED / "v1alpha1.definition.yaml"
 """As it was when the objects below ``v1alpha1`` were stored. Never edited."""
 FILES = sorted((STORED / "v1alpha1").glob("*.yaml"))
-CRD_PATH = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/finetunejobs.finetune.dev"
 NAMESPACE = "upgraded"
 JOBS = f"/apis/finetune.dev/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"
 
@@ -47,25 +47,9 @@ OUTDATED = {
 ALL = {file.stem: stored_job(file) for file in FILES} | OUTDATED
 
 
-def answers(server: ApiServer, jobs: Iterable[dict[str, Any]]) -> set[int]:
-    """What the API server would answer to each of ``jobs`` now: 201 where it would store it, 422 where it refuses it.
-
-    503 is neither: what serves one definition is stopped a second after another is there, and a request on its way to
-    it that a busy machine held for longer finds it "shutting down" (kubernetes/kubernetes#77816).
-    """
-    codes = set()
-    for job in jobs:
-        try:
-            server.request("POST", f"{JOBS}?dryRun=All", {**job, "metadata": {"name": "another"}})
-            codes.add(201)
-        except urllib.error.HTTPError as refusal:
-            assert refusal.code in (422, 503), refusal.__notes__
-            codes.add(refusal.code)
-    return codes
-
-
-def define(server: ApiServer, file: Path) -> None:
-    server.request("PATCH", CRD_PATH, {"spec": read(file)["spec"]}, MERGE)
+def takes_outdated(server: ApiServer) -> set[bool | None]:
+    another = {"metadata": {"name": "another"}}
+    return {takes(server, "POST", JOBS, job | another) for job in OUTDATED.values()}
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +57,16 @@ def upgraded(api_server: ApiServer) -> Iterator[ApiServer]:
     """The server after the upgrade, with what was stored before it."""
     api_server.request("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
     try:
-        define(api_server, FIRST_DEFINITION)
-        await_until(lambda: answers(api_server, OUTDATED.values()) == {201}, "the first definition rules")
+        define(api_server, read(FIRST_DEFINITION)["spec"])
+        await_until(lambda: takes_outdated(api_server) == {True}, "the first definition rules")
         for job in ALL.values():
             api_server.request("POST", f"{JOBS}?fieldValidation=Strict", job)
             if "status" in job:
                 path = f"{JOBS}/{job['metadata']['name']}/status?fieldValidation=Strict"
                 api_server.request("PATCH", path, {"status": job["status"]}, MERGE)
     finally:
-        define(api_server, CRD_FILE)
-    await_until(lambda: answers(api_server, OUTDATED.values()) == {422}, "today's definition rules")
+        define(api_server, read(CRD_FILE)["spec"])
+    await_until(lambda: takes_outdated(api_server) == {False}, "today's definition rules")
     yield api_server
     # An operator of another test may look after the whole server.
     api_server.request("DELETE", JOBS)

@@ -21,7 +21,8 @@ from finetune_api.stage_result import StageResult
 from finetune_operator.certificate import Lifetimes, renewed, to_data
 from finetune_trainer.progress_client import Pace, ProgressClient, open_client
 
-PACE = Pace(between_posts=0.05, request=2.0, first_pause=0.01, longest_pause=0.05, closing=3.0)
+PACE = Pace(between_posts=0.05, request=30.0, first_pause=0.01, longest_pause=0.05, closing=30.0)
+RARELY = replace(PACE, between_posts=60.0)
 RESULT = StageResult(stage=Stage.TRAIN, exit_code=ExitCode.OK)
 DAY = timedelta(days=1)
 
@@ -37,7 +38,8 @@ class Listener:
     codes: list[int] = field(default_factory=list)
     answered: int = 0
     """Posts whose answer has been sent."""
-    seconds_to_answer: float = 0.0
+    may_answer: threading.Event = field(default_factory=threading.Event)
+    """Set, unless the test clears it."""
     connections: list[socket.socket] = field(default_factory=list)
 
     def client(self, pace: Pace = PACE, **options: Any) -> ProgressClient:
@@ -83,7 +85,7 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            time.sleep(listener.seconds_to_answer)
+            listener.may_answer.wait()
             listener.posts.append((self.path, self.headers["Authorization"], body))
             self.send_response(listener.codes.pop(0) if listener.codes else 200)
             self.send_header("Content-Length", "0")
@@ -99,6 +101,7 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
 
     server = Server(("127.0.0.1", 0), Handler)
     listener = Listener(server, tmp_path)
+    listener.may_answer.set()
     (tmp_path / "token").write_text("first\n")
     listener.use_certificate()
     server.socket = listener.context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
@@ -107,6 +110,7 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
     try:
         yield listener
     finally:
+        listener.may_answer.set()
         # Or its threads would wait for another request.
         for connection in listener.connections:
             connection.close()
@@ -160,21 +164,23 @@ def test_any_text_can_be_told(listener: Listener) -> None:
 
 
 def test_the_newest_progress_is_posted_and_the_last_is_never_lost(listener: Listener) -> None:
-    client = listener.client()
+    client = listener.client(RARELY)
     for percent in range(101):
         client.report(progress(percent))
     client.close()
     assert listener.percents()[-1] == 100
-    assert len(listener.posts) <= 3
+    assert len(listener.posts) <= 2
 
 
 def test_reporting_takes_no_time_while_the_operator_hangs(listener: Listener) -> None:
-    listener.seconds_to_answer = 1.0
+    listener.may_answer.clear()
     client = listener.client()
     began = time.monotonic()
-    for percent in range(100):
+    for percent in range(10):
         client.report(progress(percent))
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < PACE.request, "one of them waited for an answer"
+    assert listener.posts == []
+    listener.may_answer.set()
     client.close()
 
 
@@ -293,7 +299,7 @@ def test_a_result_that_is_refused_is_not_delivered_again(listener: Listener, cod
 
 
 def test_what_is_over_is_not_told_how_far_it_is(listener: Listener) -> None:
-    client = listener.client(replace(PACE, between_posts=60.0))
+    client = listener.client(RARELY)
     client.report(progress(1))
     until(lambda: len(listener.posts) == 1)
     client.report(progress(100))
@@ -307,7 +313,7 @@ def test_delivery_has_an_end(listener: Listener) -> None:
     client = listener.client()
     began = time.monotonic()
     assert not client.deliver(RESULT, patience_seconds=0.3)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30
     client.close()
 
 
