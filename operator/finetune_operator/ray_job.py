@@ -1,13 +1,14 @@
 """What KubeRay is asked for: a cluster of one head and its workers, and the program that trains on it. Pure.
 
 The shape follows what KubeRay 1.6 does with it. It tries nothing again, for attempts are ours; its cluster ends with
-the program; the head has no CPUs to offer, so that all training is the workers'. The entrypoint is a shell line, so
-nothing of a user's text may be in it.
+the program; the head has neither CPUs nor GPUs to offer, so that all training is the workers'. The entrypoint is a
+shell line, so nothing of a user's text may be in it.
 """
 
 import re
 from typing import Any
 
+from finetune_api.spec.compute import gpus
 from finetune_operator.pod import Role, Run, arguments, pod_template
 
 Manifest = dict[str, Any]
@@ -39,7 +40,7 @@ def ray_job_spec(run: Run) -> Manifest:
             # Otherwise a head runs whatever anybody sends it who reaches its ports. KubeRay makes the token.
             "authOptions": {"mode": "token"},
             "headGroupSpec": {
-                "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+                "rayStartParams": {"num-cpus": "0", **_gpus(0), "dashboard-host": "0.0.0.0"},
                 "template": pod_template(run, Role.HEAD),
             },
             "workerGroupSpecs": [
@@ -48,12 +49,18 @@ def ray_job_spec(run: Run) -> Manifest:
                     "replicas": run.compute.workers,
                     "minReplicas": run.compute.workers,
                     "maxReplicas": run.compute.workers,
-                    "rayStartParams": {},
+                    "rayStartParams": _gpus(gpus(run.compute)),
                     "template": pod_template(run, Role.WORKER),
                 }
             ],
         },
     }
+
+
+def _gpus(number: int) -> dict[str, str]:
+    # Left open, KubeRay takes it from a resource whose name ends in "gpu", and without one Ray counts what the driver
+    # shows: all of a node where the image sets NVIDIA_VISIBLE_DEVICES.
+    return {"num-gpus": str(number)}
 
 
 def _entrypoint(run: Run) -> str:

@@ -18,7 +18,7 @@ from finetune_operator.manifest import child_kind, stage_child
 from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, PodPhase
 from finetune_operator.outcome import classify
 from finetune_operator.planner import plan
-from finetune_operator.pod import Run, pod_template
+from finetune_operator.pod import Role, Run, pod_template
 from finetune_operator.ray_job import ray_job_spec
 from finetune_operator.view import child_view, pod_view
 
@@ -92,7 +92,31 @@ def test_gpus_and_other_devices_are_the_workers_alone():
     for resource in ("example.com/gpu", "rdma/hca_shared_devices_a", "vpc.amazonaws.com/efa"):
         assert {role for role, limit in limits.items() if resource in limit} == {"worker"}
     assert [role for role, template in templates().items() if "nodeSelector" in template["spec"]] == ["worker"]
-    assert ray_job()["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+@pytest.mark.parametrize("compute", [{"gpusPerWorker": 8}, {"gpusPerWorker": 8, "gpuResource": "example.com/slice"}])
+def test_ray_is_told_of_the_gpus_whatever_they_are_called_and_of_none_on_the_head(compute: dict[str, Any]):
+    cluster = ray_job_spec(run_of(make_resolved({"spec.compute": {"workers": 2, **compute}})))["rayClusterSpec"]
+    [workers] = cluster["workerGroupSpecs"]
+    # Otherwise Ray counts what the head's node shows it.
+    assert cluster["headGroupSpec"]["rayStartParams"].items() >= {"num-cpus": "0", "num-gpus": "0"}.items()
+    assert workers["rayStartParams"]["num-gpus"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("compute", "threads"),
+    [
+        ({"gpusPerWorker": 8, "resources": {"cpu": "64"}}, "8"),
+        ({"gpusPerWorker": 8, "resources": {"cpu": "4"}}, "1"),
+        ({"gpusPerWorker": 0, "resources": {"cpu": "4"}}, "4"),
+        ({"gpusPerWorker": 0, "resources": {"cpu": "500m"}}, "1"),
+    ],
+    ids=str,
+)
+def test_a_workers_processes_share_its_cpus(compute: dict[str, Any], threads: str):
+    job = make_resolved({"spec.compute": {"workers": 2, **compute}})
+    [container] = pod_template(run_of(job), Role.WORKER)["spec"]["containers"]
+    assert {"name": "OMP_NUM_THREADS", "value": threads} in container["env"]
 
 
 def test_the_queue_is_told_of_the_ray_job_and_of_no_part_of_it():
