@@ -95,6 +95,8 @@ class PodView:
     """UID of the Job that controls it by its owner reference, which labels cannot claim."""
     ray_cluster: str = ""
     """Name of the RayCluster that controls it, of which a RayJob knows; empty for a Job's pod."""
+    is_head: bool = False
+    """Whether it is the head of that cluster: it runs the program, trains nothing and has a size of its own."""
     waiting_reason: str = ""
     """ImagePullBackOff, CreateContainerConfigError, Unschedulable, FailedMount …; empty when it runs."""
     waiting_message: str = ""

@@ -103,10 +103,13 @@ def _from_result(result: StageResult, ended: datetime | None) -> Outcome:
 
 def _with_its_cause(outcome: Outcome, child: ChildView | None, pods: Sequence[PodView]) -> Outcome:
     """Return ``outcome`` by its cause: who misses a worker cannot know that its memory limit killed it."""
-    killed = next((pod for pod in pods if pod.out_of_memory and _ended_in_time(pod, child)), None)
-    if outcome.reason not in (Reason.WORKER_LOST, Reason.CHILD_LOST) or killed is None:
+    killed = [pod for pod in pods if pod.out_of_memory and _ended_in_time(pod, child)]
+    if outcome.reason not in (Reason.WORKER_LOST, Reason.CHILD_LOST) or not killed:
         return outcome
-    return replace(outcome, reason=Reason.OUT_OF_MEMORY, message=_killed_at_its_limit(_where(killed)))
+    if worker := next((pod for pod in killed if not pod.is_head), None):
+        return replace(outcome, reason=Reason.OUT_OF_MEMORY, message=_killed_at_its_limit(_where(worker)))
+    # No step was too large for it: the head holds none.
+    return replace(outcome, message=_head_killed_at_its_limit(_where(killed[0])))
 
 
 def _ended_in_time(pod: PodView, child: ChildView | None) -> bool:
@@ -121,6 +124,13 @@ def _where(pod: PodView) -> str:
 
 def _killed_at_its_limit(where: str) -> str:
     return f"{where} was killed at its memory limit. Raise spec.compute.resources.memory if it happens again."
+
+
+def _head_killed_at_its_limit(where: str) -> str:
+    return (
+        f"{where}, the head of the Ray cluster, was killed at its memory limit. If it happens again, the administrator "
+        "raises memory in settings.pod.checkResources, or in settings.pod.defaultResources where that is empty."
+    )
 
 
 def _skew(version: int, ended: datetime | None) -> Outcome:

@@ -188,9 +188,10 @@ def test_what_becomes_of_a_ray_job(status: dict[str, Any], expected: str):
     assert (view.started is not None) is has_begun
 
 
-def cluster_pod(cluster: str = "reviews-train-a1-x7k2p") -> dict[str, Any]:
+def cluster_pod(cluster: str = "reviews-train-a1-x7k2p", **labels: str) -> dict[str, Any]:
     owner = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "name": cluster, "uid": "cluster", "controller": True}
-    return raw_pod(TRAIN, metadata={"ownerReferences": [owner]})
+    known = raw_pod(TRAIN)["metadata"]["labels"]
+    return raw_pod(TRAIN, metadata={"ownerReferences": [owner], "labels": known | labels})
 
 
 def test_a_pod_belongs_to_the_ray_job_of_its_cluster_whatever_its_labels_say():
@@ -199,6 +200,14 @@ def test_a_pod_belongs_to_the_ray_job_of_its_cluster_whatever_its_labels_say():
     assert ray_view(status={"rayClusterName": "reviews-train-a1-x7k2p"}).owns(pod)
     assert not ray_view(status={"rayClusterName": "reviews-train-a1-other"}).owns(pod)
     assert not ray_view().owns(pod)
+
+
+def test_the_head_is_known_by_the_label_that_kuberay_gives_it():
+    head, worker = (pod_view(cluster_pod(**{"ray.io/node-type": kind})) for kind in ("head", "worker"))
+    assert head is not None and head.is_head
+    assert worker is not None and not worker.is_head
+    of_a_job = pod_view(raw_pod(metadata={"labels": raw_pod()["metadata"]["labels"] | {"ray.io/node-type": "head"}}))
+    assert of_a_job is not None and not of_a_job.is_head
 
 
 def test_a_pod_whose_labels_name_no_job_is_none_of_ours():
