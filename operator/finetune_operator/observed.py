@@ -19,6 +19,15 @@ class ChildKind(StrEnum):
     RAY_JOB = "RayJob"
 
 
+class KubeRayState(StrEnum):
+    """Whether RayJobs can be created."""
+
+    READY = "Ready"
+    TOO_OLD = "TooOld"
+    """They are served, but without fields that ours have."""
+    MISSING = "Missing"
+
+
 class PodPhase(StrEnum):
     """As in Kubernetes."""
 
@@ -179,8 +188,7 @@ class Observed:
     """Older jobs of the namespace that want to run and do not: under the cap on running jobs, or between attempts."""
     progress_ca: str = ""
     """PEM of the certificate authorities of the progress endpoint."""
-    kuberay: bool = False
-    """Whether RayJobs can be created."""
+    kuberay: KubeRayState = KubeRayState.MISSING
     taken_names: frozenset[str] = field(default_factory=frozenset)
     """Names that a creation found taken by an object of another owner."""
     refused: Mapping[str, str] = field(default_factory=dict)

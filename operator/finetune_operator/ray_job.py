@@ -17,8 +17,12 @@ PRE_RUNNING_GRACE_SECONDS = 120
 """Our own start deadline comes first: it knows why nothing has started."""
 SUBMISSION_TRIES = 2
 """How often the program may be handed over again while the head is not ready; under one id, so it runs once."""
+AUTH = {"mode": "token"}
+"""Otherwise a head runs whatever anybody sends it who reaches its ports. KubeRay makes the token."""
 RAY_VERSION = "2.60.0"
 """Of the trainer image; KubeRay wants to know it, for what Ray could not yet do."""
+KUBERAY_NEEDED = "1.6"
+"""The first version that knows every field of ours: it brought preRunningDeadlineSeconds, 1.5.1 the tokens."""
 SUBMITTER = "ray-job-submitter"
 SUBMITTER_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./=-]+")
@@ -37,8 +41,7 @@ def ray_job_spec(run: Run) -> Manifest:
         "preRunningDeadlineSeconds": run.job.spec.run_policy.start_deadline_seconds + PRE_RUNNING_GRACE_SECONDS,
         "rayClusterSpec": {
             "rayVersion": RAY_VERSION,
-            # Otherwise a head runs whatever anybody sends it who reaches its ports. KubeRay makes the token.
-            "authOptions": {"mode": "token"},
+            "authOptions": dict(AUTH),
             "headGroupSpec": {
                 "rayStartParams": {"num-cpus": "0", **_gpus(0), "dashboard-host": "0.0.0.0"},
                 "template": pod_template(run, Role.HEAD),
@@ -54,6 +57,16 @@ def ray_job_spec(run: Run) -> Manifest:
                 }
             ],
         },
+    }
+
+
+def newest_fields(namespace: str) -> Manifest:
+    """Return so much of a RayJob as tells by its fields whether the definition is of `KUBERAY_NEEDED` or newer."""
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": "fields", "namespace": namespace},
+        "spec": {"preRunningDeadlineSeconds": PRE_RUNNING_GRACE_SECONDS, "rayClusterSpec": {"authOptions": dict(AUTH)}},
     }
 
 

@@ -29,6 +29,8 @@ class FakeApiServer:
         """Events by the UID of what they are about."""
         self.queued: dict[str, list[Raw]] = {}
         """Workloads by the UID of what is queued."""
+        self.unknown: frozenset[str] = frozenset()
+        """Fields that it does not know."""
         self._version = 100
 
     def put(self, kind: str, raw: Raw) -> dict[str, Any]:
@@ -75,6 +77,10 @@ class FakeApiServer:
         if (kind, metadata.get("namespace", ""), metadata["name"]) in self.objects:
             raise AlreadyExistsError(f"{kind} {metadata['name']} already exists")
         return copy.deepcopy(self.put(kind, manifest))
+
+    async def unknown_fields(self, manifest: Raw) -> frozenset[str]:
+        self._call("try", manifest["kind"])
+        return self.unknown
 
     async def update(self, manifest: Raw) -> Raw:
         kind, metadata = manifest["kind"], manifest["metadata"]
