@@ -1,6 +1,7 @@
 """A job's children against a real API server: it takes every field of them, also where pods are restricted most."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 from finetune_api.job import spec_hash
+from finetune_api.report import Stage
+from finetune_api.status import ConditionType, Reason
 from finetune_cli.serving import VLLM_IMAGE, serving_manifests
 from finetune_operator.cluster import Cluster, RefusedError, load_connection
 from finetune_operator.kuberay import KubeRay
@@ -21,6 +24,9 @@ from ...cluster.kuberay import MODULE
 from ...unit.operator.objects import CA, make_resolved, make_settings
 from ...unit.test_cli_serving import jobs, published
 from .api_server import ApiServer
+from .conftest import StartOperator
+from .test_operator import has_reason
+from .workload import Workload
 
 T = TypeVar("T")
 
@@ -106,10 +112,9 @@ def await_state(api_server: ApiServer, state: KubeRayState) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("field", ["rayClusterSpec.authOptions", "preRunningDeadlineSeconds"])
-def test_an_older_kuberay_is_sent_nothing_that_it_would_store_without_a_field_until_it_is_upgraded(
-    api_server: ApiServer, restricted: str, kuberay_definition: None, field: str
-):
+@contextlib.contextmanager
+def older_kuberay(api_server: ApiServer, field: str) -> Iterator[None]:
+    """Let the definition of a RayJob be without a field of its spec for a while."""
     await_state(api_server, KubeRayState.READY)
     place = f"{DEFINITIONS}/rayjobs.ray.io"
     pointer = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/" + field.replace(".", "/properties/")
@@ -121,12 +126,37 @@ def test_an_older_kuberay_is_sent_nothing_that_it_would_store_without_a_field_un
         api_server.request("PATCH", place, [{"path": pointer, **operation}], "application/json-patch+json")
 
     change(op="remove")
-    await_state(api_server, KubeRayState.TOO_OLD)
-    job = placed(yaml.safe_load(RAY_FILES[0].read_text(encoding="utf-8")), restricted)
-    with pytest.raises(RefusedError, match=f'unknown field "spec.{field}"'):
-        ask(api_server, lambda cluster: cluster.create(job))
-    change(op="add", value=known)
-    await_state(api_server, KubeRayState.READY)
+    try:
+        await_state(api_server, KubeRayState.TOO_OLD)
+        yield
+    finally:
+        change(op="add", value=known)
+        await_state(api_server, KubeRayState.READY)
+
+
+@pytest.mark.parametrize("field", ["rayClusterSpec.authOptions", "preRunningDeadlineSeconds"])
+def test_an_older_kuberay_is_sent_nothing_that_it_would_store_without_a_field_until_it_is_upgraded(
+    api_server: ApiServer, restricted: str, kuberay_definition: None, field: str
+):
+    with older_kuberay(api_server, field):
+        job = placed(yaml.safe_load(RAY_FILES[0].read_text(encoding="utf-8")), restricted)
+        with pytest.raises(RefusedError, match=f'unknown field "spec.{field}"'):
+            ask(api_server, lambda cluster: cluster.create(job))
+    assert api_server.request("GET", "/apis/ray.io/v1/rayjobs")["items"] == []
+
+
+def test_beside_an_older_kuberay_jobs_of_one_worker_go_on(
+    api_server: ApiServer, kuberay_definition: None, start_operator: StartOperator, workload: Workload
+):
+    unchecked: dict[str, Any] = {"spec__runPolicy__preflight": "skip"}
+    with older_kuberay(api_server, "rayClusterSpec.authOptions"):
+        start_operator(policy={"maxRunningJobs": 1})
+        workload.apply("two-workers", spec__compute__workers=2, **unchecked)
+        waits = has_reason(ConditionType.TRAINED, Reason.KUBERAY_MISSING)
+        assert not workload.wait(waits, "word about KubeRay", "two-workers").attempts
+        assert "1.6 or newer" in workload.message(ConditionType.TRAINED, "two-workers")
+        workload.apply("one-worker", **unchecked)
+        workload.wait_child(Stage.TRAIN, job="one-worker")
     assert api_server.request("GET", "/apis/ray.io/v1/rayjobs")["items"] == []
 
 
