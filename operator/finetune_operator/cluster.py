@@ -4,6 +4,7 @@ Objects are plain JSON both ways: the client's typed models cost ten times the m
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ Raw = Mapping[str, Any]
 SECONDS_PER_REQUEST = 30.0
 OBJECTS_PER_PAGE = 500
 METADATA_ALONE = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
+STRICT = {"fieldValidation": "Strict"}
+UNHEARD_OF = "noFieldOfAnything"
+_UNKNOWN_FIELD = re.compile(r'unknown field "([^"]+)"')
 
 PROGRESS_MANAGER = f"{OPERATOR}-progress"
 """Field manager of the writer of progress."""
@@ -153,10 +157,17 @@ class Cluster(Protocol):
         """
 
     async def create(self, manifest: Raw) -> Raw:
-        """Create an object and return what is stored.
+        """Create an object and return what is stored; one with a field that the API server does not know is refused.
 
         Raises:
             AlreadyExistsError: the name is taken.
+        """
+
+    async def unknown_fields(self, manifest: Raw) -> frozenset[str]:
+        """Return the fields of ``manifest``, as ``spec.a.b``, that the API server does not know. Creates nothing.
+
+        Raises:
+            NotFoundError: the API server knows no such kind.
         """
 
     async def update(self, manifest: Raw) -> Raw:
@@ -235,7 +246,20 @@ class KubernetesCluster:
     async def create(self, manifest: Raw) -> Raw:
         """See `Cluster`."""
         path = RESOURCES[manifest["kind"]].path(manifest["metadata"].get("namespace"))
-        return await self._call("POST", path, {"fieldManager": OPERATOR}, manifest)
+        # Else what an older definition does not know is left out, and the rest is made without what it is to have.
+        return await self._call("POST", path, {"fieldManager": OPERATOR, **STRICT}, manifest)
+
+    async def unknown_fields(self, manifest: Raw) -> frozenset[str]:
+        """See `Cluster`."""
+        path = RESOURCES[manifest["kind"]].path(manifest["metadata"]["namespace"])
+        try:
+            # A field that nobody knows has it refused before any webhook is asked, whatever else is in it.
+            await self._call("POST", path, {"dryRun": "All", **STRICT}, {**manifest, UNHEARD_OF: ""})
+        except RefusedError as error:
+            if not (unknown := frozenset(_UNKNOWN_FIELD.findall(str(error)))):
+                raise
+            return unknown - {UNHEARD_OF}
+        return frozenset()
 
     async def update(self, manifest: Raw) -> Raw:
         """See `Cluster`."""

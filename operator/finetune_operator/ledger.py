@@ -209,7 +209,7 @@ def _with_its_cause(job: JobView, observed: Observed, spec: FineTuneJob, now: da
         return job.status
     known = Outcome(attempt.reason, exit_code=attempt.exit_code)
     outcome = with_its_cause(known, observed.child(attempt.child), observed.pods_of(attempt.child))
-    if outcome == known:
+    if outcome.reason is attempt.reason:
         return job.status
     before = attempt.failures - (attempt.reason not in attempts.FREE)
     uncounted = attempt.model_copy(update={"failures": before})

@@ -18,6 +18,8 @@ SPEC_HASH_ANNOTATION = f"{GROUP}/spec-hash"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUED_UID_LABEL = "kueue.x-k8s.io/job-uid"
 """On a Workload of Kueue: the UID of the Job or RayJob that is queued by it."""
+RAY_NODE_LABEL = "ray.io/node-type"
+"""KubeRay's, on the pods of its clusters: ``head`` or ``worker``."""
 
 CHILD_SELECTOR = {MANAGED_BY: OPERATOR}
 """Labels by which children and their pods are watched."""

@@ -19,6 +19,15 @@ class ChildKind(StrEnum):
     RAY_JOB = "RayJob"
 
 
+class KubeRayState(StrEnum):
+    """Whether RayJobs can be created."""
+
+    READY = "Ready"
+    TOO_OLD = "TooOld"
+    """They are served, but without fields that ours have."""
+    MISSING = "Missing"
+
+
 class PodPhase(StrEnum):
     """As in Kubernetes."""
 
@@ -98,6 +107,8 @@ class PodView:
     """UID of the Job that controls it by its owner reference, which labels cannot claim."""
     ray_cluster: str = ""
     """Name of the RayCluster that controls it, of which a RayJob knows; empty for a Job's pod."""
+    is_head: bool = False
+    """Whether it is the head of that cluster: it runs the program, trains nothing and has a size of its own."""
     waiting_reason: str = ""
     """ImagePullBackOff, CreateContainerConfigError, Unschedulable, FailedMount …; empty when it runs."""
     waiting_message: str = ""
@@ -180,8 +191,7 @@ class Observed:
     """Older jobs of the namespace that want to run and do not: under the cap on running jobs, or between attempts."""
     progress_ca: str = ""
     """PEM of the certificate authorities of the progress endpoint."""
-    kuberay: bool = False
-    """Whether RayJobs can be created."""
+    kuberay: KubeRayState = KubeRayState.MISSING
     taken_names: frozenset[str] = field(default_factory=frozenset)
     """Names that a creation found taken by an object of another owner."""
     refused: Mapping[str, str] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from finetune_operator.inbox import Inbox
 from finetune_operator.manifest import JOB_FILE, content_hash
 from finetune_operator.memo import Memo
 from finetune_operator.naming import trust_config_map_name
-from finetune_operator.observed import ChildView, JobView, Observed, PodPhase, PodView
+from finetune_operator.observed import ChildView, JobView, KubeRayState, Observed, PodPhase, PodView
 from finetune_operator.settings import Settings
 from finetune_operator.view import PackedJob, controller, queue_told, trouble_told
 
@@ -53,7 +53,7 @@ class Observer:
         settings: Settings,
         inbox: Inbox,
         progress_ca: Callable[[], str],
-        kuberay: bool,
+        kuberay: KubeRayState,
     ) -> None:
         self._cluster = cluster
         self._cache = cache

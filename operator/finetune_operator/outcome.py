@@ -109,9 +109,12 @@ def _from_result(result: StageResult, ended: datetime | None) -> Outcome:
 def with_its_cause(outcome: Outcome, child: ChildView | None, pods: Sequence[PodView]) -> Outcome:
     """Return ``outcome`` by its cause, a limit of one of the pods: who is stopped or misses a worker cannot know it."""
     ended = [pod for pod in pods if _ended_in_time(pod, child)]
-    killed = next((pod for pod in ended if pod.out_of_memory), None)
-    if killed is not None and outcome.reason in _OF_A_LOSS:
-        return replace(outcome, reason=Reason.OUT_OF_MEMORY, message=_killed_at_its_limit(killed))
+    killed = [pod for pod in ended if pod.out_of_memory] if outcome.reason in _OF_A_LOSS else []
+    if worker := next((pod for pod in killed if not pod.is_head), None):
+        return replace(outcome, reason=Reason.OUT_OF_MEMORY, message=_killed_at_its_limit(worker))
+    if killed:
+        # No step was too large for it: the head holds none.
+        return replace(outcome, message=_killed_at_its_limit(killed[0]))
     evicted = next((pod for pod in ended if pod.over_limit), None)
     if evicted is not None and outcome.reason in WITHOUT_CAUSE:
         # As the trainer calls a disk that is full.
@@ -126,28 +129,34 @@ def _ended_in_time(pod: PodView, child: ChildView | None) -> bool:
 
 
 def _where(pod: PodView) -> str:
-    return f"pod {pod.name}" + (f" on node {pod.node}" if pod.node else "")
+    whose = ", the head of the Ray cluster," if pod.is_head else ""
+    return f"pod {pod.name}{whose}" + (f" on node {pod.node}" if pod.node else "")
 
 
 def _killed_at_its_limit(pod: PodView) -> str:
-    # No job can size the check.
-    remedy = (
-        "Ask the administrator to raise memory in settings.pod.checkResources (empty: settings.pod.defaultResources)"
-        if pod.stage is Stage.CHECK
-        else "Raise spec.compute.resources.memory"
-    )
-    return f"{_where(pod)} was killed at its memory limit. {remedy} if it happens again."
+    return f"{_where(pod)} was killed at its memory limit. If it happens again, raise {_sized_by(pod, 'memory')}."
 
 
 def _evicted_at_its_limit(pod: PodView) -> str:
     said = one_line(pod.over_limit)[:_LONGEST_QUOTE].strip(" .")
     if "EmptyDir" in said:
         limit = "the volume's sizeLimit in spec.compute.pod.volumes"
-    elif pod.stage is Stage.CHECK:
-        limit = "settings.pod.checkResources.ephemeralStorage, which is the administrator's"
     else:
-        limit = "spec.compute.resources.ephemeralStorage"
+        limit = _sized_by(pod, "ephemeralStorage")
     return f"{_where(pod)} was evicted for what it stored: {said}. Raise {limit}."
+
+
+def _sized_by(pod: PodView, amount: str) -> str:
+    """Return where the pod's ``amount`` is written."""
+    if pod.stage is Stage.CHECK or pod.is_head:
+        # No job can size it.
+        return (
+            f"{amount} in settings.pod.checkResources, which is the administrator's; where that is empty, in "
+            "settings.pod.defaultResources"
+        )
+    if pod.stage is Stage.EVALUATE:
+        return f"spec.evaluation.resources.{amount}, or spec.compute.resources.{amount} where the former is left out"
+    return f"spec.compute.resources.{amount}"
 
 
 def _skew(version: int, ended: datetime | None) -> Outcome:

@@ -219,7 +219,9 @@ def _adjustments(attempt: Attempt) -> list[str]:
 def _env(run: Run, role: Role, resources: Mapping[str, str]) -> list[Manifest]:
     """Return the variables: defaults first, then the administrator's, then the user's, then what must be so."""
     return _merged(
-        _variables({"HOME": "/tmp"} | _threads(resources) | _certificates(run.settings) | run.settings.pod.env),
+        _variables(
+            {"HOME": "/tmp"} | _threads(run, role, resources) | _certificates(run.settings) | run.settings.pod.env
+        ),
         map(_plain, run.extra.env),
         _variables(_contract() | _origin(run) | _endpoint(run) | _cache(run.compute) | _patience(run, role)),
     )
@@ -229,9 +231,13 @@ def _variables(values: Mapping[str, str]) -> list[Manifest]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def _threads(resources: Mapping[str, str]) -> dict[str, str]:
+def _threads(run: Run, role: Role, resources: Mapping[str, str]) -> dict[str, str]:
+    if "cpu" not in resources:
+        return {}
+    # A worker trains in one process for every GPU, which share its CPUs.
+    sharing = max(1, gpus(run.compute)) if role is Role.WORKER else 1
     # Without this, PyTorch starts a thread for every core of the node, and they fight for the limit.
-    return {"OMP_NUM_THREADS": str(whole_cpus(resources["cpu"]))} if "cpu" in resources else {}
+    return {"OMP_NUM_THREADS": str(max(1, whole_cpus(resources["cpu"]) // sharing))}
 
 
 def whole_cpus(quantity: str) -> int:

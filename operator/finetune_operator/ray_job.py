@@ -1,13 +1,14 @@
 """What KubeRay is asked for: a cluster of one head and its workers, and the program that trains on it. Pure.
 
 The shape follows what KubeRay 1.6 does with it. It tries nothing again, for attempts are ours; its cluster ends with
-the program; the head has no CPUs to offer, so that all training is the workers'. The entrypoint is a shell line, so
-nothing of a user's text may be in it.
+the program; the head has neither CPUs nor GPUs to offer, so that all training is the workers'. The entrypoint is a
+shell line, so nothing of a user's text may be in it.
 """
 
 import re
 from typing import Any
 
+from finetune_api.spec.compute import gpus
 from finetune_operator.pod import Role, Run, arguments, pod_template
 
 Manifest = dict[str, Any]
@@ -16,8 +17,12 @@ PRE_RUNNING_GRACE_SECONDS = 120
 """Our own start deadline comes first: it knows why nothing has started."""
 SUBMISSION_TRIES = 2
 """How often the program may be handed over again while the head is not ready; under one id, so it runs once."""
+AUTH = {"mode": "token"}
+"""Otherwise a head runs whatever anybody sends it who reaches its ports. KubeRay makes the token."""
 RAY_VERSION = "2.60.0"
 """Of the trainer image; KubeRay wants to know it, for what Ray could not yet do."""
+KUBERAY_NEEDED = "1.6"
+"""The first version that knows every field of ours: it brought preRunningDeadlineSeconds, 1.5.1 the tokens."""
 SUBMITTER = "ray-job-submitter"
 SUBMITTER_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./=-]+")
@@ -36,10 +41,9 @@ def ray_job_spec(run: Run) -> Manifest:
         "preRunningDeadlineSeconds": run.job.spec.run_policy.start_deadline_seconds + PRE_RUNNING_GRACE_SECONDS,
         "rayClusterSpec": {
             "rayVersion": RAY_VERSION,
-            # Otherwise a head runs whatever anybody sends it who reaches its ports. KubeRay makes the token.
-            "authOptions": {"mode": "token"},
+            "authOptions": dict(AUTH),
             "headGroupSpec": {
-                "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},
+                "rayStartParams": {"num-cpus": "0", **_gpus(0), "dashboard-host": "0.0.0.0"},
                 "template": pod_template(run, Role.HEAD),
             },
             "workerGroupSpecs": [
@@ -48,12 +52,28 @@ def ray_job_spec(run: Run) -> Manifest:
                     "replicas": run.compute.workers,
                     "minReplicas": run.compute.workers,
                     "maxReplicas": run.compute.workers,
-                    "rayStartParams": {},
+                    "rayStartParams": _gpus(gpus(run.compute)),
                     "template": pod_template(run, Role.WORKER),
                 }
             ],
         },
     }
+
+
+def newest_fields(namespace: str) -> Manifest:
+    """Return so much of a RayJob as tells by its fields whether the definition is of `KUBERAY_NEEDED` or newer."""
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": "fields", "namespace": namespace},
+        "spec": {"preRunningDeadlineSeconds": PRE_RUNNING_GRACE_SECONDS, "rayClusterSpec": {"authOptions": dict(AUTH)}},
+    }
+
+
+def _gpus(number: int) -> dict[str, str]:
+    # Left open, KubeRay takes it from a resource whose name ends in "gpu", and without one Ray counts what the driver
+    # shows: all of a node where the image sets NVIDIA_VISIBLE_DEVICES.
+    return {"num-gpus": str(number)}
 
 
 def _entrypoint(run: Run) -> str:

@@ -16,7 +16,7 @@ from finetune_operator.inbox import Inbox
 from finetune_operator.ledger import open_attempt
 from finetune_operator.memo import Memo
 from finetune_operator.metric import Metrics
-from finetune_operator.observed import DeliveredResult, JobView, Observed
+from finetune_operator.observed import DeliveredResult, JobView, KubeRayState, Observed
 from finetune_operator.observer import Observer
 from finetune_operator.queue import Result, RetryError
 from finetune_operator.settings import Settings
@@ -43,7 +43,7 @@ class Reconciler:
         plan: Planner,
         progress_ca: Callable[[], str],
         now: Callable[[], datetime],
-        kuberay: bool,
+        kuberay: KubeRayState,
     ) -> None:
         self._cluster = cluster
         self._cache = cache

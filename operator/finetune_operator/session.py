@@ -25,7 +25,7 @@ from finetune_operator.kuberay import KubeRay
 from finetune_operator.lease import Lease
 from finetune_operator.listing import Listing, give_kopf
 from finetune_operator.metric import Metrics
-from finetune_operator.observed import ChildKind
+from finetune_operator.observed import ChildKind, KubeRayState
 from finetune_operator.planner import plan
 from finetune_operator.progress_backend import ClusterPatcher, ClusterReviewer, ClusterSecret
 from finetune_operator.progress_server import ProgressServer, host_of
@@ -71,16 +71,17 @@ async def run(operator: Operator) -> None:
     """
     async with operator.connection.connect() as cluster:
         kuberay = KubeRay(cluster, operator.settings.watch_namespaces)
-        await _Session(operator, cluster, kuberay, has_kuberay=await kuberay.is_there()).run()
+        await _Session(operator, cluster, kuberay, await kuberay.state()).run()
 
 
 class _Session:
-    def __init__(self, operator: Operator, cluster: Cluster, kuberay: KubeRay, *, has_kuberay: bool) -> None:
+    def __init__(self, operator: Operator, cluster: Cluster, kuberay: KubeRay, state: KubeRayState) -> None:
         settings = operator.settings
         self._operator = operator
-        self._kuberay = kuberay
+        self._kuberay, self._kuberay_state = kuberay, state
         self._definition = Definition(cluster)
-        self._kinds = tuple(ChildKind) if has_kuberay else (ChildKind.JOB,)
+        # What an older one runs already is looked after.
+        self._kinds = (ChildKind.JOB,) if state is KubeRayState.MISSING else tuple(ChildKind)
         self._cache = Cache()
         self._inbox = Inbox(lambda key: self._queue.add(key))
         self._lease = Lease(cluster, settings.namespace, settings.lease, operator.identity, now, time.monotonic)
@@ -110,7 +111,7 @@ class _Session:
             plan,
             lambda: self._certificate.ca_bundle,
             now,
-            has_kuberay,
+            state,
         )
         self._listing = Listing(lambda: self._queue.release())
         self._queue = Queue(
@@ -153,7 +154,7 @@ class _Session:
                 group.create_task(self._server.watch(), name="progress endpoint"),
                 group.create_task(self._sweep_for_ever(), name="sweep"),
                 group.create_task(self._stalled.watch(), name="stalled deletions"),
-                group.create_task(self._kuberay.watch(ChildKind.RAY_JOB in self._kinds), name="KubeRay"),
+                group.create_task(self._kuberay.watch(self._kuberay_state), name="KubeRay"),
                 group.create_task(self._definition.watch(), name="definition"),
             ]
             # kopf cancels at its end what was begun after it: so it is begun last.

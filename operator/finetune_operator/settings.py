@@ -96,7 +96,7 @@ class PodSettings(ApiModel):
     ca_bundle: str = ""
     """PEM of private certificate authorities, added to the public ones."""
     check_resources: ResourcesSpec = ResourcesSpec()
-    """Size of the check stage's pod; absent, ``default_resources``."""
+    """Size of pods that train nothing: the check stage's, and Ray's head; absent, ``default_resources``."""
     default_resources: ResourcesSpec = ResourcesSpec()
     """Size of a pod whose job and profile name none."""
 

@@ -16,9 +16,10 @@ from finetune_operator import manifest, naming, waiting
 from finetune_operator.action import Action, Create
 from finetune_operator.condition import ADMITTED, STAGE_CONDITIONS, Statement, current_stage, event, find, holds, stated
 from finetune_operator.ledger import open_attempt, pods_told_by
-from finetune_operator.observed import ChildKind, ChildView, JobView, Observed, PodView
+from finetune_operator.observed import ChildKind, ChildView, JobView, KubeRayState, Observed, PodView
 from finetune_operator.outcome import RETRYABLE
 from finetune_operator.pod import Run
+from finetune_operator.ray_job import KUBERAY_NEEDED
 from finetune_operator.retention import LINGER, deletion, stragglers
 from finetune_operator.settings import Settings
 
@@ -202,7 +203,7 @@ def _start_next(moment: Moment) -> Step:
         said = (*said, *_unanswered(stage, moment))
         return Step(said, actions=_stragglers(moment), wake_at=moment.now + LINGER)
     if _lacks_kuberay(stage, moment):
-        return Step((*said, _without_kuberay(stage)))
+        return Step((*said, _without_kuberay(stage, moment)))
     if _is_over_the_cap(moment):
         return Step((*said, _capped(moment)), wake_at=moment.now + CAP_POLL)
     attempt = attempts.following(moment.status, stage, moment.spec, moment.now)
@@ -240,15 +241,23 @@ def _stragglers(moment: Moment) -> tuple[Action, ...]:
 
 
 def _lacks_kuberay(stage: Stage, moment: Moment) -> bool:
-    return manifest.child_kind(moment.spec, stage) is ChildKind.RAY_JOB and not moment.observed.kuberay
+    is_ray_job = manifest.child_kind(moment.spec, stage) is ChildKind.RAY_JOB
+    return is_ray_job and moment.observed.kuberay is not KubeRayState.READY
 
 
-def _without_kuberay(stage: Stage) -> Statement:
-    message = (
-        "several workers or GPUs need KubeRay, whose RayJobs this cluster does not have, or not for the operator. "
-        "The administrator installs it (helm install kuberay-operator kuberay/kuberay-operator); the job then goes on "
-        "by itself."
-    )
+def _without_kuberay(stage: Stage, moment: Moment) -> Statement:
+    need = f"several workers or GPUs need KubeRay {KUBERAY_NEEDED} or newer"
+    if moment.observed.kuberay is KubeRayState.TOO_OLD:
+        message = (
+            f"{need}, and this cluster's definition of RayJobs is too old: it leaves out what protects Ray's head. The "
+            "administrator upgrades KubeRay and its definitions, which helm upgrade leaves as they are; the job then "
+            "goes on by itself."
+        )
+    else:
+        message = (
+            f"{need}, whose RayJobs this cluster does not have, or not for the operator. The administrator installs it "
+            "(helm install kuberay-operator kuberay/kuberay-operator); the job then goes on by itself."
+        )
     return Statement(STAGE_CONDITIONS[stage], ConditionStatus.UNKNOWN, Reason.KUBERAY_MISSING, message)
 
 
@@ -267,7 +276,7 @@ def _create(attempt: Attempt, moment: Moment) -> Step:
     pinned = moment.status.resolved
     assert pinned is not None and pinned.image is not None and pinned.spec_hash is not None, "not accepted"
     if _lacks_kuberay(attempt.stage, moment):
-        return Step((_without_kuberay(attempt.stage),))
+        return Step((_without_kuberay(attempt.stage, moment),))
     if any(not pod.is_over for pod in moment.observed.pods_of(attempt.child)):
         # Its Job is being deleted: a second one of that name would run beside the first one's pod.
         return Step(_unanswered(attempt.stage, moment), wake_at=moment.now + LINGER)

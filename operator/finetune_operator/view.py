@@ -284,6 +284,7 @@ def pod_view(raw: Raw) -> PodView | None:
         child=child,
         child_uid=owner["uid"],
         ray_cluster=owner["name"] if in_cluster else "",
+        is_head=in_cluster and labels.get(naming.RAY_NODE_LABEL) == "head",
         job_uid=labels.get(naming.JOB_UID_LABEL, ""),
         stage=place[0],
         attempt=place[1],

@@ -56,7 +56,8 @@ from .test_tracker import read_event_files
 # weight, which moves by up to 8e-2. AdamW's first steps divide by |gradient|: where that is next to nothing, as in a
 # new LoRA, whose product begins at zero, roundings decide about a step. Measured there: up to 1.6e-4, in one weight of
 # two hundred; elsewhere once as much, in four of 8,192 that a rare token has. Rows that only one of them sees made 0.5.
-SAME_LOSS = 2e-5
+# A pull of strength 100 multiplies what weights are apart: 2e-5 in the loss.
+SAME_LOSS = 5e-5
 SAME_WEIGHT = 1e-4
 UNSURE_WEIGHT = 1e-3
 UNSURE_SHARE = {True: 0.01, False: 0.001}
@@ -626,7 +627,7 @@ def four_seats(cluster: None) -> Iterator[list[Any]]:
 def test_four_processes_on_two_nodes_go_on_as_one_does_from_the_parts_that_each_node_has_stored(
     four_seats: list[Any], on_one_worker: dict[str, Trained], tiny_model_dir: Path, tmp_path: Path, name: str
 ):
-    job = on_two(tiny_model_dir, tmp_path, **TRAININGS[name], training__microBatchSize=2)
+    job = on_two(tiny_model_dir, tmp_path, **TRAININGS[name])
     given = encoded(job, Workspace(tmp_path / "program"))
     store = SharedState(Storage(job.spec.output, given.mounts).open_output(), "four", given.workspace)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from finetune_operator.ray_job import KUBERAY_NEEDED
+
 from ..cluster.binary import MODULES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,3 +48,7 @@ def test_the_chart_asks_for_the_kubernetes_that_the_table_names() -> None:
     chart = (ROOT / "charts/finetune-operator/Chart.yaml").read_text()
     (needed,) = re.findall(r'^kubeVersion: ">=(\d+\.\d+)', chart, re.MULTILINE)
     assert f"| Kubernetes | {needed} or newer |" in (ROOT / "docs/support.md").read_text()
+
+
+def test_the_operator_asks_for_the_kuberay_that_the_table_names() -> None:
+    assert f"| KubeRay | for several workers; {KUBERAY_NEEDED} or newer" in (ROOT / "docs/support.md").read_text()

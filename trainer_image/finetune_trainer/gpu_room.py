@@ -118,15 +118,22 @@ def _what_may_fit(plan: PlanStatus, spec: FineTuneJobSpec, plan_again: PlanAgain
         smallest = these if smaller and smaller[-1].zero_stage == _SPREADS_ALL else f"{_SPREAD_ALL} and {these}"
         ways = _ways_out(plan, spec, plan_again, smallest)
         return f"{need}{found}, and {room}: lower spec.data.maxLength; or {ways}."
-    for adjustment in smaller[:-1]:
-        if _fits(milder := plan_again(adjusted(spec, adjustment))):
-            return f"{need}, and {room}: {_remedy(adjustment, plan, milder)}"
-    return f"{need}, and {room}: {_remedy(smaller[-1], plan, least)}"
+    *milder, last = smaller
+    plans = ((one, plan_again(adjusted(spec, one))) for one in milder)
+    adjustment, after = next(((one, other) for one, other in plans if _fits(other)), (last, least))
+    remedy = f"set {_settings(adjustment, plan, after)}, with which it needs {_gib(after)}"
+    return f"{need}, and {room}: {remedy}. {_by_itself(smaller.index(adjustment), plan, spec)}"
 
 
-def _remedy(adjustment: Adjustment, before: PlanStatus, after: PlanStatus) -> str:
-    settings = _settings(adjustment, before, after)
-    return f"set {settings}, with which it needs {_gib(after)}. Attempts that run out of memory come to the same."
+def _by_itself(position: int, plan: PlanStatus, spec: FineTuneJobSpec) -> str:
+    """Return whether attempts come to what is at ``position`` of `_smaller` before the job is given up."""
+    # An attempt halves its rows and computes twice at once.
+    is_skipped = may_compute_twice(spec) and (plan.micro_batch_size or 1) > 1
+    attempts, retries = max(1, position) if is_skipped else position + 1, spec.run_policy.retries
+    same = "Attempts that run out of memory come to the same"
+    if attempts <= retries:
+        return f"{same}."
+    return f"{same} after {attempts} of them, which is more than spec.runPolicy.retries: {retries} allows."
 
 
 def _smaller(plan: PlanStatus, spec: FineTuneJobSpec) -> list[Adjustment]:

@@ -16,6 +16,9 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+
+# What ray.train has under that name; type checkers see an older one there.
+from ray.train.v2.api.config import FailureConfig
 from torch import distributed
 
 from finetune_api.report import Progress, TrainingReport
@@ -61,7 +64,7 @@ def train_on_workers(
                 # A name that was used before would make Ray go on from its own records.
                 name=uuid.uuid4().hex,
                 storage_path=str(assignment.workspace.root / "ray"),
-                failure_config=ray.train.FailureConfig(
+                failure_config=FailureConfig(
                     max_failures=0, max_preemption_failures=0, controller_failure_limit=MOST_STARTS - 1
                 ),
             ),

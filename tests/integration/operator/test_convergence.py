@@ -15,7 +15,7 @@ from finetune_api.report import ExitCode, GateResult, Stage
 from finetune_api.status import ConditionStatus, ConditionType, EvaluationStatus, Phase, Reason, Summary
 from finetune_operator.action import Emit, Plan, RecordStatus
 from finetune_operator.condition import holds
-from finetune_operator.observed import JobView, Observed, PodPhase
+from finetune_operator.observed import JobView, KubeRayState, Observed, PodPhase
 from finetune_operator.planner import plan
 from finetune_operator.settings import Settings
 
@@ -450,8 +450,21 @@ SCENARIOS = (
         Reason.PUBLISHED,
         3,
         WORKERS,
-        around={"kuberay": False},
-        happenings=lambda: [(says(ConditionType.TRAINED, Reason.KUBERAY_MISSING), turn_out(kuberay=True))],
+        around={"kuberay": KubeRayState.MISSING},
+        happenings=lambda: [
+            (says(ConditionType.TRAINED, Reason.KUBERAY_MISSING), turn_out(kuberay=KubeRayState.READY))
+        ],
+    ),
+    Scenario(
+        "KubeRay is upgraded later",
+        Phase.SUCCEEDED,
+        Reason.PUBLISHED,
+        3,
+        WORKERS,
+        around={"kuberay": KubeRayState.TOO_OLD},
+        happenings=lambda: [
+            (says(ConditionType.TRAINED, Reason.KUBERAY_MISSING), turn_out(kuberay=KubeRayState.READY)),
+        ],
     ),
     Scenario(
         "other jobs of the namespace run first",

@@ -1,21 +1,34 @@
 """A job's children against a real API server: it takes every field of them, also where pods are restricted most."""
 
-from collections.abc import Iterator
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import yaml
 
 from finetune_api.job import spec_hash
+from finetune_api.report import Stage
+from finetune_api.status import ConditionType, Reason
 from finetune_cli.serving import VLLM_IMAGE, serving_manifests
+from finetune_operator.cluster import Cluster, RefusedError, load_connection
+from finetune_operator.kuberay import KubeRay
 from finetune_operator.manifest import spec_config_map, trust_config_map
+from finetune_operator.observed import KubeRayState
 
 from ...cluster.binary import source_folder
 from ...cluster.kuberay import MODULE
 from ...unit.operator.objects import CA, make_resolved, make_settings
 from ...unit.test_cli_serving import jobs, published
 from .api_server import ApiServer
+from .conftest import StartOperator
+from .test_operator import has_reason
+from .workload import Workload
+
+T = TypeVar("T")
 
 GOLDEN = Path(__file__).resolve().parents[2] / "unit" / "operator" / "golden"
 FILES = sorted(GOLDEN.glob("*.yaml"))
@@ -44,7 +57,7 @@ def placed(manifest: dict[str, Any], namespace: str) -> dict[str, Any]:
 def kuberay_definition(api_server: ApiServer) -> Iterator[None]:
     """KubeRay's own definition of a RayJob."""
     file = source_folder(MODULE) / "config" / "crd" / "bases" / "ray.io_rayjobs.yaml"
-    definition = yaml.safe_load(file.read_text(encoding="utf-8"))
+    definition = yaml.load(file.read_text(encoding="utf-8"), yaml.CSafeLoader)
     api_server.request("POST", DEFINITIONS, definition)
     api_server.await_path("/apis/ray.io/v1/rayjobs")
     yield
@@ -80,6 +93,71 @@ def test_kuberays_definition_takes_every_field_of_a_ray_job(
     job = placed(yaml.safe_load(file.read_text(encoding="utf-8")), restricted)
     stored = api_server.request("POST", f"/apis/ray.io/v1/namespaces/{restricted}/rayjobs?{STRICT}", job)
     assert stored["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 2
+
+
+def ask(api_server: ApiServer, question: Callable[[Cluster], Awaitable[T]]) -> T:
+    async def scenario() -> T:
+        connection = await load_connection(api_server.kubeconfig)
+        async with connection.connect() as cluster:
+            return await question(cluster)
+
+    return asyncio.run(scenario())
+
+
+def await_state(api_server: ApiServer, state: KubeRayState) -> None:
+    """Wait until the API server serves the definition that it was given last."""
+    deadline = time.monotonic() + 30
+    while (found := ask(api_server, lambda cluster: KubeRay(cluster, ()).state())) is not state:
+        assert time.monotonic() < deadline, f"KubeRay is still {found}"
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def older_kuberay(api_server: ApiServer, field: str) -> Iterator[None]:
+    """Let the definition of a RayJob be without a field of its spec for a while."""
+    await_state(api_server, KubeRayState.READY)
+    place = f"{DEFINITIONS}/rayjobs.ray.io"
+    pointer = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/" + field.replace(".", "/properties/")
+    known = api_server.request("GET", place)
+    for name in pointer[1:].split("/"):
+        known = known[int(name) if name.isdigit() else name]
+
+    def change(**operation: Any) -> None:
+        api_server.request("PATCH", place, [{"path": pointer, **operation}], "application/json-patch+json")
+
+    change(op="remove")
+    try:
+        await_state(api_server, KubeRayState.TOO_OLD)
+        yield
+    finally:
+        change(op="add", value=known)
+        await_state(api_server, KubeRayState.READY)
+
+
+@pytest.mark.parametrize("field", ["rayClusterSpec.authOptions", "preRunningDeadlineSeconds"])
+def test_an_older_kuberay_is_sent_nothing_that_it_would_store_without_a_field_until_it_is_upgraded(
+    api_server: ApiServer, restricted: str, kuberay_definition: None, field: str
+):
+    with older_kuberay(api_server, field):
+        job = placed(yaml.safe_load(RAY_FILES[0].read_text(encoding="utf-8")), restricted)
+        with pytest.raises(RefusedError, match=f'unknown field "spec.{field}"'):
+            ask(api_server, lambda cluster: cluster.create(job))
+    assert api_server.request("GET", "/apis/ray.io/v1/rayjobs")["items"] == []
+
+
+def test_beside_an_older_kuberay_jobs_of_one_worker_go_on(
+    api_server: ApiServer, kuberay_definition: None, start_operator: StartOperator, workload: Workload
+):
+    unchecked: dict[str, Any] = {"spec__runPolicy__preflight": "skip"}
+    with older_kuberay(api_server, "rayClusterSpec.authOptions"):
+        start_operator(policy={"maxRunningJobs": 1})
+        workload.apply("two-workers", spec__compute__workers=2, **unchecked)
+        waits = has_reason(ConditionType.TRAINED, Reason.KUBERAY_MISSING)
+        assert not workload.wait(waits, "word about KubeRay", "two-workers").attempts
+        assert "1.6 or newer" in workload.message(ConditionType.TRAINED, "two-workers")
+        workload.apply("one-worker", **unchecked)
+        workload.wait_child(Stage.TRAIN, job="one-worker")
+    assert api_server.request("GET", "/apis/ray.io/v1/rayjobs")["items"] == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

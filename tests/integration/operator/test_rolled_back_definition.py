@@ -39,7 +39,7 @@ STATUS = {
 
 
 def later_definition() -> dict[str, Any]:
-    """Return the spec of the definition of a release that knows more: reasons, a condition, a stage, a phase, a field."""
+    """Return how a release defines the job that knows more: reasons, a condition, a stage, a phase, a field."""
     spec = copy.deepcopy(read(CRD_FILE)["spec"])
     status = spec["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
     condition, stage, attempt = (status[name]["items"]["properties"] for name in ("conditions", "stages", "attempts"))

@@ -34,6 +34,8 @@ class FakeApiServer:
         """Namespaces where nothing may be listed: their Role is gone."""
         self.gone: set[str] = set()
         """Those of them that are gone as well."""
+        self.unknown: frozenset[str] = frozenset()
+        """Fields that it does not know."""
         self._version = 100
 
     def put(self, kind: str, raw: Raw) -> dict[str, Any]:
@@ -86,6 +88,10 @@ class FakeApiServer:
         if (kind, metadata.get("namespace", ""), metadata["name"]) in self.objects:
             raise AlreadyExistsError(f"{kind} {metadata['name']} already exists")
         return copy.deepcopy(self.put(kind, manifest))
+
+    async def unknown_fields(self, manifest: Raw) -> frozenset[str]:
+        self._call("try", manifest["kind"])
+        return self.unknown
 
     async def update(self, manifest: Raw) -> Raw:
         kind, metadata = manifest["kind"], manifest["metadata"]

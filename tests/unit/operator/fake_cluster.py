@@ -20,7 +20,16 @@ from finetune_api.status import Checkpoint, FineTuneJobStatus, Phase
 from finetune_operator import naming
 from finetune_operator.action import Action, Create, Delete, Emit, RecordStatus, Replace
 from finetune_operator.manifest import content_hash
-from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, JobView, Observed, PodPhase, PodView
+from finetune_operator.observed import (
+    ChildKind,
+    ChildView,
+    DeliveredResult,
+    JobView,
+    KubeRayState,
+    Observed,
+    PodPhase,
+    PodView,
+)
 
 from .objects import CA, NOW, make_result, make_view
 
@@ -141,7 +150,7 @@ class FakeCluster:
             trust_hash=content_hash(trust["data"]) if trust else None,
             progress_ca=self.progress_ca,
             taken_names=frozenset(self.taken),
-            **{"kuberay": True} | self.around,
+            **{"kuberay": KubeRayState.READY} | self.around,
         )
 
     def forget(self) -> None:

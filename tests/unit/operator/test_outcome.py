@@ -85,6 +85,13 @@ ENDINGS = (
         pod=OVER | {"exit_code": 137, "out_of_memory": True, "finished": after(90)},
         says="was killed at its memory limit",
     ),
+    Ending(
+        "Ray's head, which trains nothing, is killed at the memory limit that the administrator sets",
+        Reason.CHILD_LOST,
+        child=FAILED | {"kind": ChildKind.RAY_JOB, "started": after(60)},
+        pod=OVER | {"exit_code": 137, "out_of_memory": True, "finished": after(90), "is_head": True},
+        says="settings.pod.checkResources",
+    ),
     Ending("a lost worker", Reason.WORKER_LOST, {}, OVER | {"exit_code": 137}, ExitCode.WORKER_LOST, 68),
     Ending("an evicted pod", Reason.PREEMPTED, pod=OVER | {"exit_code": 137, "disrupted": True}, exit_code=137),
     *(
@@ -225,7 +232,18 @@ def test_the_limit_of_what_a_check_stores_is_the_administrators():
     pod = make_pod(Stage.CHECK, phase=PodPhase.FAILED, exit_code=137, over_limit=TOO_MUCH_STORED)
     outcome = classify(make_child(Stage.CHECK, **FAILED), (pod,), None)
     assert outcome is not None
-    assert "settings.pod.checkResources.ephemeralStorage" in outcome.message
+    assert "Raise ephemeralStorage in settings.pod.checkResources" in outcome.message
+
+
+def test_a_worker_that_its_memory_limit_killed_counts_more_than_the_head():
+    head, worker = (
+        make_pod(TRAIN, **OVER, name=name, uid=name, out_of_memory=True, is_head=name == "head")
+        for name in ("head", "worker")
+    )
+    outcome = classify(make_child(TRAIN, **FAILED, kind=ChildKind.RAY_JOB), (head, worker), None)
+    assert outcome is not None
+    assert outcome.reason is Reason.OUT_OF_MEMORY
+    assert "pod worker" in outcome.message and "spec.compute.resources.memory" in outcome.message
 
 
 def test_what_may_be_tried_again_is_what_the_contract_says():

@@ -195,6 +195,15 @@ def test_a_pod_that_tells_after_its_trainer_why_it_was_stopped_makes_a_fault_of_
     assert plan(replace(job, status=recorded(made)), again, SETTINGS, after(11)).actions == ()
 
 
+def test_a_head_that_is_found_killed_later_makes_no_other_end_of_it():
+    job, child = checking_job(), make_child(CHECK)
+    said = DeliveredResult(CHECK, 1, make_result(CHECK, ExitCode.WORKER_LOST))
+    lost = recorded(plan(job, seen(children=(child,), results=(said,)), SETTINGS, after(9)))
+    head = make_pod(CHECK, phase=PodPhase.FAILED, started=NOW, out_of_memory=True, is_head=True)
+    found = seen(children=(child,), pods=(head,))
+    assert plan(replace(job, status=lost), found, SETTINGS, after(10)).actions == ()
+
+
 # --- what is worth a write
 
 

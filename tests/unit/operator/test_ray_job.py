@@ -15,11 +15,11 @@ from finetune_operator.action import Create, Delete, Plan
 from finetune_operator.condition import find, holds
 from finetune_operator.fence import Standing, standing
 from finetune_operator.manifest import child_kind, stage_child
-from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, PodPhase
+from finetune_operator.observed import ChildKind, ChildView, DeliveredResult, KubeRayState, PodPhase
 from finetune_operator.outcome import classify
 from finetune_operator.planner import plan
-from finetune_operator.pod import Run, pod_template
-from finetune_operator.ray_job import ray_job_spec
+from finetune_operator.pod import Role, Run, pod_template
+from finetune_operator.ray_job import KUBERAY_NEEDED, ray_job_spec
 from finetune_operator.view import child_view, pod_view
 
 from ...conftest import Golden
@@ -92,7 +92,31 @@ def test_gpus_and_other_devices_are_the_workers_alone():
     for resource in ("example.com/gpu", "rdma/hca_shared_devices_a", "vpc.amazonaws.com/efa"):
         assert {role for role, limit in limits.items() if resource in limit} == {"worker"}
     assert [role for role, template in templates().items() if "nodeSelector" in template["spec"]] == ["worker"]
-    assert ray_job()["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+@pytest.mark.parametrize("compute", [{"gpusPerWorker": 8}, {"gpusPerWorker": 8, "gpuResource": "example.com/slice"}])
+def test_ray_is_told_of_the_gpus_whatever_they_are_called_and_of_none_on_the_head(compute: dict[str, Any]):
+    cluster = ray_job_spec(run_of(make_resolved({"spec.compute": {"workers": 2, **compute}})))["rayClusterSpec"]
+    [workers] = cluster["workerGroupSpecs"]
+    # Otherwise Ray counts what the head's node shows it.
+    assert cluster["headGroupSpec"]["rayStartParams"].items() >= {"num-cpus": "0", "num-gpus": "0"}.items()
+    assert workers["rayStartParams"]["num-gpus"] == "8"
+
+
+@pytest.mark.parametrize(
+    ("compute", "threads"),
+    [
+        ({"gpusPerWorker": 8, "resources": {"cpu": "64"}}, "8"),
+        ({"gpusPerWorker": 8, "resources": {"cpu": "4"}}, "1"),
+        ({"gpusPerWorker": 0, "resources": {"cpu": "4"}}, "4"),
+        ({"gpusPerWorker": 0, "resources": {"cpu": "500m"}}, "1"),
+    ],
+    ids=str,
+)
+def test_a_workers_processes_share_its_cpus(compute: dict[str, Any], threads: str):
+    job = make_resolved({"spec.compute": {"workers": 2, **compute}})
+    [container] = pod_template(run_of(job), Role.WORKER)["spec"]["containers"]
+    assert {"name": "OMP_NUM_THREADS", "value": threads} in container["env"]
 
 
 def test_the_queue_is_told_of_the_ray_job_and_of_no_part_of_it():
@@ -164,9 +188,10 @@ def test_what_becomes_of_a_ray_job(status: dict[str, Any], expected: str):
     assert (view.started is not None) is has_begun
 
 
-def cluster_pod(cluster: str = "reviews-train-a1-x7k2p") -> dict[str, Any]:
+def cluster_pod(cluster: str = "reviews-train-a1-x7k2p", **labels: str) -> dict[str, Any]:
     owner = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "name": cluster, "uid": "cluster", "controller": True}
-    return raw_pod(TRAIN, metadata={"ownerReferences": [owner]})
+    known = raw_pod(TRAIN)["metadata"]["labels"]
+    return raw_pod(TRAIN, metadata={"ownerReferences": [owner], "labels": known | labels})
 
 
 def test_a_pod_belongs_to_the_ray_job_of_its_cluster_whatever_its_labels_say():
@@ -175,6 +200,14 @@ def test_a_pod_belongs_to_the_ray_job_of_its_cluster_whatever_its_labels_say():
     assert ray_view(status={"rayClusterName": "reviews-train-a1-x7k2p"}).owns(pod)
     assert not ray_view(status={"rayClusterName": "reviews-train-a1-other"}).owns(pod)
     assert not ray_view().owns(pod)
+
+
+def test_the_head_is_known_by_the_label_that_kuberay_gives_it():
+    head, worker = (pod_view(cluster_pod(**{"ray.io/node-type": kind})) for kind in ("head", "worker"))
+    assert head is not None and head.is_head
+    assert worker is not None and not worker.is_head
+    of_a_job = pod_view(raw_pod(metadata={"labels": raw_pod()["metadata"]["labels"] | {"ray.io/node-type": "head"}}))
+    assert of_a_job is not None and not of_a_job.is_head
 
 
 def test_a_pod_whose_labels_name_no_job_is_none_of_ours():
@@ -200,29 +233,48 @@ def created(made: Plan) -> list[dict[str, Any]]:
 
 
 def test_without_kuberay_the_job_waits_and_says_what_to_install():
-    made = plan_of_training(DISTRIBUTED, kuberay=False)
+    made = plan_of_training(DISTRIBUTED, kuberay=KubeRayState.MISSING)
     trained = condition(made, ConditionType.TRAINED)
     assert trained.reason is Reason.KUBERAY_MISSING
     assert "helm install kuberay-operator" in trained.message
     assert created(made) == [] and recorded(made).attempts == ()
 
 
+def test_a_kuberay_that_is_too_old_is_not_asked_and_the_job_says_which_one_it_needs():
+    made = plan_of_training(DISTRIBUTED, kuberay=KubeRayState.TOO_OLD)
+    trained = condition(made, ConditionType.TRAINED)
+    assert trained.reason is Reason.KUBERAY_MISSING
+    assert f"KubeRay {KUBERAY_NEEDED} or newer" in trained.message and "too old" in trained.message
+    assert created(made) == [] and recorded(made).attempts == ()
+    # Whoever installs the newer one is noticed; nothing is asked until then.
+    assert made.wake_at is None
+
+
+def test_an_attempt_that_an_older_kuberay_came_before_waits_for_the_newer_one_without_end():
+    attempts = recorded(plan_of_training(DISTRIBUTED, kuberay=KubeRayState.READY)).attempts
+    job = accepted_job(DISTRIBUTED, attempts=attempts)
+    made = plan(job, seen(DISTRIBUTED, kuberay=KubeRayState.TOO_OLD), SETTINGS, after(10**6))
+    assert condition(made, ConditionType.TRAINED).reason is Reason.KUBERAY_MISSING
+    assert created(made) == []
+
+
 def test_with_kuberay_the_ray_job_is_created():
-    [child] = created(plan_of_training(DISTRIBUTED, kuberay=True))
+    [child] = created(plan_of_training(DISTRIBUTED, kuberay=KubeRayState.READY))
     assert (child["kind"], child["metadata"]["name"]) == ("RayJob", "reviews-train-a1")
     assert child["metadata"]["ownerReferences"][0]["uid"] == UID
 
 
-def test_one_worker_needs_no_kuberay():
-    [child] = created(plan_of_training(FIRST, kuberay=False))
+@pytest.mark.parametrize("state", [KubeRayState.MISSING, KubeRayState.TOO_OLD])
+def test_one_worker_needs_no_kuberay(state: KubeRayState):
+    [child] = created(plan_of_training(FIRST, kuberay=state))
     assert child["kind"] == "Job"
 
 
 def supervised(**child: Any) -> Attempt:
     """Return the first attempt once its RayJob, with a pod that runs, has been looked at."""
-    attempts = recorded(plan_of_training(DISTRIBUTED, kuberay=True)).attempts
+    attempts = recorded(plan_of_training(DISTRIBUTED, kuberay=KubeRayState.READY)).attempts
     children = (make_child(TRAIN, kind=ChildKind.RAY_JOB, **child),)
-    observed = seen(DISTRIBUTED, kuberay=True, children=children, pods=(make_pod(TRAIN, started=NOW),))
+    observed = seen(DISTRIBUTED, kuberay=KubeRayState.READY, children=children, pods=(make_pod(TRAIN, started=NOW),))
     return recorded(plan(accepted_job(DISTRIBUTED, attempts=attempts), observed, SETTINGS, after(9))).attempts[0]
 
 
@@ -268,9 +320,9 @@ def look(
     **child: Any,
 ) -> Plan:
     """Return what is planned for the first attempt, whose RayJob is as ``child`` says."""
-    status = status or recorded(plan_of_training(DISTRIBUTED, kuberay=True))
+    status = status or recorded(plan_of_training(DISTRIBUTED, kuberay=KubeRayState.READY))
     ray_job = make_child(TRAIN, kind=ChildKind.RAY_JOB, started=after(5), **child)
-    observed = seen(DISTRIBUTED, kuberay=True, children=(ray_job,), results=(POSTED,) if posted else ())
+    observed = seen(DISTRIBUTED, kuberay=KubeRayState.READY, children=(ray_job,), results=(POSTED,) if posted else ())
     given = DISTRIBUTED | {f"spec.runPolicy.{name}": value for name, value in (policy or {}).items()}
     return plan(replace(accepted_job(given), status=status), observed, SETTINGS, after(seconds))
 
@@ -337,7 +389,7 @@ def test_what_was_stopped_by_its_user_and_has_ended_well_costs_no_retry():
 
 def test_a_result_whose_ray_job_is_gone_is_not_believed():
     started = looked_at()
-    observed = seen(DISTRIBUTED, kuberay=True, results=(POSTED,))
+    observed = seen(DISTRIBUTED, kuberay=KubeRayState.READY, results=(POSTED,))
     status = recorded(plan(replace(accepted_job(DISTRIBUTED), status=started), observed, SETTINGS, after(9)))
     assert status.attempts[0].reason is Reason.CHILD_LOST
 

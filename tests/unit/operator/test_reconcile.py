@@ -32,7 +32,7 @@ from finetune_operator.event_recorder import EventRecorder
 from finetune_operator.inbox import Inbox
 from finetune_operator.manifest import content_hash, job_file
 from finetune_operator.metric import Metrics
-from finetune_operator.observed import DeliveredResult, JobView, Observed
+from finetune_operator.observed import DeliveredResult, JobView, KubeRayState, Observed
 from finetune_operator.queue import Result, RetryError
 from finetune_operator.reconcile import Reconciler
 from finetune_operator.settings import Settings
@@ -80,7 +80,7 @@ class World:
             self.plan,
             lambda: CA,
             lambda: self.now,
-            kuberay=True,
+            kuberay=KubeRayState.READY,
         )
 
     def plan(self, job: JobView, observed: Observed, settings: Settings, now: datetime) -> Plan:

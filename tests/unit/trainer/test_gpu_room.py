@@ -13,8 +13,10 @@ from finetune_api.spec import FineTuneJobSpec
 from finetune_api.spec.compute import processes
 from finetune_api.spec.field import amount
 from finetune_api.spec.training import largest_micro_batch
-from finetune_api.status import LONGEST_WARNING, MemoryStatus, PlanStatus
-from finetune_trainer.gpu_room import hold_against_gpu, why_it_cannot_fit
+from finetune_api.status import LONGEST_WARNING, Attempt, MemoryStatus, PlanStatus, Reason
+from finetune_operator.remedy import find_remedy
+from finetune_trainer.adjustment import Adjustment, adjusted
+from finetune_trainer.gpu_room import USABLE, hold_against_gpu, why_it_cannot_fit
 from finetune_trainer.zero_memory import shares
 
 from ..builders import make_job
@@ -121,6 +123,44 @@ def test_the_mildest_settings_that_fit_are_named(changes: dict[str, Any], of_a_r
     [warning] = warnings_of(spec, of_a_row)
     assert says in warning and "run out of memory come to the same" in warning
     assert why(spec, planner(of_a_row)) == ""
+
+
+@pytest.mark.parametrize(
+    "changes, of_a_row, attempts",
+    [
+        ({}, 8, 1),
+        ({"gpu_memory": "24Gi"}, 8, 1),
+        ({"gpu_memory": "24Gi"}, 16, 2),
+        ({"spec__training__gradientCheckpointing": "never"}, 32, 3),
+        ({"spec__training__microBatchSize": 1}, 70, 1),
+        ({"gpu_memory": "16Gi", "spec__compute": {"gpusPerWorker": 4}}, 16, 4),
+    ],
+)
+def test_a_warning_says_when_the_job_is_given_up_before_its_attempts_come_to_what_fits(
+    changes: dict[str, Any], of_a_row: float, attempts: int
+):
+    enough, too_few = (spec_of(**changes, spec__runPolicy__retries=retries) for retries in (attempts, attempts - 1))
+    [warning] = warnings_of(enough, of_a_row)
+    assert warning.endswith("come to the same.")
+    [warning] = warnings_of(too_few, of_a_row)
+    assert warning.endswith(
+        f"after {attempts} of them, which is more than spec.runPolicy.retries: {attempts - 1} allows."
+    )
+    assert len(warning) <= LONGEST_WARNING
+    # As many as the operator needs.
+    attempt = Attempt(number=1, child="c", reason=Reason.OUT_OF_MEMORY)
+    for _ in range(attempts):
+        remedy = find_remedy(attempt, make_job().model_copy(update={"spec": enough}), planner(of_a_row)(enough))
+        assert remedy is not None and not fits(attempt, enough, of_a_row)
+        attempt = attempt.model_copy(update=remedy.fields)
+    assert fits(attempt, enough, of_a_row)
+
+
+def fits(attempt: Attempt, spec: FineTuneJobSpec, of_a_row: float) -> bool:
+    names = ("micro_batch_size", "gradient_checkpointing", "zero_stage")
+    given = {name: value for name in names if (value := getattr(attempt, name)) is not None}
+    plan = planner(of_a_row)(adjusted(spec, Adjustment(**given)))
+    return bool(plan.memory_bytes_per_gpu <= USABLE * plan.gpu_memory_bytes)
 
 
 def test_rows_that_fit_in_no_attempt_are_warned_of_and_not_refused():
