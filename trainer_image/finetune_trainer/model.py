@@ -37,7 +37,7 @@ from finetune_trainer.encoder_decoder import FAMILY
 from finetune_trainer.errors import DataError, SpecError
 from finetune_trainer.hub import Hub, Wanted, retry
 from finetune_trainer.location import Mounts
-from finetune_trainer.manifest import file_sha256
+from finetune_trainer.manifest import file_hashes
 from finetune_trainer.memory import memory_errors
 from finetune_trainer.quantization import four_bit_config, require_four_bits
 from finetune_trainer.storage import Storage
@@ -360,9 +360,9 @@ def _folder_revision(path: Path, names: Collection[str]) -> str:
     Measured: 269 MB take 0.2 to 0.5 s, so nothing is cached.
     """
     digest = hashlib.sha256()
-    for name in sorted(names):
-        if name.endswith((".json", ".txt", ".model", ".jinja", ".safetensors")):
-            digest.update(f"{name}\0{file_sha256(path / name)}\n".encode())
+    deciding = [name for name in sorted(names) if name.endswith((".json", ".txt", ".model", ".jinja", ".safetensors"))]
+    for name, content in zip(deciding, file_hashes(path / name for name in deciding), strict=True):
+        digest.update(f"{name}\0{content}\n".encode())
     return digest.hexdigest()
 
 
