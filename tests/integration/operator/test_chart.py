@@ -18,7 +18,7 @@ from finetune_operator.settings import LOCKABLE, PolicySettings
 
 from ...cluster.binary import PROMETHEUS, source_folder
 from ...cluster.folder import BIN
-from ...unit.attacks import REDIRECTING
+from ...unit.attacks import FOREIGN, REDIRECTING
 from ...unit.builders import make_manifest
 from ...unit.chart import CHART, EVERYTHING, HelmError, Manifest, helm, only, render
 from .api_server import ApiServer
@@ -146,6 +146,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "nothing in place of what a profile sets": {"spec.compute.pod": {"affinity": {}, "labels": {}, "volumes": []}},
     "a priority above others'": {"spec.compute.priorityClassName": "system-node-critical"},
     "everything at once": TOO_MUCH,
+    "everything that can be locked": FOREIGN,
 }
 
 
