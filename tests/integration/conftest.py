@@ -18,6 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -96,11 +98,23 @@ def save_tiny_model(folder: Path, chat_template: str | None = None, **sizes: int
     ``sizes`` of its config make it a larger one.
     """
     tokenizer = make_tokenizer(chat_template)
-    config = LlamaConfig(
+    return save_random_model(
+        folder, LlamaForCausalLM, LlamaConfig, tokenizer, **(TINY | sizes), tie_word_embeddings=True
+    )
+
+
+def save_random_model(
+    folder: Path,
+    model_class: type[PreTrainedModel],
+    config_class: type[PretrainedConfig],
+    tokenizer: PreTrainedTokenizerFast,
+    **sizes: int,
+) -> Path:
+    """Write a random causal language model with its tokenizer to ``folder``."""
+    config = config_class(
         vocab_size=len(tokenizer),
-        **(TINY | sizes),
+        **sizes,
         max_position_embeddings=CONTEXT_LENGTH,
-        tie_word_embeddings=True,
         # Wider than the usual 0.02: the logits of a tiny random model are otherwise nearly flat and tests see nothing.
         initializer_range=0.1,
         bos_token_id=None,
@@ -109,7 +123,7 @@ def save_tiny_model(folder: Path, chat_template: str | None = None, **sizes: int
     )
     with torch.random.fork_rng():
         torch.manual_seed(17)
-        model = LlamaForCausalLM(config)
+        model = model_class(config)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -47,7 +47,7 @@ from finetune_trainer.train_stage import train_stage
 from finetune_trainer.worker import Assignment
 from finetune_trainer.workspace import Workspace
 
-from .conftest import CONTEXT_LENGTH, make_tokenizer, save_tiny_encoder_decoder
+from .conftest import TINY, make_tokenizer, save_random_model, save_tiny_encoder_decoder
 from .jobs import Silence, tiny_job
 from .ports import free_port
 from .test_tracker import read_event_files
@@ -255,28 +255,10 @@ class _CaughtError(Exception):
 
 def save_tiny_experts(folder: Path) -> Path:
     """Write a random model of experts, one of whose weights chooses among them and never has a gradient."""
-    tokenizer = make_tokenizer(None)
-    config = Ernie4_5_MoeConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        moe_intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        moe_num_experts=4,
-        moe_k=2,
-        max_position_embeddings=CONTEXT_LENGTH,
-        initializer_range=0.1,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16, "moe_num_experts": 4, "moe_k": 2}
+    return save_random_model(
+        folder, Ernie4_5_MoeForCausalLM, Ernie4_5_MoeConfig, make_tokenizer(None), **(TINY | sizes)
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(17)
-        Ernie4_5_MoeForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -38,8 +38,7 @@ class Desk:
         self._letters: list[Letter] = []
         self._outcome: Outcome | None = None
         self._stop = False
-        self._present = 0
-        self._all_present = asyncio.Event()
+        self._meeting: asyncio.Barrier | None = None
 
     def leave(self, letter: Letter) -> None:
         """Put a letter behind the others."""
@@ -66,12 +65,8 @@ class Desk:
 
     async def meet(self, everybody: int) -> None:
         """Answer all workers when the last of them has asked, however long that takes."""
-        self._present += 1
-        everyone = self._all_present
-        if self._present == everybody:
-            everyone.set()
-            self._present, self._all_present = 0, asyncio.Event()
-        await everyone.wait()
+        self._meeting = self._meeting or asyncio.Barrier(everybody)
+        await self._meeting.wait()
 
 
 def open_desk() -> Any:

@@ -444,27 +444,19 @@ SCENARIOS = (
         1,
         lives={(CHECK, 1): Life(result=make_result(EVALUATE, published=True).model_copy(update={"stage": CHECK}))},
     ),
-    Scenario(
-        "KubeRay is installed later",
-        Phase.SUCCEEDED,
-        Reason.PUBLISHED,
-        3,
-        WORKERS,
-        around={"kuberay": KubeRayState.MISSING},
-        happenings=lambda: [
-            (says(ConditionType.TRAINED, Reason.KUBERAY_MISSING), turn_out(kuberay=KubeRayState.READY))
-        ],
-    ),
-    Scenario(
-        "KubeRay is upgraded later",
-        Phase.SUCCEEDED,
-        Reason.PUBLISHED,
-        3,
-        WORKERS,
-        around={"kuberay": KubeRayState.TOO_OLD},
-        happenings=lambda: [
-            (says(ConditionType.TRAINED, Reason.KUBERAY_MISSING), turn_out(kuberay=KubeRayState.READY)),
-        ],
+    *(
+        Scenario(
+            f"KubeRay is {mended} later",
+            Phase.SUCCEEDED,
+            Reason.PUBLISHED,
+            3,
+            WORKERS,
+            around={"kuberay": state},
+            happenings=lambda: [
+                (says(ConditionType.TRAINED, Reason.KUBERAY_MISSING), turn_out(kuberay=KubeRayState.READY))
+            ],
+        )
+        for mended, state in {"installed": KubeRayState.MISSING, "upgraded": KubeRayState.TOO_OLD}.items()
     ),
     Scenario(
         "other jobs of the namespace run first",
